@@ -1,0 +1,51 @@
+//! Signal dispositions and masks across a start: the payload begins with the kernel's defaults.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+/// Puts every signal back to its default action and unblocks all of them. Ignored signals survive `execve(2)`, and
+/// Rust's start-up ignores SIGPIPE: a payload that inherited that would not end with its reader.
+///
+/// # Errors
+/// The errno of `sigprocmask(2)`.
+pub fn reset() -> io::Result<()> {
+    for signal in Signal::iterator() {
+        if matches!(signal, Signal::SIGKILL | Signal::SIGSTOP) {
+            continue;
+        }
+        // SAFETY: SIG_DFL installs no handler, so there is no code that could run at a bad moment.
+        unsafe { nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigDfl) }?;
+    }
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
+    Ok(())
+}
+
+/// Whether the caller was started with SIGHUP ignored, as `nohup(1)` does.
+///
+/// # Errors
+/// The errno of `sigaction(2)`.
+pub fn hangup_is_ignored() -> io::Result<bool> {
+    // SAFETY: all-zero is a valid sigaction to be overwritten.
+    let mut old: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: with a null new action sigaction(2) only writes the current one to `old`.
+    super::check(unsafe { libc::sigaction(libc::SIGHUP, std::ptr::null(), &raw mut old) }.into())?;
+    Ok(old.sa_sigaction == libc::SIG_IGN)
+}
+
+/// Blocks `signals` and gives a close-on-exec, non-blocking descriptor that yields them instead.
+///
+/// # Errors
+/// The errno of `sigprocmask(2)` or `signalfd(2)`.
+pub fn descriptor(signals: &SigSet) -> io::Result<SignalFd> {
+    sigprocmask(SigmaskHow::SIG_BLOCK, Some(signals), None)?;
+    Ok(SignalFd::with_flags(signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?)
+}
+
+/// Gives up the [`descriptor`]'s type for callers that only poll.
+#[must_use]
+pub fn into_owned(descriptor: SignalFd) -> OwnedFd {
+    descriptor.into()
+}
