@@ -1,0 +1,101 @@
+//! Compiles the built-in profiles for the target and writes them as Rust statics, so that a start neither parses nor compiles.
+
+#![expect(unreachable_pub, reason = "the modules are the library's own, where these items are its interface")]
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::{env, fs};
+
+use compile::compile;
+use rule::{Arch, SeccompRule, Syscall, Test};
+
+#[path = "src/assemble.rs"]
+mod assemble;
+#[path = "src/compile.rs"]
+mod compile;
+#[path = "src/path.rs"]
+mod path;
+#[path = "src/rule.rs"]
+mod rule;
+#[path = "src/schema.rs"]
+mod schema;
+
+type Failure = Box<dyn std::error::Error>;
+
+fn main() -> Result<(), Failure> {
+    let arch = match env::var("CARGO_CFG_TARGET_ARCH")?.as_str() {
+        "x86_64" => Arch::X86_64,
+        "aarch64" => Arch::Aarch64,
+        other => return Err(format!("no system-call policy for architecture {other}").into()),
+    };
+    let mut source = format!("pub(crate) const NATIVE: Arch = Arch::{arch:?};\n");
+    for name in ["default", "init"] {
+        let file = format!("profiles/{name}.toml");
+        println!("cargo::rerun-if-changed={file}");
+        let profile =
+            schema::parse(&fs::read_to_string(&file)?).map_err(|error| format!("{file}: {}", chain(&error)))?;
+        if profile.name != name {
+            return Err(format!("{file}: calls itself {:?}", profile.name).into());
+        }
+        let program = compile(&profile.seccomp, arch).map_err(|error| format!("{file}: {error}"))?;
+        write_statics(&mut source, &name.to_uppercase(), &profile, &program)?;
+    }
+    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=src");
+    fs::write(Path::new(&env::var("OUT_DIR")?).join("built_in.rs"), source)?;
+    Ok(())
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {}", chain(source)),
+        None => error.to_string(),
+    }
+}
+
+fn write_statics(
+    to: &mut String,
+    name: &str,
+    profile: &schema::Profile,
+    program: &[libc::sock_filter],
+) -> Result<(), Failure> {
+    writeln!(to, "pub(crate) static {name}_PROGRAM: [libc::sock_filter; {}] = [", program.len())?;
+    for libc::sock_filter { code, jt, jf, k } in program {
+        writeln!(to, "libc::sock_filter {{ code: {code}, jt: {jt}, jf: {jf}, k: {k} }},")?;
+    }
+    writeln!(to, "];\npub(crate) static {name}_RULES: SeccompRules = SeccompRules {{ rules: Cow::Borrowed(&[")?;
+    for rule in profile.seccomp.rules.iter() {
+        write_rule(to, rule)?;
+    }
+    let (unlisted, reason) = (profile.seccomp.unlisted, &profile.seccomp.unlisted_reason);
+    writeln!(to, "]), unlisted: Errno::{unlisted:?}, unlisted_reason: Cow::Borrowed({reason:?}) }};")?;
+    writeln!(to, "pub(crate) static {name}_PATHS: [PathRule; {}] = [", profile.paths.len())?;
+    for path::PathRule { path, access, reason } in &profile.paths {
+        let (path, reason) = (format!("Cow::Borrowed({path:?})"), format!("Cow::Borrowed({reason:?})"));
+        writeln!(to, "PathRule {{ path: {path}, access: PathAccess::{access:?}, reason: {reason} }},")?;
+    }
+    writeln!(to, "];")?;
+    Ok(())
+}
+
+fn write_rule(to: &mut String, rule: &SeccompRule) -> Result<(), Failure> {
+    writeln!(to, "SeccompRule {{ group: Cow::Borrowed({:?}), syscalls: Cow::Borrowed(&[", rule.group)?;
+    for Syscall { name, x86_64, aarch64 } in rule.syscalls.iter() {
+        writeln!(to, "Syscall {{ name: Cow::Borrowed({name:?}), x86_64: {x86_64:?}, aarch64: {aarch64:?} }},")?;
+    }
+    writeln!(to, "]), when: Cow::Borrowed(&[")?;
+    for condition in rule.when.iter() {
+        let kind = match condition.test {
+            Test::Is(_) => "Is",
+            Test::IsNot(_) => "IsNot",
+        };
+        let (arg, mask, values) = (condition.arg, condition.mask, condition.test.values());
+        writeln!(to, "Condition {{ arg: {arg}, mask: {mask}, test: Test::{kind}(Cow::Borrowed(&{values:?})) }},")?;
+    }
+    let verdict = match rule.verdict {
+        rule::Verdict::Refuse(errno) => format!("Refuse(Errno::{errno:?})"),
+        verdict => format!("{verdict:?}"),
+    };
+    writeln!(to, "]), verdict: Verdict::{verdict}, reason: Cow::Borrowed({:?}) }},", rule.reason)?;
+    Ok(())
+}

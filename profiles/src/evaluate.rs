@@ -1,0 +1,42 @@
+//! The meaning of a rule list, said as plainly as possible.
+//!
+//! Invariant: this is the reference. The compiled program is tested against it, so nothing here is shared with the compiler.
+
+use crate::rule::{Arch, Condition, SeccompRules, Test, Verdict};
+
+/// A system call as a filter sees it (`struct seccomp_data`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Call {
+    /// The `AUDIT_ARCH_*` word of the entry that was used.
+    pub arch: u32,
+    /// The number in the register, unsigned.
+    pub nr: u32,
+    /// The argument registers, whole.
+    pub args: [u64; 6],
+}
+
+/// What `rules` say to `call` on a machine of architecture `arch`.
+#[must_use]
+pub fn verdict(rules: &SeccompRules, arch: Arch, call: &Call) -> Verdict {
+    if call.arch != arch.audit_word() {
+        return Verdict::Kill;
+    }
+    for rule in rules.rules.iter() {
+        let named = rule.syscalls.iter().any(|syscall| syscall.number(arch) == Some(call.nr));
+        if named && rule.when.iter().all(|condition| holds(condition, call)) {
+            return rule.verdict;
+        }
+    }
+    Verdict::Refuse(rules.unlisted)
+}
+
+/// An argument the call does not have holds nothing: the compiler refuses such rules.
+fn holds(condition: &Condition, call: &Call) -> bool {
+    let Some(arg) = call.args.get(usize::from(condition.arg)) else { return false };
+    let bits = arg & u64::from(condition.mask);
+    let found = condition.test.values().iter().any(|value| u64::from(*value) == bits);
+    match condition.test {
+        Test::Is(_) => found,
+        Test::IsNot(_) => !found,
+    }
+}

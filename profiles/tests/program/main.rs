@@ -1,0 +1,165 @@
+//! The compiled programs mean what the rule lists say.
+//!
+//! Three readings of one list are compared: `evaluate` (straight through the rules), our program under an interpreter, and programs that
+//! seccompiler makes of the same rules. A comparison that could not fail would prove nothing, so it is also shown programs with one fault each.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, also in the modules beside it")]
+
+mod calls;
+mod interpret;
+mod oracle;
+mod random;
+
+use agentd_profiles::compile::compile;
+use agentd_profiles::evaluate::{Call, verdict};
+use agentd_profiles::{Arch, BuiltIn, NATIVE, SeccompRules, rules, seccomp};
+use libc::sock_filter;
+use proptest::prelude::*;
+
+use interpret::run;
+
+const ARCHES: [Arch; 2] = [Arch::X86_64, Arch::Aarch64];
+const PROFILES: [BuiltIn; 2] = [BuiltIn::Default, BuiltIn::Init];
+
+/// What the rules say to every call worth trying.
+fn expected(rules: &SeccompRules, arch: Arch) -> Vec<(Call, u32)> {
+    let calls = calls::boundaries(rules, arch).into_iter();
+    calls.map(|call| (call, verdict(rules, arch, &call).action())).collect()
+}
+
+/// The first call for which the program differs, or does something the kernel forbids.
+fn disagreement(program: &[sock_filter], expected: &[(Call, u32)]) -> Option<String> {
+    expected.iter().find_map(|(call, action)| match run(program, call) {
+        Ok(found) if found == *action => None,
+        outcome => Some(format!("{call:x?}: program {outcome:x?}, rules {action:x}")),
+    })
+}
+
+#[test]
+fn agrees_with_the_rules_at_every_boundary() {
+    for (profile, arch) in PROFILES.into_iter().flat_map(|profile| ARCHES.map(|arch| (profile, arch))) {
+        let program = compile(rules(profile), arch).unwrap();
+        assert_eq!(disagreement(&program, &expected(rules(profile), arch)), None, "{profile:?} {arch:?}");
+    }
+}
+
+#[test]
+fn embedded_program_is_the_compiled_one() {
+    for profile in PROFILES {
+        let compiled = compile(rules(profile), NATIVE).unwrap();
+        let words = |program: &[sock_filter]| program.iter().map(|i| (i.code, i.jt, i.jf, i.k)).collect::<Vec<_>>();
+        assert_eq!(words(seccomp(profile)), words(&compiled), "{profile:?}");
+    }
+}
+
+#[test]
+fn agrees_with_seccompiler_at_every_boundary() {
+    for (profile, arch) in PROFILES.into_iter().flat_map(|profile| ARCHES.map(|arch| (profile, arch))) {
+        let program = compile(rules(profile), arch).unwrap();
+        let oracle = oracle::Oracle::new(rules(profile), arch);
+        for call in calls::boundaries(rules(profile), arch) {
+            assert_eq!(run(&program, &call), oracle.action(&call), "{profile:?} {arch:?} {call:x?}");
+        }
+    }
+}
+
+/// Every instruction of every program is broken in two ways, one at a time; the comparison must notice each.
+#[test]
+fn a_single_fault_is_found() {
+    for (profile, arch) in PROFILES.into_iter().flat_map(|profile| ARCHES.map(|arch| (profile, arch))) {
+        let program = compile(rules(profile), arch).unwrap();
+        let expected = expected(rules(profile), arch);
+        for at in 0..program.len() {
+            let mut operand = program.clone();
+            operand[at].k = operand[at].k.wrapping_add(1);
+            assert!(disagreement(&operand, &expected).is_some(), "{profile:?} {arch:?}: operand of {at}");
+
+            let mut jump = program.clone();
+            let instruction = &mut jump[at];
+            if instruction.jt != instruction.jf {
+                (instruction.jt, instruction.jf) = (instruction.jf, instruction.jt);
+                assert!(disagreement(&jump, &expected).is_some(), "{profile:?} {arch:?}: jump at {at}");
+            }
+        }
+    }
+}
+
+/// Loading costs 0.6 µs an instruction at every start; run with `--nocapture` for the numbers.
+#[test]
+fn programs_are_small() {
+    for (profile, limit) in [(BuiltIn::Default, 150), (BuiltIn::Init, 60)] {
+        for arch in ARCHES {
+            let program = compile(rules(profile), arch).unwrap();
+            let (all, by_number) = (interpret::longest_path(&program, true), interpret::longest_path(&program, false));
+            println!(
+                "{profile:?} {arch:?}: {} instructions, longest path {all}, {by_number} without arguments",
+                program.len()
+            );
+            assert!(program.len() <= limit, "{profile:?} {arch:?} has {} instructions", program.len());
+        }
+    }
+}
+
+#[test]
+fn no_argument_upper_half_and_no_x32_alias_opens_a_refused_call() {
+    let rules = rules(BuiltIn::Default);
+    let program = compile(rules, Arch::X86_64).unwrap();
+    let act = |nr: u32, args: [u64; 6]| run(&program, &Call { arch: Arch::X86_64.audit_word(), nr, args }).unwrap();
+    let allow = libc::SECCOMP_RET_ALLOW;
+    // ioctl(0, TIOCSTI): the kernel takes the command as an unsigned int.
+    assert_ne!(act(16, [0, 0x5412, 0, 0, 0, 0]), allow);
+    assert_ne!(act(16, [0, 0x1_0000_5412, 0, 0, 0, 0]), allow);
+    assert_eq!(act(16, [0, 0x5401, 0, 0, 0, 0]), allow);
+    // clone(CLONE_NEWUSER | SIGCHLD).
+    assert_ne!(act(56, [0x1000_0011, 0, 0, 0, 0, 0]), allow);
+    assert_ne!(act(56, [0xffff_ffff_1000_0011, 0, 0, 0, 0, 0]), allow);
+    assert_eq!(act(56, [0x11, 0, 0, 0, 0, 0]), allow);
+    for nr in 0..1024 {
+        assert_eq!(act(nr | 0x4000_0000, [0; 6]), libc::SECCOMP_RET_ERRNO | libc::ENOSYS.unsigned_abs(), "x32 {nr}");
+    }
+}
+
+#[test]
+fn errno_numbers_are_the_c_library_s() {
+    use agentd_profiles::Errno::{Eafnosupport, Enosys, Eperm, Eprotonosupport};
+    let ours = [Eperm, Enosys, Eprotonosupport, Eafnosupport].map(|errno| i32::from(errno as u16));
+    assert_eq!(ours, [libc::EPERM, libc::ENOSYS, libc::EPROTONOSUPPORT, libc::EAFNOSUPPORT]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 20_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn agrees_with_the_rules(call in calls::near_rules(rules(BuiltIn::Default), NATIVE)) {
+        for profile in PROFILES {
+            prop_assert_eq!(run(seccomp(profile), &call), Ok(verdict(rules(profile), NATIVE, &call).action()));
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_rule_list_is_compiled_right_or_refused(rules in random::rules()) {
+        match compile(&rules, Arch::X86_64) {
+            Ok(program) => {
+                prop_assert_eq!(disagreement(&program, &expected(&rules, Arch::X86_64)), None);
+            }
+            Err(error) => prop_assert!(!error.to_string().is_empty()),
+        }
+    }
+}
+
+/// Jumps reach 255 instructions; these lists need further ones, and finally more instructions than there may be.
+#[test]
+fn long_programs_keep_their_jumps() {
+    for count in [0, 1, 2, 250, 255, 256, 257, 258, 300, 600, 900] {
+        let rules = random::alternating(count);
+        let program = compile(&rules, Arch::X86_64).unwrap();
+        let expected = expected(&rules, Arch::X86_64);
+        assert_eq!(disagreement(&program, &expected), None, "{count} numbers, {} instructions", program.len());
+    }
+    let error = compile(&random::alternating(2_400), Arch::X86_64).unwrap_err();
+    assert!(error.to_string().contains("the kernel takes 4096"), "{error}");
+}
