@@ -1,0 +1,52 @@
+//! Looking back before the payload exists: what does the kernel say this process can see?
+//!
+//! These are checks of our own work, not layers: a mistake in the set-up ends the start instead of becoming an escape.
+
+use std::fs;
+use std::os::fd::RawFd;
+
+use crate::step::{At, Failure, Step};
+
+/// Every mount of this namespace is the root, one of `targets`, or lies below one.
+pub(crate) fn mounts(targets: &[String]) -> Result<(), Failure> {
+    let at = Step::CheckMounts;
+    let table = fs::read_to_string("/proc/self/mountinfo").at(at, "/proc/self/mountinfo")?;
+    let mut roots = 0;
+    for line in table.lines() {
+        // proc_pid_mountinfo(5): id, parent, major:minor, root, mount point, …
+        let Some(point) = line.split(' ').nth(4) else {
+            return Err(Failure::new(at, "/proc/self/mountinfo", libc::EINVAL));
+        };
+        if point == "/" {
+            roots += 1;
+        } else if !targets.iter().any(|target| is_below(point, target)) {
+            return Err(Failure::new(at, point, libc::EXDEV));
+        }
+    }
+    // Two would mean that the host's root is still there, under ours.
+    if roots == 1 { Ok(()) } else { Err(Failure::new(at, "/", libc::EXDEV)) }
+}
+
+fn is_below(point: &str, target: &str) -> bool {
+    point.strip_prefix(target).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// Nothing is open but 0, 1, 2 and `expected` (CVE-2024-21626).
+pub(crate) fn descriptors(expected: &[Option<RawFd>]) -> Result<(), Failure> {
+    let at = Step::CheckDescriptors;
+    let listing = rustix::fs::open(
+        "/proc/self/fd",
+        rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC,
+        rustix::fs::Mode::empty(),
+    )
+    .at(at, "/proc/self/fd")?;
+    let own = std::os::fd::AsRawFd::as_raw_fd(&listing);
+    for entry in rustix::fs::Dir::new(listing).at(at, "/proc/self/fd")? {
+        let entry = entry.at(at, "/proc/self/fd")?;
+        let Some(fd) = entry.file_name().to_str().ok().and_then(|name| name.parse::<RawFd>().ok()) else { continue };
+        if fd > 2 && fd != own && !expected.contains(&Some(fd)) {
+            return Err(Failure::new(at, format!("descriptor {fd} is open"), libc::EBADF));
+        }
+    }
+    Ok(())
+}

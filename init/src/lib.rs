@@ -1,0 +1,113 @@
+//! What runs inside the box: PID 1, from the first instruction after `clone3` to the payload's exit status.
+//!
+//! PID 1 is a clone of the supervisor, not a new program: nothing is exec'ed in between, so nothing of the host's file
+//! system is needed to start it and its binary cannot be swapped from inside (CVE-2019-5736).
+//!
+//! Invariant: the plan is the only input. Nothing here reads the environment, the command line or a configuration file;
+//! the order of what happens is the order of [`step::Step`], and the first step that fails ends the start.
+
+mod check;
+mod landlock;
+mod lockdown;
+mod mounts;
+mod payload;
+pub mod plan;
+pub mod reaper;
+pub mod report;
+mod root;
+pub mod step;
+mod tree;
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use agentd_sys::process::exit_now;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{DumpableBehavior, Signal, set_dumpable_behavior, set_parent_process_death_signal, setsid};
+
+use plan::BoxPlan;
+use report::Report;
+use step::{At, Failure, Step};
+
+/// The descriptors that PID 1 gets from the supervisor; every other one is closed before anything else happens.
+#[derive(Debug)]
+pub struct Descriptors {
+    /// Reports to the supervisor ([`report`]).
+    pub channel: OwnedFd,
+    /// What the payload gets as 0, 1 and 2; with a terminal these are replaced by the box's own pty.
+    pub stdio: [OwnedFd; 3],
+}
+
+/// Exit status of PID 1 when the payload never ran; the supervisor has the reason from the channel.
+const START_FAILED: i32 = 125;
+
+/// Runs as PID 1 in the new namespaces; never returns.
+///
+/// Must be called in the child of [`agentd_sys::process::clone`], with the signals of [`reaper::RELAYED`] blocked.
+pub fn run(plan: &BoxPlan, descriptors: Descriptors) -> ! {
+    let Descriptors { channel, stdio } = descriptors;
+    let status = match start(plan, &channel, stdio) {
+        Ok(payload) => reaper::run(payload, &channel),
+        Err(failure) => {
+            // The supervisor is told through the only way there is; if it is gone, there is nobody to tell.
+            report::send(&channel, &Report::Failed(failure), None).unwrap_or_default();
+            START_FAILED
+        }
+    };
+    exit_now(status)
+}
+
+fn start(plan: &BoxPlan, channel: &OwnedFd, stdio: [OwnedFd; 3]) -> Result<payload::Payload, Failure> {
+    die_with_supervisor(channel)?;
+    let [stdin, stdout, stderr] = stdio;
+    rustix::stdio::dup2_stdin(&stdin).at(Step::TieToSupervisor, "stdin")?;
+    rustix::stdio::dup2_stdout(&stdout).at(Step::TieToSupervisor, "stdout")?;
+    rustix::stdio::dup2_stderr(&stderr).at(Step::TieToSupervisor, "stderr")?;
+    drop((stdin, stdout, stderr));
+    agentd_sys::descriptors::close_all_but(&mut [channel.as_raw_fd()]).at(Step::TieToSupervisor, "close_range")?;
+
+    write_id_maps(plan)?;
+    rustix::system::sethostname(plan.hostname.as_bytes()).at(Step::SetHostname, &plan.hostname)?;
+    setsid().at(Step::NewSession, "setsid")?;
+    root::make_private()?;
+    let stage = root::stage(plan)?;
+    let root = root::assemble(plan, &stage)?;
+    let mounts::Built { terminal, targets } = mounts::build(plan, &stage, &root, channel)?;
+    if plan.network == plan::Network::None {
+        agentd_sys::loopback::bring_up().at(Step::BringLoopbackUp, "lo")?;
+    }
+    root::enter(root, stage, plan)?;
+    check::mounts(&targets)?;
+    check::descriptors(&[Some(channel.as_raw_fd()), terminal.as_ref().map(AsRawFd::as_raw_fd)])?;
+    lockdown::limits(plan)?;
+    lockdown::drop_bounding_set()?;
+    lockdown::no_new_privileges()?;
+    payload::start(plan, terminal)
+}
+
+/// A supervisor that dies takes the box with it: PID 1 is killed, and with it every process of its pid namespace.
+fn die_with_supervisor(channel: &OwnedFd) -> Result<(), Failure> {
+    set_parent_process_death_signal(Some(Signal::KILL)).at(Step::TieToSupervisor, "PR_SET_PDEATHSIG")?;
+    // It may have died before the line above. `getppid` is 0 in a new pid namespace and cannot tell; its end of the
+    // channel can.
+    let mut channel = [PollFd::from_borrowed_fd(channel.as_fd(), PollFlags::empty())];
+    poll(&mut channel, Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 })).at(Step::TieToSupervisor, "poll")?;
+    if channel.iter().any(|fd| fd.revents().contains(PollFlags::HUP)) {
+        exit_now(START_FAILED);
+    }
+    Ok(())
+}
+
+/// Maps the one id of the box. Unprivileged, a process may write its own maps for its own ids (user_namespaces(7)).
+fn write_id_maps(plan: &BoxPlan) -> Result<(), Failure> {
+    let ids = &plan.identity;
+    for (path, contents) in [
+        ("/proc/self/setgroups", "deny".to_owned()),
+        ("/proc/self/uid_map", format!("{} {} 1", ids.box_uid, ids.host_uid)),
+        ("/proc/self/gid_map", format!("{} {} 1", ids.box_gid, ids.host_gid)),
+    ] {
+        std::fs::write(path, contents).at(Step::WriteIdMaps, path)?;
+    }
+    // Only now: the files written above belong to the host's root while the process is not dumpable. From here on no
+    // process of the box can trace PID 1, read its memory (the supervisor's at the clone) or open its descriptors.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).at(Step::WriteIdMaps, "PR_SET_DUMPABLE")
+}

@@ -1,0 +1,206 @@
+//! The mounts on top of the root, one function a kind.
+//!
+//! Invariant: a mount is complete (attributes included) before it is attached, and is attached to a descriptor that was
+//! resolved inside the root; so there is no moment at which a host directory is in the box with more rights than planned.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use agentd_sys::mount::{Attributes, set_attributes};
+use rustix::fs::{CWD, Mode, OFlags, openat, symlinkat};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_set_string, fsopen, move_mount,
+};
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
+
+use crate::plan::{Access, BoxPlan, Kind, Mount, Network};
+use crate::report::{self, Report};
+use crate::root::{self, Stage, attach_new, clone_mount, overlay};
+use crate::step::{At, Failure, Step};
+use crate::tree;
+
+const CONFINED: Attributes = Attributes { read_only: false, no_suid: true, no_dev: true, no_exec: false };
+const READ_ONLY: Attributes = Attributes { read_only: true, ..CONFINED };
+
+/// What [`build`] leaves behind.
+#[derive(Debug)]
+pub(crate) struct Built {
+    /// The payload's side of the terminal, when it is to have one.
+    pub(crate) terminal: Option<OwnedFd>,
+    /// Where each mount really is: a target may have led through links of the image.
+    pub(crate) targets: Vec<String>,
+}
+
+/// Makes every mount of the plan.
+pub(crate) fn build(plan: &BoxPlan, stage: &Stage, root: &OwnedFd, channel: &OwnedFd) -> Result<Built, Failure> {
+    let mut built = Built { terminal: None, targets: Vec::with_capacity(plan.mounts.len()) };
+    for mount in &plan.mounts {
+        let target = match mount {
+            Mount::Proc { read_only, masked } => proc(stage, root, read_only, masked)?,
+            Mount::Dev { nodes } => {
+                let (target, pts) = dev(stage, root, nodes)?;
+                if plan.process.terminal {
+                    built.terminal = Some(open_terminal(&pts, channel)?);
+                }
+                target
+            }
+            Mount::Sys { masked } => sys(stage, root, plan.network, masked)?,
+            Mount::Scratch { target, mode } => {
+                let directory = stage.own_directory(*mode).at(Step::MountScratch, target)?;
+                let clone = clone_mount(directory.as_fd(), false).at(Step::MountScratch, target)?;
+                attach(&clone, root, target, Kind::Directory, Step::MountScratch)?
+            }
+            Mount::Writable { target } => {
+                let directory = tree::find_or_make(root.as_fd(), target, Kind::Directory, Step::MountScratch)?;
+                let clone = clone_mount(directory.as_fd(), false).at(Step::MountScratch, target)?;
+                attach_to(&clone, directory.as_fd()).at(Step::MountScratch, target)?;
+                root::place(&directory).at(Step::MountScratch, target)?
+            }
+            Mount::HostTree { source, target, writable, additions } => {
+                let tree = overlay(stage, std::slice::from_ref(source), additions, Step::MountHostTree)?;
+                let attributes = if *writable { CONFINED } else { READ_ONLY };
+                set_attributes(tree.as_fd(), attributes, false).at(Step::MountHostTree, target)?;
+                attach(&tree, root, target, Kind::Directory, Step::MountHostTree)?
+            }
+            Mount::Bind { source, target, kind, access } => {
+                let object = || format!("{} on {target}", source.path.display());
+                let opened = tree::open_source(source, Step::Bind)?;
+                let clone = clone_mount(opened.as_fd(), true).at(Step::Bind, object())?;
+                let attributes = match access {
+                    Access::ReadOnly => READ_ONLY,
+                    Access::ReadWrite => CONFINED,
+                };
+                set_attributes(clone.as_fd(), attributes, true).at(Step::Bind, object())?;
+                attach(&clone, root, target, *kind, Step::Bind)?
+            }
+        };
+        built.targets.push(target);
+    }
+    Ok(built)
+}
+
+/// Attaches `mount` at `target` inside `root`; gives the place it ended up at.
+fn attach(mount: &OwnedFd, root: &OwnedFd, target: &str, kind: Kind, step: Step) -> Result<String, Failure> {
+    let found = tree::find_or_make(root.as_fd(), target, kind, step)?;
+    let place = root::place(&found).at(step, target)?;
+    attach_to(mount, found.as_fd()).at(step, target)?;
+    Ok(place)
+}
+
+fn attach_to(mount: &OwnedFd, target: BorrowedFd<'_>) -> Result<(), Errno> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(mount, "", target, "", flags)
+}
+
+/// A mount of our own tree, by a name in it that nobody else could have made a link.
+fn attach_at(mount: &OwnedFd, parent: &OwnedFd, name: &str) -> Result<(), Errno> {
+    move_mount(mount, "", parent, name, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+}
+
+fn proc(stage: &Stage, root: &OwnedFd, read_only: &[String], masked: &[String]) -> Result<String, Failure> {
+    let at = Step::MountProc;
+    let context = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC).at(at, "proc")?;
+    let hardened =
+        MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let proc = attach_new(&context, hardened).at(at, "proc")?;
+    let target = attach(&proc, root, "/proc", Kind::Directory, at)?;
+    // Where the invoking user is the host's root, the mapped id owns these files, and sysctls ask for no capability.
+    for name in read_only {
+        let Some(is_directory) = tree::is_directory(&proc, name).at(at, name)? else { continue };
+        let kind = if is_directory { Kind::Directory } else { Kind::File };
+        let place = tree::in_root(proc.as_fd(), name, kind).at(at, name)?;
+        let clone = clone_mount(place.as_fd(), false).at(at, name)?;
+        set_attributes(clone.as_fd(), READ_ONLY, false).at(at, name)?;
+        attach_to(&clone, place.as_fd()).at(at, name)?;
+    }
+    mask(stage, &proc, masked, at)?;
+    Ok(target)
+}
+
+/// Covers each path that exists with something empty that cannot be written.
+fn mask(stage: &Stage, tree: &OwnedFd, paths: &[String], at: Step) -> Result<(), Failure> {
+    for path in paths {
+        let Some(is_directory) = tree::is_directory(tree, path).at(at, path)? else { continue };
+        let kind = if is_directory { Kind::Directory } else { Kind::File };
+        let place = tree::in_root(tree.as_fd(), path, kind).at(at, path)?;
+        let cover = stage.nothing(kind).and_then(|nothing| clone_mount(nothing.as_fd(), false)).at(at, path)?;
+        set_attributes(cover.as_fd(), READ_ONLY, false).at(at, path)?;
+        attach_to(&cover, place.as_fd()).at(at, path)?;
+    }
+    Ok(())
+}
+
+/// Mounts /dev; gives its place and its devpts.
+fn dev(stage: &Stage, root: &OwnedFd, nodes: &[String]) -> Result<(String, OwnedFd), Failure> {
+    let at = Step::MountDev;
+    let directory = stage.own_directory(0o755).at(at, "/dev")?;
+    let dev = clone_mount(directory.as_fd(), false).at(at, "/dev")?;
+    let target = attach(&dev, root, "/dev", Kind::Directory, at)?;
+    for node in nodes {
+        let path = format!("/dev/{node}");
+        let host = openat(CWD, &path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()).at(at, &path)?;
+        let clone = clone_mount(host.as_fd(), false).at(at, &path)?;
+        let place = tree::find_or_make(dev.as_fd(), node, Kind::File, at)?;
+        attach_to(&clone, place.as_fd()).at(at, &path)?;
+    }
+    for (link, to) in [
+        ("fd", "/proc/self/fd"),
+        ("stdin", "/proc/self/fd/0"),
+        ("stdout", "/proc/self/fd/1"),
+        ("stderr", "/proc/self/fd/2"),
+        ("ptmx", "pts/ptmx"),
+    ] {
+        symlinkat(to, &dev, link).at(at, link)?;
+    }
+    let shm = stage.own_directory(0o1777).at(at, "/dev/shm")?;
+    let shm = clone_mount(shm.as_fd(), false).at(at, "/dev/shm")?;
+    tree::directory(&dev, "shm", 0o755).at(at, "/dev/shm")?;
+    attach_at(&shm, &dev, "shm").at(at, "/dev/shm")?;
+
+    let context = fsopen("devpts", FsOpenFlags::FSOPEN_CLOEXEC).at(at, "devpts")?;
+    fsconfig_set_string(&context, "ptmxmode", "0666").at(at, "ptmxmode")?;
+    fsconfig_set_string(&context, "mode", "0620").at(at, "mode")?;
+    let pts = attach_new(&context, MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC)
+        .at(at, "devpts")?;
+    tree::directory(&dev, "pts", 0o755).at(at, "/dev/pts")?;
+    attach_at(&pts, &dev, "pts").at(at, "/dev/pts")?;
+    // The names are complete; devices, shm and pts are mounts of their own and stay usable.
+    set_attributes(dev.as_fd(), READ_ONLY, false).at(at, "/dev")?;
+    Ok((target, pts))
+}
+
+fn sys(stage: &Stage, root: &OwnedFd, network: Network, masked: &[String]) -> Result<String, Failure> {
+    let at = Step::MountSys;
+    let sys = match network {
+        Network::None => {
+            let context = fsopen("sysfs", FsOpenFlags::FSOPEN_CLOEXEC).at(at, "sysfs")?;
+            let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
+                | MountAttrFlags::MOUNT_ATTR_NOSUID
+                | MountAttrFlags::MOUNT_ATTR_NODEV
+                | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+            attach_new(&context, attributes).at(at, "sysfs")?
+        }
+        // sysfs shows a network namespace, and only its owner may mount it: bind the host's.
+        Network::Host => {
+            let host = openat(CWD, "/sys", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).at(at, "/sys")?;
+            let clone = clone_mount(host.as_fd(), true).at(at, "/sys")?;
+            set_attributes(clone.as_fd(), READ_ONLY, true).at(at, "/sys")?;
+            clone
+        }
+    };
+    let target = attach(&sys, root, "/sys", Kind::Directory, at)?;
+    mask(stage, &sys, masked, at)?;
+    Ok(target)
+}
+
+/// Opens a pty of the box's own devpts and sends its controlling side to the supervisor.
+fn open_terminal(pts: &OwnedFd, channel: &OwnedFd) -> Result<OwnedFd, Failure> {
+    let at = Step::OpenTerminal;
+    let controller =
+        openat(pts, "ptmx", OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty()).at(at, "/dev/ptmx")?;
+    unlockpt(&controller).at(at, "/dev/ptmx")?;
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let terminal = ioctl_tiocgptpeer(&controller, flags).at(at, "/dev/pts")?;
+    report::send(channel, &Report::Terminal, Some(controller.as_fd())).at(at, "the supervisor")?;
+    Ok(terminal)
+}

@@ -1,0 +1,258 @@
+//! The fully resolved description of a box: everything PID 1 does follows from it, and `agentd run --dry-run` prints it.
+//!
+//! Invariant: a plan says what is, not what might be: paths are absolute, host objects carry the device and inode that
+//! were looked at when the plan was made, and a difference at mount time ends the start.
+
+use std::path::PathBuf;
+
+pub use agentd_profiles::PathAccess;
+use serde::{Deserialize, Serialize};
+
+/// A box, ready to be built.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BoxPlan {
+    /// UTS host name.
+    pub hostname: String,
+    /// The single id mapping.
+    pub identity: Identity,
+    /// Which network the box sees.
+    pub network: Network,
+    /// What `/` is made of.
+    pub root: Root,
+    /// Mounts on top of the root, in this order.
+    pub mounts: Vec<Mount>,
+    /// Resource limits of every process of the box.
+    pub limits: Vec<Limit>,
+    /// Landlock rules for the payload.
+    pub landlock: Landlock,
+    /// Name of the built-in seccomp profile of the payload.
+    pub seccomp: String,
+    /// What is executed.
+    pub process: Process,
+}
+
+/// One host id and what it is called inside; ids of the host that are not mapped appear as 65534.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// The invoking user's effective uid on the host.
+    pub host_uid: u32,
+    /// The invoking user's effective gid on the host.
+    pub host_gid: u32,
+    /// The uid inside.
+    pub box_uid: u32,
+    /// The gid inside.
+    pub box_gid: u32,
+}
+
+/// The network of a box.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Network {
+    /// A network namespace with nothing but `lo`.
+    None,
+    /// The host's own network: every address the host reaches, its loopback services included.
+    Host,
+}
+
+/// A file or directory of the host, by path and by identity.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    /// Absolute host path.
+    pub path: PathBuf,
+    /// `st_dev` when the plan was made.
+    pub device: u64,
+    /// `st_ino` when the plan was made.
+    pub inode: u64,
+}
+
+/// What `/` is made of, under what the box may write on top of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Root {
+    /// Unpacked image layers, lowest first. Empty: the root is an empty tree that mounts fill (`host`).
+    pub layers: Vec<Source>,
+    /// Whether writes to the root are allowed; they land on the box's tmpfs and are thrown away.
+    pub writable: bool,
+    /// Bytes that all writable places that are not the workspace may hold together.
+    pub storage: u64,
+    /// Directories, files and links laid over the layers.
+    pub additions: Vec<Addition>,
+    /// Directories that must exist in the root; those that do not are created, following the image's links in-root.
+    pub ensure: Vec<String>,
+}
+
+/// Something laid over the layers. Parents are made as needed; paths are relative to the root and free of links.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "type")]
+pub enum Addition {
+    /// An empty directory.
+    Directory {
+        /// Path relative to the root.
+        path: String,
+    },
+    /// A regular file, mode 0644.
+    File {
+        /// Path relative to the root.
+        path: String,
+        /// Whole contents.
+        contents: String,
+    },
+    /// A symbolic link.
+    Link {
+        /// Path relative to the root.
+        path: String,
+        /// What it points to.
+        to: String,
+    },
+    /// A whiteout: the name does not exist, whatever the layer below has.
+    Hidden {
+        /// Path relative to the root.
+        path: String,
+    },
+}
+
+/// Whether what is bound may be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Access {
+    /// Writes fail with EROFS.
+    ReadOnly,
+    /// Writes go to the host.
+    ReadWrite,
+}
+
+/// File or directory: what a bind's target has to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// A directory.
+    Directory,
+    /// Anything else.
+    File,
+}
+
+/// A mount on top of the root. Targets are absolute box paths, resolved inside the root whatever links the image holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "type")]
+pub enum Mount {
+    /// A fresh /proc of the box's pid namespace.
+    Proc {
+        /// Paths under /proc that become read-only where they exist.
+        read_only: Vec<String>,
+        /// Paths under /proc that are covered by something empty where they exist.
+        masked: Vec<String>,
+    },
+    /// A fresh /dev.
+    Dev {
+        /// Names of the host's /dev that are bound.
+        nodes: Vec<String>,
+    },
+    /// /sys, read-only.
+    Sys {
+        /// Paths under /sys that are covered by something empty where they exist.
+        masked: Vec<String>,
+    },
+    /// A directory of the box's own tmpfs.
+    Scratch {
+        /// Absolute box path.
+        target: String,
+        /// Permission bits.
+        mode: u32,
+    },
+    /// A directory of the root itself that stays writable when the root is sealed; writes are thrown away.
+    Writable {
+        /// Absolute box path.
+        target: String,
+    },
+    /// A host directory seen through an overlay: parts hidden or replaced, writes kept off the host.
+    HostTree {
+        /// The host directory.
+        source: Source,
+        /// Absolute box path.
+        target: String,
+        /// Whether writes are allowed; they are thrown away.
+        writable: bool,
+        /// What differs from the host's.
+        additions: Vec<Addition>,
+    },
+    /// A host file or directory, with what is mounted below it.
+    Bind {
+        /// The host object.
+        source: Source,
+        /// Absolute box path.
+        target: String,
+        /// Whether the target is a directory.
+        kind: Kind,
+        /// Whether it may be written.
+        access: Access,
+    },
+}
+
+impl Mount {
+    /// Absolute box path of the mount.
+    #[must_use]
+    pub fn target(&self) -> &str {
+        match self {
+            Mount::Proc { .. } => "/proc",
+            Mount::Dev { .. } => "/dev",
+            Mount::Sys { .. } => "/sys",
+            Mount::Scratch { target, .. }
+            | Mount::Writable { target }
+            | Mount::HostTree { target, .. }
+            | Mount::Bind { target, .. } => target,
+        }
+    }
+}
+
+/// A resource limit (getrlimit(2)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limit {
+    /// Which.
+    pub resource: LimitedResource,
+    /// Soft limit; `None` is unlimited.
+    pub soft: Option<u64>,
+    /// Hard limit; `None` is unlimited.
+    pub hard: Option<u64>,
+}
+
+/// The resources that agentd limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LimitedResource {
+    /// Size of a core dump in bytes.
+    Core,
+    /// Open descriptors of a process.
+    OpenFiles,
+    /// Processes and threads of the box (counted per user namespace since Linux 5.14).
+    Processes,
+}
+
+/// Landlock rules (landlock(7)); every right of the ABI is handled, so what no rule grants is refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Landlock {
+    /// The ABI whose rights are all enforced; a kernel that has fewer ends the start.
+    pub abi: u32,
+    /// Grants.
+    pub paths: Vec<PathGrant>,
+}
+
+/// What may be done beneath a path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathGrant {
+    /// Absolute box path.
+    pub path: String,
+    /// The rights.
+    pub access: PathAccess,
+}
+
+/// What is executed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// Program and arguments; a program without a slash is looked up in the box along its PATH.
+    pub argv: Vec<String>,
+    /// The whole environment, `NAME=value`.
+    pub env: Vec<String>,
+    /// Absolute box path of the working directory.
+    pub cwd: String,
+    /// Whether it gets a terminal of the box's own devpts.
+    pub terminal: bool,
+}

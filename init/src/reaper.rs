@@ -1,0 +1,86 @@
+//! PID 1 once the payload runs: reaps whatever ends in the box, relays signals, and ends with the payload.
+//!
+//! Invariant: PID 1 does nothing the payload could make it do but forward a signal to the payload's own processes.
+
+use std::os::fd::OwnedFd;
+
+use agentd_profiles::BuiltIn;
+use nix::sys::signal::{SigSet, Signal};
+use rustix::io::Errno;
+use rustix::process::{Pid, WaitOptions, WaitStatus, kill_process, kill_process_group, wait};
+
+use crate::payload::{self, Payload};
+use crate::report::{self, Report};
+use crate::step::{At, Failure, Step};
+use crate::{START_FAILED, lockdown};
+
+/// Signals that travel from the supervisor to the payload. The supervisor blocks them, and SIGCHLD, before the clone:
+/// a blocked signal waits even for PID 1, whose default action for all of them would be to ignore it.
+pub const RELAYED: &[Signal] = &[
+    Signal::SIGHUP,
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGTERM,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGCONT,
+];
+
+/// Sees the payload through; gives the exit status of the box (128 + n when the payload died of signal n).
+pub(crate) fn run(payload: Payload, channel: &OwnedFd) -> i32 {
+    match see_through(payload, channel) {
+        Ok(status) => {
+            // A supervisor that is gone needs no report: the kernel is about to end this process.
+            report::send(channel, &Report::Exited(status.as_raw()), None).unwrap_or_default();
+            status.exit_status().or_else(|| status.terminating_signal().map(|signal| 128 + signal)).unwrap_or(START_FAILED)
+        }
+        Err(failure) => {
+            report::send(channel, &Report::Failed(failure), None).unwrap_or_default();
+            START_FAILED
+        }
+    }
+}
+
+fn see_through(payload: Payload, channel: &OwnedFd) -> Result<WaitStatus, Failure> {
+    let Payload { pid, start } = payload;
+    // The payload is being set up meanwhile; it cannot reach this process, which is not dumpable and outside its domain.
+    payload::release_streams()?;
+    lockdown::clear_capabilities()?;
+    agentd_sys::seccomp::load(agentd_profiles::seccomp(BuiltIn::Init)).at(Step::Seccomp, "PID 1")?;
+    payload::started(start)?;
+    report::send(channel, &Report::Started, None).at(Step::Exec, "the supervisor")?;
+
+    let mut signals: SigSet = RELAYED.iter().copied().collect();
+    signals.add(Signal::SIGCHLD);
+    loop {
+        match signals.wait().at(Step::Exec, "sigwait")? {
+            Signal::SIGCHLD => {
+                if let Some(status) = reap(pid)? {
+                    return Ok(status);
+                }
+            }
+            signal => relay(pid, signal),
+        }
+    }
+}
+
+/// Reaps every child that has ended; gives the payload's status when it is among them.
+fn reap(payload: Pid) -> Result<Option<WaitStatus>, Failure> {
+    loop {
+        match wait(WaitOptions::NOHANG) {
+            Ok(Some((pid, status))) if pid == payload => return Ok(Some(status)),
+            Ok(Some(_)) | Err(Errno::INTR) => {}
+            Ok(None) => return Ok(None),
+            Err(error) => return Err(error).at(Step::Exec, "wait"),
+        }
+    }
+}
+
+/// To the payload's process group, as a terminal would: a shell and what it waits for both hear a Ctrl-C.
+fn relay(payload: Pid, signal: Signal) {
+    let Some(signal) = rustix::process::Signal::from_named_raw(signal as i32) else { return };
+    if kill_process_group(payload, signal).is_err() {
+        // Before its setsid there is no group yet. A payload that is gone has a SIGCHLD on its way.
+        kill_process(payload, signal).unwrap_or_default();
+    }
+}

@@ -1,0 +1,176 @@
+//! The root of the box: the stage (its one tmpfs), the overlay, the change of root.
+//!
+//! ```text
+//! stage (tmpfs, bounded)     attached over the host's "/", where only descriptors reach it
+//! ├── root/                  mount point of the new root
+//! ├── upper/ work/           the overlay's writable side
+//! ├── own/0, own/1, …        directories bound as /tmp, /run, /scratch, /dev, …
+//! ├── nothing, nothing.d/    what masked paths are covered with
+//! └── tree/0, …              writable sides of host trees
+//! ```
+//!
+//! Invariant: nothing here is reached by a path that the host or the image could bend: the stage's own names are made
+//! by this process in a tmpfs that nobody else sees.
+
+use std::cell::Cell;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use agentd_sys::mount::{Attributes, set_attributes};
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount_change, move_mount, unmount,
+};
+use rustix::process::{fchdir, pivot_root};
+
+use crate::plan::{Addition, BoxPlan, Kind, Source};
+use crate::step::{At, Failure, Step};
+use crate::tree;
+
+/// The box's one tmpfs: everything it may write that is not the workspace, under one bound.
+#[derive(Debug)]
+pub(crate) struct Stage {
+    directory: OwnedFd,
+    own: OwnedFd,
+    trees: OwnedFd,
+    used: Cell<u32>,
+}
+
+impl Stage {
+    /// A fresh directory for a mount of the box, with exactly `mode`.
+    pub(crate) fn own_directory(&self, mode: u32) -> Result<OwnedFd, rustix::io::Errno> {
+        tree::directory(&self.own, &self.next_name(), mode)
+    }
+
+    /// The empty thing that covers a masked path.
+    pub(crate) fn nothing(&self, kind: Kind) -> Result<OwnedFd, rustix::io::Errno> {
+        let name = match kind {
+            Kind::File => "nothing",
+            Kind::Directory => "nothing.d",
+        };
+        openat(&self.directory, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+    }
+
+    fn next_name(&self) -> String {
+        self.used.set(self.used.get() + 1);
+        self.used.get().to_string()
+    }
+}
+
+/// No mount made in the box appears on the host, and none made on the host appears in the box.
+pub(crate) fn make_private() -> Result<(), Failure> {
+    // A mount namespace made together with a user namespace starts as a slave of the host's; private cuts that too.
+    mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE).at(Step::MakePrivate, "/")
+}
+
+/// Mounts the stage over the host's root, where path lookups do not see it, and makes its directories.
+pub(crate) fn stage(plan: &BoxPlan) -> Result<Stage, Failure> {
+    let at = Step::Stage;
+    let tmpfs = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).at(at, "tmpfs")?;
+    fsconfig_set_string(&tmpfs, "size", plan.root.storage.to_string()).at(at, "size")?;
+    fsconfig_set_string(&tmpfs, "mode", "0700").at(at, "mode")?;
+    let directory = attach_new(&tmpfs, MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV)
+        .and_then(|mount| {
+            move_mount(&mount, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+            Ok(mount)
+        })
+        .at(at, "tmpfs")?;
+    for name in ["root", "nothing.d"] {
+        tree::directory(&directory, name, 0o755).at(at, name)?;
+    }
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+    openat(&directory, "nothing", flags, Mode::from_raw_mode(0o444)).at(at, "nothing")?;
+    let own = tree::directory(&directory, "own", 0o700).at(at, "own")?;
+    let trees = tree::directory(&directory, "tree", 0o700).at(at, "tree")?;
+    Ok(Stage { directory, own, trees, used: Cell::new(0) })
+}
+
+/// Puts the new root together and mounts it on the stage.
+pub(crate) fn assemble(plan: &BoxPlan, stage: &Stage) -> Result<OwnedFd, Failure> {
+    let at = Step::AssembleRoot;
+    let root = if plan.root.layers.is_empty() {
+        let empty = stage.own_directory(0o755).at(at, "/")?;
+        tree::lay(empty.as_fd(), &plan.root.additions, at)?;
+        clone_mount(empty.as_fd(), false).at(at, "/")?
+    } else {
+        overlay(stage, &plan.root.layers, &plan.root.additions, at)?
+    };
+    move_mount(&root, "", &stage.directory, "root", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).at(at, "/")?;
+    for path in &plan.root.ensure {
+        tree::find_or_make(root.as_fd(), path, Kind::Directory, at)?;
+    }
+    Ok(root)
+}
+
+/// A detached overlay of `layers` (lowest first) with `additions` in an upper directory of its own.
+pub(crate) fn overlay(
+    stage: &Stage,
+    layers: &[Source],
+    additions: &[Addition],
+    at: Step,
+) -> Result<OwnedFd, Failure> {
+    let writable = tree::directory(&stage.trees, &stage.next_name(), 0o700).at(at, "tmpfs")?;
+    let upper = tree::directory(&writable, "upper", 0o755).at(at, "upperdir")?;
+    let work = tree::directory(&writable, "work", 0o700).at(at, "workdir")?;
+    tree::lay(upper.as_fd(), additions, at)?;
+    let overlay = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).at(at, "overlay")?;
+    // By descriptor, through /proc: no length limit is met however deep the store lies, and no `:` or `,` of a path is
+    // read as an option. `lowerdir+` takes the topmost first (Linux 6.8).
+    let mut held = Vec::with_capacity(layers.len());
+    for layer in layers.iter().rev() {
+        let opened = tree::open_source(layer, at)?;
+        fsconfig_set_string(&overlay, "lowerdir+", by_descriptor(&opened)).at(at, layer.path.display().to_string())?;
+        held.push(opened);
+    }
+    fsconfig_set_string(&overlay, "upperdir", by_descriptor(&upper)).at(at, "upperdir")?;
+    fsconfig_set_string(&overlay, "workdir", by_descriptor(&work)).at(at, "workdir")?;
+    // What an unprivileged mount may use for its whiteouts; `volatile` skips syncs of what is thrown away anyway.
+    fsconfig_set_flag(&overlay, "userxattr").at(at, "userxattr")?;
+    fsconfig_set_flag(&overlay, "volatile").at(at, "volatile")?;
+    attach_new(&overlay, MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV).at(at, "overlay")
+}
+
+fn by_descriptor(directory: &OwnedFd) -> String {
+    format!("/proc/self/fd/{}", directory.as_raw_fd())
+}
+
+/// Makes the file system that `context` describes and a detached mount of it.
+pub(crate) fn attach_new(context: &OwnedFd, attributes: MountAttrFlags) -> Result<OwnedFd, rustix::io::Errno> {
+    fsconfig_create(context)?;
+    fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+}
+
+/// A detached copy of the mount that `of` lies in, rooted at `of`; with everything mounted below it if `recursive`.
+pub(crate) fn clone_mount(of: BorrowedFd<'_>, recursive: bool) -> Result<OwnedFd, rustix::io::Errno> {
+    use rustix::mount::{OpenTreeFlags, open_tree};
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    open_tree(of, "", flags)
+}
+
+/// Where inside the root `found` is, whatever links led there.
+pub(crate) fn place(found: &OwnedFd) -> Result<String, rustix::io::Errno> {
+    let path = rustix::fs::readlink(by_descriptor(found), Vec::new())?;
+    let path = path.to_string_lossy();
+    // The root hangs at `root/` of the stage, and the stage over the host's "/".
+    Ok(path.strip_prefix("/root").unwrap_or(&path).to_owned())
+}
+
+/// Makes the new root `/`, lets go of the host's, and seals it.
+pub(crate) fn enter(root: OwnedFd, stage: Stage, plan: &BoxPlan) -> Result<(), Failure> {
+    fchdir(&root).at(Step::PivotRoot, "fchdir")?;
+    // With both arguments "." the old root ends up over the new one, and "." is whatever is on top (pivot_root(2)):
+    // first the stage, which lies over the host's root, then the host's root itself.
+    pivot_root(".", ".").at(Step::PivotRoot, "pivot_root")?;
+    unmount(".", UnmountFlags::DETACH).at(Step::PivotRoot, "the stage")?;
+    unmount(".", UnmountFlags::DETACH).at(Step::PivotRoot, "the host's root")?;
+    rustix::process::chdir("/").at(Step::PivotRoot, "/")?;
+    drop(stage);
+    if !plan.root.writable {
+        let sealed = Attributes { read_only: true, ..Attributes::default() };
+        set_attributes(root.as_fd(), sealed, false).at(Step::SealRoot, "/")?;
+    }
+    Ok(())
+}

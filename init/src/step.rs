@@ -1,0 +1,125 @@
+//! The lock-down order, step by step: this enum is the only list, and `docs/architecture.md` shows it.
+//!
+//! Why this order: everything that needs capabilities stands before [`Step::DropBoundingSet`]; `no_new_privs` stands
+//! before the payload exists; Landlock comes after the last path was opened and before capabilities go, and seccomp is
+//! last, so that it need not allow what only the set-up needs.
+
+use std::io;
+
+use serde::{Deserialize, Serialize};
+
+macro_rules! steps {
+    ($($(#[doc = $doc:literal])+ $name:ident = $text:literal,)+) => {
+        /// A step of the lock-down, in the order in which they happen.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(rename_all = "kebab-case")]
+        pub enum Step { $($(#[doc = $doc])+ $name,)+ }
+
+        impl Step {
+            /// Every step, in order.
+            pub const ALL: &[Step] = &[$(Step::$name,)+];
+
+            /// What the step does, as an error message says it: "cannot …".
+            #[must_use]
+            pub fn describe(self) -> &'static str {
+                match self { $(Step::$name => $text,)+ }
+            }
+        }
+    };
+}
+
+steps! {
+    /// PDEATHSIG, the supervisor's presence checked again, standard streams, every other descriptor closed.
+    TieToSupervisor = "tie the box to its supervisor",
+    /// `setgroups` denied, one uid and one gid mapped; from here on PID 1 is not dumpable.
+    WriteIdMaps = "map the user id",
+    /// The box's own UTS name.
+    SetHostname = "set the host name",
+    /// A session of its own, away from the user's terminal.
+    NewSession = "start a session",
+    /// No mount event travels between host and box.
+    MakePrivate = "cut the mounts off from the host's",
+    /// The tmpfs that holds everything the box may write that is not the workspace.
+    Stage = "make the box's tmpfs",
+    /// The root: overlay of the image's layers, or an empty tree for the host's own directories.
+    AssembleRoot = "assemble the root",
+    /// A fresh /proc, its switches read-only, its leaks covered.
+    MountProc = "mount /proc",
+    /// A fresh /dev with six devices and a devpts of its own.
+    MountDev = "mount /dev",
+    /// /sys, read-only.
+    MountSys = "mount /sys",
+    /// /tmp, /run, /scratch, the home directory.
+    MountScratch = "mount scratch space",
+    /// A directory of the host through an overlay that hides its secrets.
+    MountHostTree = "mount a part of the host's root",
+    /// The workspace and what `--mount` names.
+    Bind = "bind",
+    /// The pty, from the box's own devpts.
+    OpenTerminal = "open a terminal",
+    /// `lo`, in the box's own network namespace.
+    BringLoopbackUp = "bring the loopback interface up",
+    /// The new root becomes `/`, the host's is gone.
+    PivotRoot = "enter the root",
+    /// The root becomes read-only (unless it is to be writable).
+    SealRoot = "make the root read-only",
+    /// Looks at the mount table: nothing of the host but what the plan gave.
+    CheckMounts = "check the mounts",
+    /// Looks at the descriptors: 0, 1, 2, the report channel, the terminal.
+    CheckDescriptors = "check the descriptors",
+    /// Resource limits.
+    SetLimits = "set resource limits",
+    /// Bounding, ambient and inheritable capabilities.
+    DropBoundingSet = "drop capabilities",
+    /// `no_new_privs`, read back.
+    NoNewPrivileges = "set no_new_privs",
+    /// The payload's process comes into being.
+    ForkPayload = "fork the payload",
+    /// In the payload: a session, the controlling terminal.
+    PayloadSession = "start the payload's session",
+    /// In the payload: the working directory.
+    EnterWorkdir = "enter the working directory",
+    /// In the payload: Landlock, every right the kernel's ABI has.
+    Landlock = "restrict with Landlock",
+    /// In the payload (and in PID 1): no capability in any set.
+    ClearCapabilities = "clear capabilities",
+    /// In the payload: default signal actions, nothing blocked.
+    ResetSignals = "reset signals",
+    /// In the payload (and, a smaller one, in PID 1): the system-call filter.
+    Seccomp = "load the seccomp program",
+    /// In the payload: the program itself.
+    Exec = "execute",
+}
+
+/// A step that failed: what, on which object, and the kernel's reason.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("cannot {} ({object}): {}", step.describe(), io::Error::from_raw_os_error(*errno))]
+pub struct Failure {
+    /// The step.
+    pub step: Step,
+    /// The path, name or call that it failed on.
+    pub object: String,
+    /// errno of the call that failed.
+    pub errno: i32,
+}
+
+impl Failure {
+    pub(crate) fn new(step: Step, object: impl Into<String>, errno: i32) -> Self {
+        Failure { step, object: object.into(), errno }
+    }
+}
+
+/// Names the step and object of an error on its way up.
+pub(crate) trait At<T> {
+    /// Turns the error into a [`Failure`] of `step` on `object`.
+    fn at(self, step: Step, object: impl Into<String>) -> Result<T, Failure>;
+}
+
+impl<T, E: Into<io::Error>> At<T> for Result<T, E> {
+    fn at(self, step: Step, object: impl Into<String>) -> Result<T, Failure> {
+        self.map_err(|error| {
+            let errno = error.into().raw_os_error().unwrap_or(libc::EIO);
+            Failure::new(step, object, errno)
+        })
+    }
+}
