@@ -1,0 +1,64 @@
+//! What the environment says: where this user's data and state are.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use rustix::process::geteuid;
+
+use crate::job::store::Jobs;
+use crate::launch::plan::Surroundings;
+
+/// Where agentd keeps what it keeps.
+#[derive(Debug)]
+pub(super) struct Directories {
+    data: PathBuf,
+    state: PathBuf,
+    home: Option<PathBuf>,
+}
+
+impl Directories {
+    /// `$XDG_DATA_HOME` and `$XDG_STATE_HOME`, else under the home directory; for root /var/lib/agentd.
+    pub(super) fn find() -> Result<Self> {
+        let absolute = |name: &str| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        let home = absolute("HOME").or_else(home_of_user);
+        let place = |variable: &str, below_home: &str, of_root: &str| {
+            if let Some(path) = absolute(variable) {
+                return Ok(path.join("agentd"));
+            }
+            if geteuid().is_root() {
+                return Ok(PathBuf::from(of_root));
+            }
+            let home = home.as_ref().with_context(|| format!("no home directory; set HOME or {variable}"))?;
+            Ok(home.join(below_home).join("agentd"))
+        };
+        let data: Result<PathBuf> = place("XDG_DATA_HOME", ".local/share", "/var/lib/agentd");
+        let state = place("XDG_STATE_HOME", ".local/state", "/var/lib/agentd");
+        Ok(Directories { data: data?, state: state?, home })
+    }
+
+    /// The jobs of this user.
+    pub(super) fn jobs(&self) -> Jobs {
+        Jobs::at(self.state.clone())
+    }
+
+    /// The directory of the store.
+    pub(super) fn store(&self) -> PathBuf {
+        self.data.join("store")
+    }
+
+    /// What a plan has to know.
+    pub(super) fn surroundings(&self) -> Surroundings {
+        let private = [Some(&self.data), Some(&self.state), self.home.as_ref()];
+        let private = private.into_iter().flatten().filter(|path| path.as_path() != Path::new("/")).cloned().collect();
+        Surroundings { store: self.store(), private }
+    }
+}
+
+/// The home directory that the user database has, read without libc: a static binary cannot load its modules.
+fn home_of_user() -> Option<PathBuf> {
+    let uid = geteuid().as_raw().to_string();
+    let passwd = std::fs::read_to_string("/etc/passwd").ok()?;
+    let entry = passwd.lines().find(|line| line.split(':').nth(2) == Some(uid.as_str()))?;
+    entry.split(':').nth(5).map(PathBuf::from).filter(|path| path.is_absolute())
+}

@@ -1,0 +1,36 @@
+//! `agentd inspect`.
+
+use std::io::Write;
+
+use anyhow::{Context, Result};
+
+use super::environment::Directories;
+
+/// Print everything that is known of jobs, as JSON: the record and the plan
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Names, ids or beginnings of ids
+    #[arg(required = true)]
+    jobs: Vec<String>,
+}
+
+/// Runs the verb.
+pub(super) fn run(args: &Args) -> Result<()> {
+    let jobs = Directories::find()?.jobs();
+    jobs.sweep()?;
+    let mut found = Vec::new();
+    for text in &args.jobs {
+        let id = jobs.find(text)?;
+        let mut document = serde_json::to_value(jobs.read(&id)?)?;
+        let plan = jobs.directory_of(&id).join("plan.json");
+        let plan = std::fs::read(&plan).with_context(|| format!("cannot read {}", plan.display()))?;
+        if let Some(document) = document.as_object_mut() {
+            document.insert("plan".into(), serde_json::from_slice(&plan).context("the plan is not JSON")?);
+        }
+        found.push(document);
+    }
+    let mut out = std::io::stdout().lock();
+    serde_json::to_writer_pretty(&mut out, &found)?;
+    writeln!(out)?;
+    Ok(())
+}

@@ -1,0 +1,92 @@
+//! The command line: a file a verb. The only place that reads words and the environment.
+//!
+//! Invariant: standard output carries results only; what agentd itself has to say goes to standard error as `agentd: …`.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is where the program talks to its user")]
+
+mod doctor;
+mod environment;
+mod inspect;
+mod logs;
+mod ps;
+mod rm;
+mod run;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+/// Runs coding agents in a locked box, as your plain user: no daemon, no root, no setuid helper.
+///
+/// `agentd run -- CMD` boxes a command on this machine's own software, read-only and without your files;
+/// `--image oci:DIR` gives it another root, `--workspace DIR` the one directory it may write.
+#[derive(Debug, Parser)]
+#[command(name = "agentd", version, max_term_width = 100, disable_help_subcommand = true)]
+struct Cli {
+    /// Say what agentd does, on standard error
+    #[arg(short, long, global = true)]
+    verbose: bool,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Run(Box<run::Args>),
+    Ps(ps::Args),
+    Inspect(inspect::Args),
+    Logs(logs::Args),
+    Rm(rm::Args),
+    Doctor(doctor::Args),
+}
+
+/// How a list or a report is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For people.
+    Table,
+    /// For programs: a documented, stable form.
+    Json,
+}
+
+/// Exit code for agentd's own failures, as docker's and podman's.
+const FAILED: u8 = 125;
+
+/// The program: parses, runs the verb, turns what it says into an exit code.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are answers, not mistakes. A terminal that is gone cannot be told anything.
+            error.print().unwrap_or_default();
+            return ExitCode::from(if error.use_stderr() { FAILED } else { 0 });
+        }
+    };
+    if cli.verbose {
+        tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::DEBUG).init();
+    }
+    let done = match cli.verb {
+        Verb::Run(args) => run::run(*args),
+        Verb::Ps(args) => ps::run(&args).map(|()| 0),
+        Verb::Inspect(args) => inspect::run(&args).map(|()| 0),
+        Verb::Logs(args) => logs::run(&args).map(|()| 0),
+        Verb::Rm(args) => rm::run(&args).map(|()| 0),
+        Verb::Doctor(args) => doctor::run(&args),
+    };
+    match done {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            // A reader that went away (`agentd ps | head`) is no failure worth words.
+            let is_closed = error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe);
+            if !is_closed {
+                eprintln!("agentd: {error:#}");
+            }
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+/// Text from a job, safe for a terminal: control characters are shown, not sent.
+fn printable(text: &str) -> String {
+    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect()
+}

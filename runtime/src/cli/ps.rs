@@ -1,0 +1,96 @@
+//! `agentd ps`.
+
+use std::io::{IsTerminal, Write};
+use std::time::{Duration, SystemTime};
+
+use anyhow::Result;
+use comfy_table::{ContentArrangement, Table, presets};
+
+use super::environment::Directories;
+use super::{Format, printable};
+use crate::job::record::{Record, State};
+
+/// List jobs: those that run, or all
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Also those that have ended
+    #[arg(short, long)]
+    all: bool,
+    /// Print ids only
+    #[arg(short, long)]
+    quiet: bool,
+    /// How to print them; json is an array of records
+    #[arg(long, value_enum, default_value = "table")]
+    format: Format,
+}
+
+/// Runs the verb.
+pub(super) fn run(args: &Args) -> Result<()> {
+    let jobs = Directories::find()?.jobs();
+    jobs.sweep()?;
+    let (mut records, troubles) = jobs.list()?;
+    for trouble in troubles {
+        eprintln!("agentd: {:#}", anyhow::Error::from(trouble));
+    }
+    records.retain(|record| args.all || record.state == State::Running);
+    let mut out = std::io::stdout().lock();
+    match (args.quiet, args.format) {
+        (true, _) => {
+            for record in &records {
+                writeln!(out, "{}", record.id)?;
+            }
+        }
+        (false, Format::Json) => {
+            serde_json::to_writer_pretty(&mut out, &records)?;
+            writeln!(out)?;
+        }
+        (false, Format::Table) => writeln!(out, "{}", table(&records))?,
+    }
+    Ok(())
+}
+
+fn table(records: &[Record]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(["JOB", "NAME", "STATE", "CREATED", "TOOK", "IMAGE", "COMMAND"]);
+    if std::io::stdout().is_terminal() {
+        table.set_content_arrangement(ContentArrangement::Dynamic);
+    }
+    for record in records {
+        table.add_row([
+            record.id.to_string(),
+            record.name.as_ref().map_or_else(|| "-".into(), ToString::to_string),
+            record.state.summary(),
+            age(&record.created),
+            record.duration_ms.map_or_else(|| "-".into(), |took| short(Duration::from_millis(took))),
+            printable(&record.image),
+            shortened(&printable(&record.command.join(" "))),
+        ]);
+    }
+    table
+}
+
+const LONGEST_COMMAND: usize = 48;
+
+fn shortened(command: &str) -> String {
+    match command.char_indices().nth(LONGEST_COMMAND) {
+        Some((at, _)) => format!("{}…", &command[..at]),
+        None => command.to_owned(),
+    }
+}
+
+fn age(created: &str) -> String {
+    let since = humantime::parse_rfc3339(created).ok().and_then(|then| SystemTime::now().duration_since(then).ok());
+    since.map_or_else(|| created.to_owned(), |age| format!("{} ago", short(age)))
+}
+
+/// A duration in its largest unit.
+fn short(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    match seconds {
+        0 => format!("{}ms", duration.as_millis()),
+        1..=119 => format!("{seconds}s"),
+        120..=7199 => format!("{}m", seconds / 60),
+        7200..=172_799 => format!("{}h", seconds / 3600),
+        _ => format!("{}d", seconds / 86400),
+    }
+}

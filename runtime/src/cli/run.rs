@@ -1,0 +1,314 @@
+//! `agentd run`.
+
+use std::env;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use agentd_init::plan::{Access, Network};
+use agentd_rootfs::{ImageRef, Progress};
+use anyhow::{Context, Result, bail};
+
+use super::environment::Directories;
+use super::{FAILED, Format};
+use crate::job::id::{JobId, JobName};
+use crate::job::spec::{self, AskedLimits, BindMount, JobSpec, SpecError, Workspace};
+use crate::launch::plan::Plan;
+use crate::supervisor::{self, Ending};
+
+/// Run a command in a box of its own
+///
+/// The box sees a read-only root, /workspace (with --workspace), writable /tmp, /scratch, /run and home directory that
+/// are gone afterwards, no network, and none of your files. Its exit code is the command's; 124 is a timeout, 125 a
+/// failure of agentd, 126 a program that cannot be executed, 127 one that is not there, 128+N death by signal N.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  agentd run -- cat /etc/os-release
+  agentd run --workspace . -it -- bash
+  agentd run --image oci:./img --workspace ./repo --timeout 30m -- claude -p 'fix the failing test'")]
+pub(super) struct Args {
+    /// What / is made of: host, dir:PATH, oci:DIR[:TAG]
+    #[arg(long, default_value = "host", value_name = "IMAGE")]
+    image: ImageRef,
+    /// Directory to work in, at /workspace; with :ro it cannot be written
+    #[arg(long, value_name = "DIR[:bind|ro]")]
+    workspace: Option<String>,
+    /// Pass standard input on
+    #[arg(short, long)]
+    interactive: bool,
+    /// Give the command a terminal
+    #[arg(short, long)]
+    tty: bool,
+    /// A name for the job, beside its id
+    #[arg(long)]
+    name: Option<JobName>,
+    /// Forget the job when it has ended
+    #[arg(long)]
+    rm: bool,
+    /// Set a variable; NAME alone passes your own on
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    env: Vec<String>,
+    /// Set the variables of a file, a NAME=VALUE a line
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<PathBuf>,
+    /// Show a host file or directory inside, read-only unless rw is said
+    #[arg(long, value_name = "type=bind,src=HOST,dst=BOX[,rw]")]
+    mount: Vec<BindMount>,
+    /// Who the command is inside: root, a name of the image, or UID[:GID]; outside it is always you
+    #[arg(short, long)]
+    user: Option<String>,
+    /// Working directory inside
+    #[arg(short, long, value_name = "DIR", value_parser = spec::absolute)]
+    workdir: Option<String>,
+    /// Run this instead of the image's entry point
+    #[arg(long, value_name = "PROGRAM")]
+    entrypoint: Option<String>,
+    /// Host name inside
+    #[arg(long, value_parser = spec::parse_hostname)]
+    hostname: Option<String>,
+    /// Stop the job after this time: 90s, 30m, 2h
+    #[arg(long, value_name = "TIME", value_parser = spec::parse_duration)]
+    timeout: Option<Duration>,
+    /// Time between SIGTERM and SIGKILL when the job is stopped
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = spec::parse_duration)]
+    stop_timeout: Duration,
+    /// Network: none, or the host's with everything it reaches
+    #[arg(long, value_name = "none|host", default_value = "none", value_parser = network)]
+    net: Network,
+    /// Let the command write to its root; what it writes is thrown away
+    #[arg(long)]
+    writable: bool,
+    /// Bytes the box may hold outside the workspace, in memory [default: half of the machine's]
+    #[arg(long, value_name = "SIZE", value_parser = spec::parse_size)]
+    storage: Option<u64>,
+    /// Bytes of each output stream that are kept for `agentd logs`
+    #[arg(long, value_name = "SIZE", default_value = "64m", value_parser = spec::parse_size)]
+    max_output: u64,
+    /// Memory limit (needs a cgroup)
+    #[arg(long, value_name = "SIZE", value_parser = spec::parse_size)]
+    memory: Option<u64>,
+    /// CPU limit (needs a cgroup)
+    #[arg(long, value_name = "NUMBER", value_parser = spec::parse_cpus)]
+    cpus: Option<u64>,
+    /// Limit on processes and threads (needs a cgroup)
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
+    pids: Option<u64>,
+    /// Go without a limit that cannot be enforced here; the record says so
+    #[arg(long)]
+    best_effort_limits: bool,
+    /// Print the plan and run nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// How --dry-run prints the plan
+    #[arg(long, value_enum, default_value = "table", requires = "dry_run")]
+    format: Format,
+    /// Say nothing on standard error but failures
+    #[arg(short, long)]
+    quiet: bool,
+    /// Command and arguments
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+fn network(text: &str) -> Result<Network, String> {
+    match text {
+        "none" => Ok(Network::None),
+        "host" => Ok(Network::Host),
+        _ => Err("networks are none and host".into()),
+    }
+}
+
+/// Runs the verb; gives the exit code.
+pub(super) fn run(args: Args) -> Result<u8> {
+    let directories = Directories::find()?;
+    let (quiet, remove, dry_run, format) = (args.quiet, args.rm, args.dry_run, args.format);
+    let spec = spec_of(args)?;
+    if spec.network == Network::Host && !quiet {
+        eprintln!("agentd: --net host: the job reaches everything this host reaches, its own loopback services included");
+    }
+    let id = JobId::random().context("cannot make a job id")?;
+    let mut layers = LayerLines { quiet, begun: Vec::new() };
+    let plan = Plan::new(id, spec, &directories.surroundings(), &mut |progress| layers.show(&progress))?;
+    if dry_run {
+        return print_plan(&plan, format).map(|()| 0);
+    }
+    let jobs = directories.jobs();
+    let finished = supervisor::run(&plan, &jobs)?;
+    if !quiet {
+        for warning in &finished.record.warnings {
+            eprintln!("agentd: warning: {warning}");
+        }
+        if finished.record.output_dropped > 0 {
+            let bytes = finished.record.output_dropped;
+            eprintln!("agentd: {bytes} bytes of output are not in the log (--max-output)");
+        }
+    }
+    match &finished.ending {
+        Ending::Exited { reason: Some(reason), .. } if !quiet => eprintln!("agentd: {reason}"),
+        Ending::Exited { .. } => {}
+        Ending::Failed { failure, code } => eprintln!("agentd: {failure}{}", remedy(*code, &plan)),
+    }
+    if remove {
+        jobs.remove(&plan.id)?;
+    }
+    Ok(finished.ending.code())
+}
+
+/// What to do about a program that could not be executed.
+fn remedy(code: u8, plan: &Plan) -> String {
+    let path = plan.inside.process.env.iter().find_map(|variable| variable.strip_prefix("PATH=")).unwrap_or_default();
+    match code {
+        127 if plan.inside.process.argv.first().is_some_and(|program| !program.contains('/')) => {
+            format!("; it is in no directory of the box's PATH ({path})")
+        }
+        127 => "; the box has no such file, or not the interpreter or loader that it names".into(),
+        126 => "; it is not executable there: look at its mode and its first line".into(),
+        FAILED => "; `agentd doctor` says what this host allows".into(),
+        _ => String::new(),
+    }
+}
+
+fn spec_of(args: Args) -> Result<JobSpec> {
+    let mut env = Vec::new();
+    for file in &args.env_file {
+        let text = fs::read_to_string(file).with_context(|| format!("cannot read --env-file {}", file.display()))?;
+        let lines = text.lines().map(str::trim_start).filter(|line| !line.is_empty() && !line.starts_with('#'));
+        for line in lines {
+            env.extend(variable(line)?);
+        }
+    }
+    for word in &args.env {
+        env.extend(variable(word)?);
+    }
+    if args.tty && !env.iter().any(|(name, _)| name == "TERM") {
+        env.push(("TERM".into(), env::var("TERM").unwrap_or_else(|_unset| "xterm".into())));
+    }
+    if args.command.iter().any(|word| word.contains('\0')) {
+        bail!("the command holds a NUL byte");
+    }
+    let workspace = args.workspace.as_deref().map(workspace).transpose()?;
+    let mounts = args.mount.into_iter().map(|mount| {
+        Ok(BindMount { source: absolute(&mount.source, "mount source")?, ..mount })
+    });
+    let image = match args.image {
+        ImageRef::Host => ImageRef::Host,
+        ImageRef::Dir(path) => ImageRef::Dir(absolute(&path, "image")?),
+        ImageRef::Oci { layout, select } => ImageRef::Oci { layout: absolute(&layout, "image")?, select },
+    };
+    Ok(JobSpec {
+        image,
+        workspace,
+        command: args.command,
+        entrypoint: args.entrypoint,
+        env,
+        mounts: mounts.collect::<Result<_>>()?,
+        user: args.user,
+        workdir: args.workdir,
+        name: args.name,
+        hostname: args.hostname,
+        timeout: args.timeout,
+        grace: args.stop_timeout,
+        network: args.net,
+        writable: args.writable,
+        storage: args.storage,
+        max_output: args.max_output,
+        terminal: args.tty,
+        interactive: args.interactive,
+        limits: AskedLimits {
+            memory: args.memory,
+            milli_cpus: args.cpus,
+            pids: args.pids,
+            best_effort: args.best_effort_limits,
+        },
+    })
+}
+
+/// `NAME=VALUE`, or `NAME` with this process's own value; nothing when that is not set.
+fn variable(word: &str) -> Result<Option<(String, String)>> {
+    let (name, value) = match word.split_once('=') {
+        Some((name, value)) => (name, Some(value.to_owned())),
+        None => (word, env::var(word).ok()),
+    };
+    if name.is_empty() || name.contains(|c: char| c.is_whitespace() || c.is_control()) || word.contains('\0') {
+        return Err(SpecError::Variable(word.to_owned()).into());
+    }
+    Ok(value.map(|value| (name.to_owned(), value)))
+}
+
+fn workspace(text: &str) -> Result<Workspace> {
+    let (path, access): (PathBuf, Access) = spec::parse_workspace(text)?;
+    Ok(Workspace { path: absolute(&path, "workspace")?, access })
+}
+
+/// The path without links and `..`, as the kernel resolves it now; the plan then pins the object itself.
+fn absolute(path: &Path, what: &str) -> Result<PathBuf> {
+    #[expect(clippy::disallowed_methods, reason = "device and inode of the result are checked again at mount time")]
+    let resolved = fs::canonicalize(path);
+    resolved.with_context(|| format!("{what} {} cannot be used", path.display()))
+}
+
+fn print_plan(plan: &Plan, format: Format) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match format {
+        Format::Json => {
+            serde_json::to_writer_pretty(&mut out, plan)?;
+            writeln!(out)?;
+        }
+        Format::Table => {
+            let inside = &plan.inside;
+            writeln!(out, "image      {}", plan.image)?;
+            writeln!(out, "command    {}", super::printable(&inside.process.argv.join(" ")))?;
+            writeln!(out, "directory  {}", inside.process.cwd)?;
+            let ids = &inside.identity;
+            writeln!(out, "user       {}:{} inside, {}:{} outside", ids.box_uid, ids.box_gid, ids.host_uid, ids.host_gid)?;
+            writeln!(out, "network    {:?}", inside.network)?;
+            writeln!(out, "root       {}", if inside.root.writable { "writable, thrown away" } else { "read-only" })?;
+            for mount in &inside.mounts {
+                writeln!(out, "mount      {}", describe(mount))?;
+            }
+            writeln!(out, "landlock   ABI {}", inside.landlock.abi)?;
+            writeln!(out, "seccomp    {}", inside.seccomp)?;
+            for warning in &plan.warnings {
+                writeln!(out, "warning    {warning}")?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn describe(mount: &agentd_init::plan::Mount) -> String {
+    use agentd_init::plan::Mount;
+    let target = mount.target();
+    match mount {
+        Mount::Proc { .. } | Mount::Dev { .. } => format!("{target} (fresh)"),
+        Mount::Sys { .. } => format!("{target} (read-only)"),
+        Mount::Scratch { .. } | Mount::Writable { .. } => format!("{target} (writable, thrown away)"),
+        Mount::HostTree { source, .. } => format!("{target} (read-only, {} without its secrets)", source.path.display()),
+        Mount::Bind { source, access: Access::ReadOnly, .. } => format!("{target} (read-only, {})", source.path.display()),
+        Mount::Bind { source, access: Access::ReadWrite, .. } => format!("{target} (writable, {})", source.path.display()),
+    }
+}
+
+/// A line for each layer that is unpacked.
+struct LayerLines {
+    quiet: bool,
+    begun: Vec<String>,
+}
+
+impl LayerLines {
+    fn show(&mut self, progress: &Progress) {
+        if self.quiet {
+            return;
+        }
+        let name = progress.digest.get(..19).unwrap_or(&progress.digest);
+        let mebibytes = progress.bytes_total.div_ceil(1 << 20);
+        if !self.begun.contains(&progress.digest) {
+            self.begun.push(progress.digest.clone());
+            eprintln!("agentd: unpacking layer {name} ({mebibytes} MiB)");
+        }
+        if progress.done {
+            eprintln!("agentd: unpacked  layer {name}");
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! What is kept of a job: one JSON document, replaced as a whole.
+//!
+//! Invariant: the state in a record is what was true when it was written; that a job which claims to run really does is
+//! told by its lock ([`super::store`]), never by the record.
+
+use serde::{Deserialize, Serialize};
+
+use super::id::{JobId, JobName};
+
+/// Version of the document; readers accept every older one.
+pub const SCHEMA: u32 = 1;
+
+/// A job's record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// [`SCHEMA`] of the program that wrote it.
+    pub schema: u32,
+    /// The id.
+    pub id: JobId,
+    /// The name, if one was given.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub name: Option<JobName>,
+    /// The image as the user wrote it.
+    pub image: String,
+    /// Digest of the image's manifest, where it has one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub image_digest: Option<String>,
+    /// Host path of the workspace.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub workspace: Option<String>,
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// RFC 3339, UTC.
+    pub created: String,
+    /// RFC 3339, UTC; absent while the job runs.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub finished: Option<String>,
+    /// Milliseconds from clone to end.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub duration_ms: Option<u64>,
+    /// Process id of the supervisor on the host.
+    pub supervisor_pid: u32,
+    /// Where the job stands.
+    #[serde(flatten)]
+    pub state: State,
+    /// What is enforced on the payload.
+    pub enforced: Enforced,
+    /// What was asked for or is usual and was not done, and why.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub warnings: Vec<String>,
+    /// Bytes of output that were not kept, above `--max-output`.
+    #[serde(skip_serializing_if = "is_zero", default)]
+    pub output_dropped: u64,
+}
+
+fn is_zero(bytes: &u64) -> bool {
+    *bytes == 0
+}
+
+/// Where a job stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "state")]
+pub enum State {
+    /// The supervisor is there (its lock says so).
+    Running,
+    /// The payload ran and ended.
+    Exited {
+        /// What `agentd run` exited with: the payload's status, 128 + n for a signal, 124 for a timeout.
+        exit_code: u8,
+        /// Why, where it was not the payload's own doing.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        reason: Option<String>,
+    },
+    /// The payload never ran.
+    Failed {
+        /// 125, 126 or 127.
+        exit_code: u8,
+        /// The step, object and errno.
+        reason: String,
+    },
+    /// The supervisor went away without a word; the kernel ended the box with it.
+    Lost {
+        /// How that was found out.
+        reason: String,
+    },
+}
+
+/// The layers of confinement around the payload.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Enforced {
+    /// Landlock ABI whose rights are all enforced.
+    pub landlock_abi: u32,
+    /// Name of the seccomp profile.
+    pub seccomp: String,
+    /// `none` or `host`.
+    pub network: String,
+}
+
+impl State {
+    /// One word and what matters of the rest, for a table.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        match self {
+            State::Running => "running".into(),
+            State::Exited { exit_code, .. } => format!("exited ({exit_code})"),
+            State::Failed { exit_code, .. } => format!("failed ({exit_code})"),
+            State::Lost { .. } => "lost".into(),
+        }
+    }
+}

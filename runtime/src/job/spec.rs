@@ -1,0 +1,274 @@
+//! What the user asked for, validated once.
+//!
+//! Invariant: a spec that exists is well-formed: names are names, bounds are bounds, paths are absolute. Whether the host
+//! and the image can give what it asks for is found out when the plan is made.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use agentd_init::plan::{Access, Network};
+use agentd_rootfs::ImageRef;
+
+use super::id::JobName;
+
+/// A job as asked for.
+#[derive(Debug, Clone)]
+pub struct JobSpec {
+    /// What `/` is made of.
+    pub image: ImageRef,
+    /// The directory the agent works in.
+    pub workspace: Option<Workspace>,
+    /// Program and arguments; empty: the image's own command.
+    pub command: Vec<String>,
+    /// Replaces the image's entry point.
+    pub entrypoint: Option<String>,
+    /// Variables on top of the image's, in order.
+    pub env: Vec<(String, String)>,
+    /// Further host files and directories.
+    pub mounts: Vec<BindMount>,
+    /// `root`, a name or numbers; as the image resolves them.
+    pub user: Option<String>,
+    /// Absolute box path of the working directory.
+    pub workdir: Option<String>,
+    /// A name beside the id.
+    pub name: Option<JobName>,
+    /// UTS host name; default: the name or the id.
+    pub hostname: Option<String>,
+    /// Wall-clock time after which the job is stopped.
+    pub timeout: Option<Duration>,
+    /// Time between SIGTERM and SIGKILL when the job is stopped.
+    pub grace: Duration,
+    /// Which network the box sees.
+    pub network: Network,
+    /// Whether the root may be written (and is thrown away).
+    pub writable: bool,
+    /// Bytes of everything the box may write that is not the workspace.
+    pub storage: Option<u64>,
+    /// Bytes of each output stream that are kept on disk.
+    pub max_output: u64,
+    /// A terminal of the box's own.
+    pub terminal: bool,
+    /// Whether standard input is passed on.
+    pub interactive: bool,
+    /// Limits that need cgroups.
+    pub limits: AskedLimits,
+}
+
+/// A directory of the host at `/workspace`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Workspace {
+    /// Absolute host path.
+    pub path: PathBuf,
+    /// `bind` or `ro`.
+    pub access: Access,
+}
+
+/// `--mount type=bind,src=…,dst=…[,ro]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BindMount {
+    /// Absolute host path.
+    pub source: PathBuf,
+    /// Absolute box path.
+    pub target: String,
+    /// Read-only unless `rw` was said.
+    pub access: Access,
+}
+
+/// Limits that only a cgroup can enforce.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AskedLimits {
+    /// Bytes.
+    pub memory: Option<u64>,
+    /// Thousandths of a CPU.
+    pub milli_cpus: Option<u64>,
+    /// Processes and threads.
+    pub pids: Option<u64>,
+    /// Whether a limit that cannot be enforced is a warning instead of an error.
+    pub best_effort: bool,
+}
+
+/// Words of the command line that do not make a job.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    /// `--workspace DIR:MODE` with a mode of a later version.
+    #[error("workspace mode `cow` is not there yet: use `bind` (the default) or `ro`")]
+    Cow,
+    /// `--mount` that is not understood.
+    #[error("`--mount {}`: {problem}; write type=bind,src=HOST,dst=BOX[,ro|rw]", text.escape_debug())]
+    Mount {
+        /// The words.
+        text: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A path that has to be absolute.
+    #[error("`{}` must be an absolute path inside the box", .0.escape_debug())]
+    NotAbsolute(String),
+    /// A variable's name.
+    #[error("`{}` is not a variable: write NAME=VALUE, or NAME to pass on your own", .0.escape_debug())]
+    Variable(String),
+    /// A size.
+    #[error("`{}` is not a size: write bytes, or a number with k, m, g or t", .0.escape_debug())]
+    Size(String),
+    /// A duration.
+    #[error("`{}` is not a duration: write 90s, 30m, 2h or 1h30m", .0.escape_debug())]
+    Duration(String),
+    /// A number of CPUs.
+    #[error("`{}` is not a number of CPUs: write 2 or 0.5", .0.escape_debug())]
+    Cpus(String),
+    /// A host name.
+    #[error("`{}` is not a host name: up to 63 letters, digits and hyphens", .0.escape_debug())]
+    Hostname(String),
+}
+
+/// Splits `DIR[:bind|ro|cow]`.
+///
+/// # Errors
+/// [`SpecError::Cow`] for the mode of a later version. A colon that no mode follows belongs to the path.
+pub fn parse_workspace(text: &str) -> Result<(PathBuf, Access), SpecError> {
+    match text.rsplit_once(':') {
+        Some((path, "bind")) => Ok((path.into(), Access::ReadWrite)),
+        Some((path, "ro")) => Ok((path.into(), Access::ReadOnly)),
+        Some((_, "cow")) => Err(SpecError::Cow),
+        _ => Ok((text.into(), Access::ReadWrite)),
+    }
+}
+
+impl FromStr for BindMount {
+    type Err = SpecError;
+
+    fn from_str(text: &str) -> Result<Self, SpecError> {
+        let problem = |problem: String| SpecError::Mount { text: text.to_owned(), problem };
+        let (mut source, mut target, mut access) = (None, None, Access::ReadOnly);
+        for word in text.split(',') {
+            match word.split_once('=').unwrap_or((word, "")) {
+                ("type", "bind") => {}
+                ("type", other) => return Err(problem(format!("type `{}` is not known", other.escape_debug()))),
+                ("src" | "source", path) if !path.is_empty() => source = Some(PathBuf::from(path)),
+                ("dst" | "destination" | "target", path) if !path.is_empty() => target = Some(path.to_owned()),
+                ("ro" | "readonly", "" | "true") | ("rw", "false") => access = Access::ReadOnly,
+                ("rw", "" | "true") | ("ro" | "readonly", "false") => access = Access::ReadWrite,
+                _ => return Err(problem(format!("`{}` is not known", word.escape_debug()))),
+            }
+        }
+        let source = source.ok_or_else(|| problem("src is missing".into()))?;
+        let target = absolute(&target.ok_or_else(|| problem("dst is missing".into()))?)?;
+        Ok(BindMount { source, target, access })
+    }
+}
+
+/// An absolute box path without `.`, `..` and doubled slashes.
+///
+/// # Errors
+/// [`SpecError::NotAbsolute`].
+pub fn absolute(text: &str) -> Result<String, SpecError> {
+    let mut parts = text.split('/').filter(|part| !part.is_empty() && *part != ".").peekable();
+    let is_plain = text.starts_with('/') && !text.contains('\0') && text.split('/').all(|part| part != "..");
+    if !is_plain || parts.peek().is_none() {
+        return Err(SpecError::NotAbsolute(text.to_owned()));
+    }
+    Ok(parts.fold(String::new(), |path, part| path + "/" + part))
+}
+
+/// A size in bytes; `k`, `m`, `g`, `t` are powers of 1024, as podman's are.
+///
+/// # Errors
+/// [`SpecError::Size`].
+pub fn parse_size(text: &str) -> Result<u64, SpecError> {
+    match parse_size::Config::new().with_binary().parse_size(text) {
+        Ok(size) if size > 0 => Ok(size),
+        _ => Err(SpecError::Size(text.to_owned())),
+    }
+}
+
+/// A duration above zero; a bare number is seconds.
+///
+/// # Errors
+/// [`SpecError::Duration`].
+pub fn parse_duration(text: &str) -> Result<Duration, SpecError> {
+    let seconds = text.parse().map(Duration::from_secs).ok();
+    match seconds.or_else(|| humantime::parse_duration(text).ok()) {
+        // Above this, adding to the clock could overflow; nobody waits 1,000 years.
+        Some(duration) if !duration.is_zero() && duration.as_secs() < 31_557_600_000 => Ok(duration),
+        _ => Err(SpecError::Duration(text.to_owned())),
+    }
+}
+
+/// A number of CPUs, in thousandths.
+///
+/// # Errors
+/// [`SpecError::Cpus`].
+pub fn parse_cpus(text: &str) -> Result<u64, SpecError> {
+    let error = || SpecError::Cpus(text.to_owned());
+    let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if !digits(whole) || !digits(part) || part.len() > 3 || whole.len() > 6 {
+        return Err(error());
+    }
+    let milli = format!("{whole}{part:0<3}").parse().map_err(|_not_a_number| error())?;
+    if milli == 0 { Err(error()) } else { Ok(milli) }
+}
+
+/// A host name of one label.
+///
+/// # Errors
+/// [`SpecError::Hostname`].
+pub fn parse_hostname(text: &str) -> Result<String, SpecError> {
+    let plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    if plain && (1..=63).contains(&text.len()) && !text.starts_with('-') {
+        Ok(text.to_owned())
+    } else {
+        Err(SpecError::Hostname(text.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_workspace_is_a_path_and_perhaps_a_mode() {
+        assert_eq!(parse_workspace("repo").unwrap(), ("repo".into(), Access::ReadWrite));
+        assert_eq!(parse_workspace("/a:b/repo:ro").unwrap(), ("/a:b/repo".into(), Access::ReadOnly));
+        assert_eq!(parse_workspace("/a:b").unwrap(), ("/a:b".into(), Access::ReadWrite));
+        assert_eq!(parse_workspace("repo:cow").unwrap_err(), SpecError::Cow);
+    }
+
+    #[test]
+    fn a_mount_is_read_only_unless_it_says_otherwise() {
+        let mount: BindMount = "type=bind,src=/a,dst=/b".parse().unwrap();
+        assert_eq!((mount.target.as_str(), mount.access), ("/b", Access::ReadOnly));
+        assert_eq!("source=/a,target=/b,rw".parse::<BindMount>().unwrap().access, Access::ReadWrite);
+        for bad in ["", "src=/a", "dst=/b", "src=/a,dst=b", "src=/a,dst=/b,shared", "type=tmpfs,dst=/b", "src=,dst=/b"] {
+            assert!(bad.parse::<BindMount>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn box_paths_are_absolute_and_have_no_way_up() {
+        assert_eq!(absolute("//a/./b/").unwrap(), "/a/b");
+        for bad in ["", "/", "a", "../a", "/a/../..", "/\0"] {
+            assert!(absolute(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn sizes_durations_and_cpus_have_bounds() {
+        for (text, size) in [("1", 1), ("2k", 2048), ("1.5g", 1_610_612_736), ("3m", 3 << 20)] {
+            assert_eq!(parse_size(text).unwrap(), size);
+        }
+        for bad in ["", "0", "-1", "x", "1q", "99999999999999999999t"] {
+            assert!(parse_size(bad).is_err(), "{bad}");
+        }
+        assert_eq!(parse_duration("90").unwrap().as_secs(), 90);
+        assert_eq!(parse_duration("1h30m").unwrap().as_secs(), 5400);
+        for bad in ["", "0", "-1s", "1 fortnight", "99999999999999999999s", "10000y"] {
+            assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+        assert_eq!((parse_cpus("2").unwrap(), parse_cpus("0.5").unwrap()), (2000, 500));
+        for bad in ["", "0", "0.0", "-1", "1e3", "0.0001", "inf", "NaN"] {
+            assert!(parse_cpus(bad).is_err(), "{bad}");
+        }
+    }
+}

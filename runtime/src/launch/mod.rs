@@ -1,0 +1,101 @@
+//! From a spec to a plan: everything about the host and the image is looked up here, once.
+//!
+//! Invariant: a plan that was made names every host object by path, device and inode, and needs no further decision.
+
+mod host_root;
+mod image_root;
+pub mod plan;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use agentd_init::plan::{Kind, Source};
+use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat};
+
+/// A spec that this host or this image cannot fulfil.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// The image.
+    #[error(transparent)]
+    Image(#[from] agentd_rootfs::ImageError),
+    /// The store of unpacked layers.
+    #[error(transparent)]
+    Store(#[from] agentd_rootfs::StoreError),
+    /// The user, in the image's passwd and group files.
+    #[error("user `{}`", user.escape_debug())]
+    User {
+        /// As asked for.
+        user: String,
+        /// Why not.
+        source: agentd_rootfs::user::UserError,
+    },
+    /// A file of the image.
+    #[error(transparent)]
+    ImageFile(agentd_rootfs::user::UserError),
+    /// A host path.
+    #[error("{what} {} cannot be used: {source}{}", path.display(), hint.unwrap_or(""))]
+    HostPath {
+        /// What it was to be.
+        what: &'static str,
+        /// The path.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+        /// What to do.
+        hint: Option<&'static str>,
+    },
+    /// Nothing to run.
+    #[error("no command to run: {image} has none of its own; add one after `--`")]
+    NoCommand {
+        /// The image.
+        image: String,
+    },
+    /// Landlock is a requirement.
+    #[error("this kernel cannot confine with Landlock: {source}; boot one ≥ 5.13 with `landlock` in its lsm= list")]
+    NoLandlock {
+        /// The errno.
+        source: io::Error,
+    },
+    /// A limit that cannot be enforced.
+    #[error("{flags} cannot be enforced: {why}; leave it out, or add --best-effort-limits to go without")]
+    Limits {
+        /// The flags.
+        flags: String,
+        /// Why not.
+        why: &'static str,
+    },
+    /// Two mounts at one place.
+    #[error("--mount target {0} is where agentd puts something of its own; choose another")]
+    TargetTaken(String),
+    /// Not representable in the plan.
+    #[error("cannot find out {what}")]
+    Host {
+        /// What.
+        what: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// Looks a host object up: its absolute path, device, inode and kind.
+fn source(path: &Path, what: &'static str) -> Result<(Source, Kind), PlanError> {
+    let error = |source: io::Error| PlanError::HostPath { what, path: path.to_owned(), source, hint: None };
+    let opened = openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(|errno| error(errno.into()))?;
+    let stat = fstat(&opened).map_err(|errno| error(errno.into()))?;
+    let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+    let kind = if is_directory { Kind::Directory } else { Kind::File };
+    Ok((Source { path: path.to_owned(), device: stat.st_dev, inode: stat.st_ino }, kind))
+}
+
+/// The same for what has to be a directory.
+fn directory(path: &Path, what: &'static str) -> Result<Source, PlanError> {
+    match source(path, what)? {
+        (source, Kind::Directory) => Ok(source),
+        (source, Kind::File) => Err(PlanError::HostPath {
+            what,
+            path: source.path,
+            source: io::ErrorKind::NotADirectory.into(),
+            hint: Some("; give a directory"),
+        }),
+    }
+}

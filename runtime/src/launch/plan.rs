@@ -1,0 +1,390 @@
+//! The plan: a box ([`BoxPlan`]) and what its supervisor does around it, printable as JSON.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use agentd_init::plan::{
+    Access, Addition, BoxPlan, Identity, Kind, Landlock, Limit, LimitedResource, Mount, Network, PathAccess, PathGrant,
+    Process, Root,
+};
+use agentd_rootfs::Progress;
+use rustix::process::{Resource, getegid, geteuid, getrlimit};
+use serde::{Deserialize, Serialize};
+
+use super::image_root::ImageRoot;
+use super::{PlanError, host_root, image_root};
+use crate::job::id::{JobId, JobName};
+use crate::job::record::SCHEMA;
+use crate::job::spec::JobSpec;
+
+/// Where the workspace is inside.
+pub const WORKSPACE: &str = "/workspace";
+
+/// The search path of a box whose image sets none.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The home directory of a user that the image does not know.
+const HOME: &str = "/home/agent";
+
+/// The newest Landlock ABI whose rights agentd handles (Linux 6.15); a newer kernel's further rights are left alone.
+const NEWEST_ABI: u32 = 7;
+
+/// Processes and threads of a box, where nothing else bounds them.
+const PROCESSES: u64 = 4096;
+
+/// Open descriptors of a process, soft and at most.
+const OPEN_FILES: (u64, u64) = (65_536, 1_048_576);
+
+/// Device nodes of the host's /dev that every box gets.
+const DEVICES: &[&str] = &["null", "zero", "full", "random", "urandom", "tty"];
+
+/// Under /proc: switches of the whole machine, which the mapped id may own where agentd runs as root.
+const PROC_READ_ONLY: &[&str] = &["sys", "sysrq-trigger", "irq", "bus", "fs"];
+
+/// Under /proc: what tells about the machine or the user's other sessions (the OCI runtimes' list).
+const PROC_MASKED: &[&str] =
+    &["kcore", "keys", "key-users", "timer_list", "latency_stats", "sched_debug", "acpi", "scsi", "asound", "interrupts"];
+
+/// Under /sys: firmware tables, power counters (a side channel).
+const SYS_MASKED: &[&str] = &["firmware", "devices/virtual/powercap"];
+
+/// A job, fully resolved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Version of this document.
+    pub schema: u32,
+    /// The job's id.
+    pub id: JobId,
+    /// Its name.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub name: Option<JobName>,
+    /// The image as the user wrote it.
+    pub image: String,
+    /// Digest of the image's manifest.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub image_digest: Option<String>,
+    /// Milliseconds of wall-clock time after which the job is stopped.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub timeout_ms: Option<u64>,
+    /// Milliseconds between SIGTERM and SIGKILL.
+    pub grace_ms: u64,
+    /// Whether standard input is passed on.
+    pub interactive: bool,
+    /// Bytes of each output stream that are kept.
+    pub max_output: u64,
+    /// What was asked for or is usual and is not done, and why.
+    pub warnings: Vec<String>,
+    /// The box.
+    #[serde(rename = "box")]
+    pub inside: BoxPlan,
+}
+
+/// What of the host the plan needs beside the spec; read at the edge.
+#[derive(Debug, Clone)]
+pub struct Surroundings {
+    /// The store of unpacked layers.
+    pub store: PathBuf,
+    /// The user's home directory and agentd's own: never visible inside.
+    pub private: Vec<PathBuf>,
+}
+
+impl Plan {
+    /// Resolves `spec` on this host.
+    ///
+    /// # Errors
+    /// [`PlanError`], before anything was started; unpacked layers stay in the store.
+    pub fn new(
+        id: JobId,
+        spec: JobSpec,
+        surroundings: &Surroundings,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Self, PlanError> {
+        let abi = agentd_sys::landlock::abi().map_err(|source| PlanError::NoLandlock { source })?.min(NEWEST_ABI);
+        let mut warnings = Vec::new();
+        unenforced(&spec, &mut warnings)?;
+        let image = image_root::find(&spec.image, &surroundings.store, progress)?;
+        let user = image_root::user(image.as_ref(), spec.user.as_deref())?;
+        let identity = Identity {
+            host_uid: geteuid().as_raw(),
+            host_gid: getegid().as_raw(),
+            box_uid: user.uid,
+            box_gid: user.gid,
+        };
+        if spec.network == Network::Host && abi < 6 {
+            warnings.push(
+                "with --net host and a kernel before 6.12 the box can reach abstract unix sockets of the host".into(),
+            );
+        }
+        let hostname = spec.hostname.clone().unwrap_or_else(|| id.to_string());
+        let home = home(&spec, image.as_ref(), user.home.as_deref());
+        let process = process(&spec, image.as_ref(), &home)?;
+        let replacements = own_files(&hostname, &identity, &home, spec.network, image.as_ref())?;
+        let root = Root {
+            layers: image.as_ref().map_or_else(Vec::new, |image| image.layers.clone()),
+            writable: spec.writable,
+            storage: spec.storage.map_or_else(half_of_memory, Ok)?,
+            additions: Vec::new(),
+            ensure: vec![process.cwd.clone()],
+        };
+        let mut inside = BoxPlan {
+            hostname,
+            identity,
+            network: spec.network,
+            root,
+            mounts: Vec::new(),
+            limits: limits()?,
+            landlock: Landlock { abi, paths: Vec::new() },
+            seccomp: "default".into(),
+            process,
+        };
+        if image.is_some() {
+            let in_etc = replacements.into_iter().map(|file| below("etc", file));
+            inside.root.additions.extend(in_etc);
+        } else {
+            let host = host_root::plan(geteuid().is_root(), &surroundings.private, replacements)?;
+            inside.root.additions.extend(host.additions);
+            inside.mounts.extend(host.mounts);
+        }
+        mounts(&spec, &home, &mut inside)?;
+        grants(&mut inside);
+        Ok(Plan {
+            schema: SCHEMA,
+            id,
+            name: spec.name,
+            image: spec.image.to_string(),
+            image_digest: image.and_then(|image| image.digest),
+            timeout_ms: spec.timeout.map(milliseconds),
+            grace_ms: milliseconds(spec.grace),
+            interactive: spec.interactive,
+            max_output: spec.max_output,
+            warnings,
+            inside,
+        })
+    }
+
+    /// The host path of the workspace.
+    #[must_use]
+    pub fn workspace(&self) -> Option<&Path> {
+        self.inside.mounts.iter().find_map(|mount| match mount {
+            Mount::Bind { source, target, .. } if target == WORKSPACE => Some(source.path.as_path()),
+            _ => None,
+        })
+    }
+}
+
+fn milliseconds(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Refuses, or notes, the limits that need a cgroup.
+fn unenforced(spec: &JobSpec, warnings: &mut Vec<String>) -> Result<(), PlanError> {
+    let asked = &spec.limits;
+    let flags: Vec<&str> = [
+        ("--memory", asked.memory.is_some()),
+        ("--cpus", asked.milli_cpus.is_some()),
+        ("--pids", asked.pids.is_some()),
+    ]
+    .into_iter()
+    .filter_map(|(flag, is_asked)| is_asked.then_some(flag))
+    .collect();
+    if flags.is_empty() {
+        return Ok(());
+    }
+    let (flags, why) = (flags.join(", "), "this version of agentd does not place jobs in cgroups");
+    if !asked.best_effort {
+        return Err(PlanError::Limits { flags, why });
+    }
+    warnings.push(format!("{flags} not enforced: {why}"));
+    Ok(())
+}
+
+/// HOME: what was asked for, what the image says, what its passwd says, or one of agentd's own.
+fn home(spec: &JobSpec, image: Option<&ImageRoot>, of_user: Option<&str>) -> String {
+    let named = |env: &[(String, String)]| {
+        env.iter().rev().find(|(name, _)| name == "HOME").map(|(_, value)| value.clone())
+    };
+    let said = named(&spec.env)
+        .or_else(|| image.and_then(|image| named(&image.config.env)))
+        .or_else(|| of_user.filter(|home| *home != "/nonexistent").map(str::to_owned));
+    said.and_then(|home| crate::job::spec::absolute(&home).ok()).unwrap_or_else(|| HOME.to_owned())
+}
+
+fn process(spec: &JobSpec, image: Option<&ImageRoot>, home: &str) -> Result<Process, PlanError> {
+    let empty = agentd_rootfs::ImageConfig::default();
+    let config = image.map_or(&empty, |image| &image.config);
+    let mut argv = match &spec.entrypoint {
+        Some(program) => vec![program.clone()],
+        None => config.entrypoint.clone(),
+    };
+    if spec.command.is_empty() && spec.entrypoint.is_none() {
+        argv.extend(config.cmd.iter().cloned());
+    } else {
+        argv.extend(spec.command.iter().cloned());
+    }
+    if argv.is_empty() {
+        return Err(PlanError::NoCommand { image: spec.image.to_string() });
+    }
+    let mut env: Vec<(String, String)> = vec![("PATH".into(), PATH.into())];
+    let layers = [config.env.as_slice(), spec.env.as_slice()];
+    for (name, value) in layers.into_iter().flatten().cloned().chain([("HOME".to_owned(), home.to_owned())]) {
+        match env.iter_mut().find(|(known, _)| *known == name) {
+            Some(known) => known.1 = value,
+            None => env.push((name, value)),
+        }
+    }
+    let cwd = spec
+        .workdir
+        .clone()
+        .or_else(|| spec.workspace.as_ref().map(|_| WORKSPACE.to_owned()))
+        .or_else(|| config.working_dir.as_deref().and_then(|path| crate::job::spec::absolute(path).ok()))
+        .unwrap_or_else(|| "/".to_owned());
+    let env = env.into_iter().map(|(name, value)| format!("{name}={value}")).collect();
+    Ok(Process { argv, env, cwd, terminal: spec.terminal })
+}
+
+/// Files of /etc that the box has of its own, relative to /etc.
+fn own_files(
+    hostname: &str,
+    ids: &Identity,
+    home: &str,
+    network: Network,
+    image: Option<&ImageRoot>,
+) -> Result<Vec<Addition>, PlanError> {
+    let file = |path: &str, contents: String| Addition::File { path: path.to_owned(), contents };
+    let (passwd, group) = match image {
+        Some(image) => {
+            let read = |file| agentd_rootfs::user::read(&image.paths, file).map_err(PlanError::ImageFile);
+            (read("etc/passwd")?, read("etc/group")?)
+        }
+        None => (None, None),
+    };
+    let passwd = passwd.unwrap_or_else(|| {
+        "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n".to_owned()
+    });
+    let group = group.unwrap_or_else(|| "root:x:0:\nnogroup:x:65534:\n".to_owned());
+    let shell = "/bin/sh";
+    let passwd = with_entry(passwd, ids.box_uid, &format!("agent:x:{}:{}:agent:{home}:{shell}", ids.box_uid, ids.box_gid));
+    let group = with_entry(group, ids.box_gid, &format!("agent:x:{}:", ids.box_gid));
+    let (hosts, resolv) = match network {
+        Network::None => (
+            format!("127.0.0.1 localhost {hostname}\n::1 localhost ip6-localhost ip6-loopback\n"),
+            "# this box has no network: agentd run --net none\n".to_owned(),
+        ),
+        Network::Host => (host_file("/etc/hosts")?, host_file("/etc/resolv.conf")?),
+    };
+    Ok(vec![
+        file("passwd", passwd),
+        file("group", group),
+        file("hostname", format!("{hostname}\n")),
+        file("hosts", hosts),
+        file("resolv.conf", resolv),
+    ])
+}
+
+/// `table` (passwd or group) with `entry` at its end, unless it knows `id`.
+fn with_entry(mut table: String, id: u32, entry: &str) -> String {
+    let id = id.to_string();
+    if !table.lines().any(|line| line.split(':').nth(2) == Some(id.as_str())) {
+        if !table.is_empty() && !table.ends_with('\n') {
+            table.push('\n');
+        }
+        table.push_str(entry);
+        table.push('\n');
+    }
+    table
+}
+
+/// A small text file of the host, or nothing where there is none.
+fn host_file(path: &str) -> Result<String, PlanError> {
+    let read = || -> io::Result<String> {
+        let mut bytes = Vec::new();
+        io::Read::read_to_end(&mut io::Read::take(std::fs::File::open(path)?, 1 << 20), &mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    match read() {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(PlanError::HostPath { what: "the host's", path: path.into(), source: error, hint: None })
+        }
+        read => Ok(read.unwrap_or_default()),
+    }
+}
+
+fn below(directory: &str, addition: Addition) -> Addition {
+    match addition {
+        Addition::File { path, contents } => Addition::File { path: format!("{directory}/{path}"), contents },
+        other => other,
+    }
+}
+
+fn mounts(spec: &JobSpec, home: &str, inside: &mut BoxPlan) -> Result<(), PlanError> {
+    let strings = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect();
+    let scratch = |target: &str, mode| Mount::Scratch { target: target.to_owned(), mode };
+    inside.mounts.extend([
+        Mount::Proc { read_only: strings(PROC_READ_ONLY), masked: strings(PROC_MASKED) },
+        Mount::Dev { nodes: strings(DEVICES) },
+        Mount::Sys { masked: strings(SYS_MASKED) },
+        scratch("/tmp", 0o1777),
+        scratch("/run", 0o755),
+        scratch("/scratch", 0o755),
+        Mount::Writable { target: home.to_owned() },
+    ]);
+    for target in ["proc", "dev", "sys", "tmp", "run", "scratch"] {
+        inside.root.additions.push(Addition::Directory { path: target.into() });
+    }
+    if let Some(workspace) = &spec.workspace {
+        inside.root.additions.push(Addition::Directory { path: "workspace".into() });
+        inside.mounts.push(Mount::Bind {
+            source: super::directory(&workspace.path, "workspace")?,
+            target: WORKSPACE.into(),
+            kind: Kind::Directory,
+            access: workspace.access,
+        });
+    }
+    for mount in &spec.mounts {
+        let taken = ["/proc", "/dev", "/sys", "/run/agentd"];
+        let is_taken = |place: &&str| mount.target == **place || mount.target.starts_with(&format!("{place}/"));
+        if taken.iter().any(|place| is_taken(&place)) {
+            return Err(PlanError::TargetTaken(mount.target.clone()));
+        }
+        let (source, kind) = super::source(&mount.source, "mount source")?;
+        inside.mounts.push(Mount::Bind { source, target: mount.target.clone(), kind, access: mount.access });
+    }
+    Ok(())
+}
+
+/// What Landlock grants: the profile's paths, and every mount as far as it may be used.
+fn grants(inside: &mut BoxPlan) {
+    let root = if inside.root.writable { PathAccess::ReadWrite } else { PathAccess::ReadExecute };
+    let mut grant = |path: &str, access| inside.landlock.paths.push(PathGrant { path: path.to_owned(), access });
+    grant("/", root);
+    grant("/dev", PathAccess::WriteExisting);
+    grant("/dev/shm", PathAccess::ReadWrite);
+    // CUDA names its threads by /proc/self/task/*/comm; what matters there is read-only or masked by mounts.
+    grant("/proc", PathAccess::WriteExisting);
+    for mount in &inside.mounts {
+        match mount {
+            Mount::Scratch { target, .. } | Mount::Writable { target } => grant(target, PathAccess::ReadWrite),
+            Mount::Bind { target, access: Access::ReadWrite, .. } => grant(target, PathAccess::ReadWrite),
+            _ => {}
+        }
+    }
+}
+
+fn limits() -> Result<Vec<Limit>, PlanError> {
+    let most = |resource, bound: u64| getrlimit(resource).maximum.map_or(bound, |maximum| maximum.min(bound));
+    let (soft, hard) = OPEN_FILES;
+    let open_files = most(Resource::Nofile, hard);
+    let processes = most(Resource::Nproc, PROCESSES);
+    Ok(vec![
+        Limit { resource: LimitedResource::Core, soft: Some(0), hard: Some(0) },
+        Limit { resource: LimitedResource::OpenFiles, soft: Some(soft.min(open_files)), hard: Some(open_files) },
+        Limit { resource: LimitedResource::Processes, soft: Some(processes), hard: Some(processes) },
+    ])
+}
+
+/// The default bound of the box's tmpfs: half of the machine's memory, as tmpfs(5) has it.
+fn half_of_memory() -> Result<u64, PlanError> {
+    let info = rustix::system::sysinfo();
+    Ok(u64::from(info.mem_unit).saturating_mul(info.totalram) / 2)
+}
+

@@ -1,0 +1,16 @@
+//! The runtime: from the words of the command line to a box and its record.
+//!
+//! ```text
+//! cli ──► job::spec ──► launch::plan ──► supervisor ──► agentd_init (PID 1)
+//!                                            │
+//!                                            └──► job::record, on disk
+//! ```
+//!
+//! Invariant: data flows one way. Only `cli` reads the command line and the environment; only `launch` looks at the host
+//! and the image; what the supervisor does follows from the plan alone.
+
+pub mod cli;
+pub mod doctor;
+pub mod job;
+pub mod launch;
+pub mod supervisor;

@@ -1,0 +1,7 @@
+//! The `agentd` program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    agentd_runtime::cli::main()
+}

@@ -1,0 +1,379 @@
+//! The one host process of a job: starts the box, passes its streams and signals, keeps time, writes the record.
+//!
+//! Invariant: single-threaded, and it never blocks on anything but its one `poll`: a payload that floods its output, or a
+//! reader that does not read, delays neither a timeout nor a signal. It reads from inside only PID 1's reports (bounded,
+//! checked) and bytes of output, which it copies and never interprets.
+
+mod ending;
+mod streams;
+mod terminal;
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use agentd_init::plan::Network;
+use agentd_init::reaper::RELAYED;
+use agentd_init::report::{self, Report};
+use agentd_init::step::Failure;
+use agentd_sys::process::{BOX_NAMESPACES, Cloned, NET_NAMESPACE, clone};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::SignalFd;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{
+    Pid, PidfdFlags, WaitId, WaitIdOptions, getppid, kill_process, pidfd_open, pidfd_send_signal, waitid,
+};
+
+pub use ending::Ending;
+
+use crate::job::record::{Enforced, Record, SCHEMA, State};
+use crate::job::store::{JobStoreError, Jobs, LiveJob, now};
+use crate::launch::plan::Plan;
+use ending::{Reason, Stop};
+use streams::Streams;
+
+/// A job that could not be supervised. What fails inside the box is an [`Ending`], not an error.
+#[derive(Debug, thiserror::Error)]
+pub enum SuperviseError {
+    /// The state directory.
+    #[error(transparent)]
+    Store(#[from] JobStoreError),
+    /// `clone3`.
+    #[error("cannot create namespaces for the box; `agentd doctor` says what this host allows")]
+    Clone(#[source] io::Error),
+    /// Any other call on the host.
+    #[error("cannot {what}")]
+    Host {
+        /// What was tried.
+        what: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// Names what a system call on the host was for.
+trait To<T> {
+    fn to(self, what: &'static str) -> Result<T, SuperviseError>;
+}
+
+impl<T, E: Into<io::Error>> To<T> for Result<T, E> {
+    fn to(self, what: &'static str) -> Result<T, SuperviseError> {
+        self.map_err(|source| SuperviseError::Host { what, source: source.into() })
+    }
+}
+
+/// A finished job: how it ended, and its record as it was written.
+#[derive(Debug)]
+pub struct Finished {
+    /// How it ended.
+    pub ending: Ending,
+    /// The final record.
+    pub record: Record,
+}
+
+/// Runs a job in the foreground, from clone to record.
+///
+/// # Errors
+/// [`SuperviseError`]; nothing of the box is left then.
+pub fn run(plan: &Plan, jobs: &Jobs) -> Result<Finished, SuperviseError> {
+    let job = jobs.create(&plan.id, plan.name.as_ref())?;
+    let mut record = first_record(plan);
+    job.write(&record)?;
+    job.write_plan(plan)?;
+    let begun = Instant::now();
+    let supervised = Supervisor::start(plan, &job).and_then(|mut supervisor| {
+        let ending = supervisor.supervise(jobs)?;
+        Ok((ending, supervisor.streams.dropped()))
+    });
+    let (ending, output_dropped) = match supervised {
+        Ok(supervised) => supervised,
+        Err(error) => {
+            let reason = match std::error::Error::source(&error) {
+                Some(source) => format!("{error}: {source}"),
+                None => error.to_string(),
+            };
+            record.state = State::Failed { exit_code: ending::AGENTD_FAILED, reason };
+            finish(job, &mut record, begun)?;
+            return Err(error);
+        }
+    };
+    record.state = ending.state();
+    record.output_dropped = output_dropped;
+    finish(job, &mut record, begun)?;
+    Ok(Finished { ending, record })
+}
+
+fn finish(job: LiveJob, record: &mut Record, begun: Instant) -> Result<(), JobStoreError> {
+    record.finished = Some(now());
+    record.duration_ms = u64::try_from(begun.elapsed().as_millis()).ok();
+    job.finish(record)
+}
+
+fn first_record(plan: &Plan) -> Record {
+    Record {
+        schema: SCHEMA,
+        id: plan.id.clone(),
+        name: plan.name.clone(),
+        image: plan.image.clone(),
+        image_digest: plan.image_digest.clone(),
+        workspace: plan.workspace().map(|path| path.display().to_string()),
+        command: plan.inside.process.argv.clone(),
+        created: now(),
+        finished: None,
+        duration_ms: None,
+        supervisor_pid: std::process::id(),
+        state: State::Running,
+        enforced: Enforced {
+            landlock_abi: plan.inside.landlock.abi,
+            seccomp: plan.inside.seccomp.clone(),
+            network: match plan.inside.network {
+                Network::None => "none".into(),
+                Network::Host => "host".into(),
+            },
+        },
+        warnings: plan.warnings.clone(),
+        output_dropped: 0,
+    }
+}
+
+/// A running box, from outside.
+struct Supervisor<'a> {
+    plan: &'a Plan,
+    signals: SignalFd,
+    /// Whoever started this program; its end counts as a hang-up unless hang-ups are ignored (`nohup`).
+    parent: Option<OwnedFd>,
+    init: OwnedFd,
+    channel: Option<OwnedFd>,
+    streams: Streams,
+    deadline: Option<Instant>,
+    stop: Option<Stop>,
+    /// Whether PID 1 has not been reaped.
+    alive: bool,
+    started: bool,
+    /// Told to go while only output was left to pass on.
+    abandoned: bool,
+    failure: Option<Failure>,
+    status: Option<i32>,
+}
+
+impl<'a> Supervisor<'a> {
+    fn start(plan: &'a Plan, job: &LiveJob) -> Result<Self, SuperviseError> {
+        let parent = watch_parent()?;
+        let mut watched: SigSet = RELAYED.iter().copied().collect();
+        watched.extend([Signal::SIGCHLD, Signal::SIGWINCH]);
+        let signals = agentd_sys::signal::descriptor(&watched).to("block signals")?;
+        let (channel, inside) = agentd_sys::channel::pair().to("make a channel")?;
+        let (streams, stdio) = Streams::new(plan, job.directory()).to("set the streams up")?;
+        let mut namespaces = BOX_NAMESPACES;
+        if plan.inside.network == Network::None {
+            namespaces |= NET_NAMESPACE;
+        }
+        let init = match clone(namespaces, None).map_err(SuperviseError::Clone)? {
+            Cloned::Child => {
+                agentd_init::run(&plan.inside, agentd_init::Descriptors { channel: inside, stdio });
+            }
+            Cloned::Parent { pidfd, .. } => pidfd,
+        };
+        tracing::debug!(id = %plan.id, "box cloned");
+        Ok(Supervisor {
+            plan,
+            signals,
+            parent,
+            init,
+            channel: Some(channel),
+            streams,
+            deadline: plan.timeout_ms.and_then(|timeout| Instant::now().checked_add(Duration::from_millis(timeout))),
+            stop: None,
+            alive: true,
+            started: false,
+            abandoned: false,
+            failure: None,
+            status: None,
+        })
+    }
+
+    /// Until PID 1 is gone and its output is passed on.
+    fn supervise(&mut self, jobs: &Jobs) -> Result<Ending, SuperviseError> {
+        let mut swept = false;
+        while self.alive || !(self.streams.done() || self.abandoned) {
+            let ready = self.wait()?;
+            if ready.channel {
+                self.hear()?;
+            }
+            if ready.signals {
+                self.relay()?;
+            }
+            if ready.parent {
+                self.parent = None;
+                self.stop(Reason::Hangup)?;
+            }
+            self.keep_time()?;
+            self.streams.pass().to("pass the output on")?;
+            if ready.init {
+                self.alive = false;
+                self.bury()?;
+                self.streams.box_is_gone();
+            }
+            if self.started && !swept {
+                // Off the way to the payload's start: what other supervisors left when they were killed.
+                swept = true;
+                if let Err(error) = jobs.sweep() {
+                    tracing::warn!("{error}");
+                }
+            }
+        }
+        let timeout = self.plan.timeout_ms.map(Duration::from_millis);
+        Ok(Ending::new(self.failure.take(), self.status, self.stop, timeout))
+    }
+
+    fn wait(&self) -> Result<Ready, SuperviseError> {
+        let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
+        let mut places = [None; 3];
+        for (place, fd) in places.iter_mut().zip([
+            self.alive.then_some(self.init.as_fd()),
+            self.channel.as_ref().map(AsFd::as_fd),
+            self.parent.as_ref().map(AsFd::as_fd),
+        ]) {
+            if let Some(fd) = fd {
+                *place = Some(fds.len());
+                fds.push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
+            }
+        }
+        self.streams.interest(&mut fds);
+        let timeout = self.next_deadline().map(|deadline| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            // Rounded up, so that the deadline has passed when the poll returns.
+            Timespec { tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX), tv_nsec: i64::from(left.subsec_nanos()) }
+        });
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) => {}
+            Err(Errno::INTR) => return Ok(Ready::default()),
+            Err(error) => return Err(error).to("wait for the box"),
+        }
+        let is_ready = |place: Option<usize>| place.and_then(|at| fds.get(at)).is_some_and(|fd| !fd.revents().is_empty());
+        let [init, channel, parent] = places;
+        Ok(Ready { signals: is_ready(Some(0)), init: is_ready(init), channel: is_ready(channel), parent: is_ready(parent) })
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        if !self.alive {
+            return None;
+        }
+        match self.stop {
+            Some(stop) => stop.kill_at,
+            None => self.deadline,
+        }
+    }
+
+    fn keep_time(&mut self) -> Result<(), SuperviseError> {
+        if self.next_deadline().is_none_or(|deadline| Instant::now() < deadline) {
+            return Ok(());
+        }
+        match self.stop {
+            None => self.stop(Reason::Timeout),
+            Some(stop) => {
+                self.stop = Some(Stop { kill_at: None, ..stop });
+                pidfd_send_signal(&self.init, rustix::process::Signal::KILL).or_else(gone).to("kill the box")
+            }
+        }
+    }
+
+    /// SIGTERM now, SIGKILL after the grace period. A box that is not up yet has nothing to say goodbye to.
+    fn stop(&mut self, reason: Reason) -> Result<(), SuperviseError> {
+        if self.stop.is_some() {
+            return Ok(());
+        }
+        let grace = if self.started { Duration::from_millis(self.plan.grace_ms) } else { Duration::ZERO };
+        self.stop = Some(Stop { reason, kill_at: Some(Instant::now() + grace) });
+        pidfd_send_signal(&self.init, rustix::process::Signal::TERM).or_else(gone).to("stop the box")
+    }
+
+    fn relay(&mut self) -> Result<(), SuperviseError> {
+        while let Some(info) = self.signals.read_signal().to("read signals")? {
+            let Some(signal) = i32::try_from(info.ssi_signo).ok().and_then(|raw| Signal::try_from(raw).ok()) else { continue };
+            match signal {
+                Signal::SIGWINCH => self.streams.resize(),
+                Signal::SIGCHLD => {}
+                // Only a reader that does not read keeps this program here.
+                _ if !self.alive => self.abandoned = true,
+                Signal::SIGHUP => self.stop(Reason::Hangup)?,
+                Signal::SIGTERM => self.stop(Reason::Terminated)?,
+                signal => {
+                    if let Some(signal) = rustix::process::Signal::from_named_raw(signal as i32) {
+                        pidfd_send_signal(&self.init, signal).or_else(gone).to("relay a signal")?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// One report of PID 1.
+    fn hear(&mut self) -> Result<(), SuperviseError> {
+        let Some(channel) = &self.channel else { return Ok(()) };
+        match report::receive(channel).to("hear from the box")? {
+            None => self.channel = None,
+            Some((Report::Started, _)) => {
+                self.started = true;
+                tracing::debug!(id = %self.plan.id, "payload started");
+            }
+            Some((Report::Failed(failure), _)) => self.failure = Some(failure),
+            Some((Report::Exited(status), _)) => self.status = Some(status),
+            Some((Report::Terminal, Some(controller))) => self.streams.attach(controller).to("use the terminal")?,
+            Some((Report::Terminal, None)) => {
+                return Err(io::Error::from(io::ErrorKind::InvalidData)).to("hear from the box");
+            }
+        }
+        Ok(())
+    }
+
+    /// PID 1 is gone, and with it every process of the box: hears what it still had to say and reaps it.
+    fn bury(&mut self) -> Result<(), SuperviseError> {
+        while self.channel.is_some() {
+            self.hear()?;
+        }
+        waitid(WaitId::PidFd(self.init.as_fd()), WaitIdOptions::EXITED).to("reap the box")?;
+        Ok(())
+    }
+}
+
+impl Drop for Supervisor<'_> {
+    fn drop(&mut self) {
+        // On the way out of an error the box must not be left behind.
+        if !self.alive {
+            return;
+        }
+        pidfd_send_signal(&self.init, rustix::process::Signal::KILL).or_else(gone).unwrap_or_default();
+    }
+}
+
+/// What the poll found.
+#[derive(Debug, Default)]
+struct Ready {
+    signals: bool,
+    init: bool,
+    channel: bool,
+    parent: bool,
+}
+
+fn gone(error: Errno) -> Result<(), Errno> {
+    if error == Errno::SRCH { Ok(()) } else { Err(error) }
+}
+
+/// A pidfd of the process that started this one; none under `nohup`, where its end means nothing.
+fn watch_parent() -> Result<Option<OwnedFd>, SuperviseError> {
+    if agentd_sys::signal::hangup_is_ignored().to("look at SIGHUP")? {
+        return Ok(None);
+    }
+    let Some(parent) = getppid().filter(|parent| *parent != Pid::INIT) else { return Ok(None) };
+    match pidfd_open(parent, PidfdFlags::empty()) {
+        Ok(pidfd) if getppid() == Some(parent) => Ok(Some(pidfd)),
+        // It ended just now: as if it had ended a moment later.
+        Ok(_) | Err(Errno::SRCH) => {
+            kill_process(rustix::process::getpid(), rustix::process::Signal::HUP).to("hang up")?;
+            Ok(None)
+        }
+        Err(error) => Err(error).to("watch the parent process"),
+    }
+}

@@ -1,0 +1,49 @@
+//! The user's terminal while a box has one of its own: raw, so that every key reaches the box, and put back afterwards.
+//!
+//! Invariant: whatever way the supervisor returns, the terminal has its old modes again. Signals cannot get between:
+//! all that would end the program arrive through a descriptor.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::stdio::{stdin, stdout};
+use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize};
+
+/// The box's terminal and the state that agentd's own is to return to.
+#[derive(Debug)]
+pub(super) struct Terminal {
+    controller: OwnedFd,
+    before: Option<Termios>,
+}
+
+impl Terminal {
+    /// Takes over the box's terminal; puts agentd's own into raw mode when input is passed on.
+    pub(super) fn new(controller: OwnedFd, interactive: bool) -> io::Result<Self> {
+        let mut before = None;
+        if interactive && isatty(stdin()) {
+            let modes = tcgetattr(stdin())?;
+            let mut raw = modes.clone();
+            raw.make_raw();
+            tcsetattr(stdin(), OptionalActions::Now, &raw)?;
+            before = Some(modes);
+        }
+        Ok(Terminal { controller, before })
+    }
+
+    /// Gives the box's terminal the size of agentd's own. One without a size (a pipe) leaves it as it is.
+    pub(super) fn resize(&self) {
+        let own = if isatty(stdout()) { stdout() } else { stdin() };
+        if let Ok(size) = tcgetwinsize(own) {
+            tcsetwinsize(&self.controller, size).unwrap_or_default();
+        }
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        if let Some(before) = &self.before {
+            // A terminal that is gone has no modes to restore.
+            tcsetattr(stdin(), OptionalActions::Now, before).unwrap_or_default();
+        }
+    }
+}
