@@ -1,0 +1,240 @@
+//! What the tests of the `agentd` binary stand on: where the binary is, a private home a test, what this machine can
+//! do, and stand-ins for the things around it ([`oci`] images, the [`messages_api`]).
+//!
+//! Invariant: nothing here uses agentd's own code. Tests judge the binary by its output, the disk and the kernel.
+
+#![expect(
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "test support: a test ends by a panic, a skip is told on stderr"
+)]
+
+pub mod messages_api;
+pub mod oci;
+mod ran;
+
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+pub use ran::{Ran, run, run_with_input};
+
+/// A private home: every path agentd keeps state under lies inside, and goes away with the value.
+#[derive(Debug)]
+pub struct Home {
+    dir: TempDir,
+    image: OnceLock<PathBuf>,
+}
+
+impl Default for Home {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Home {
+    /// Makes the directories.
+    #[must_use]
+    pub fn new() -> Self {
+        let dir = tempfile::Builder::new().prefix("agentd-test-").tempdir().unwrap_or_else(|e| panic!("tempdir: {e}"));
+        let home = Self { dir, image: OnceLock::new() };
+        for name in ["data", "state", "cache", "config", "run", "work"] {
+            let made = std::fs::DirBuilder::new().mode(0o700).create(home.path().join(name));
+            made.unwrap_or_else(|e| panic!("{name}: {e}"));
+        }
+        home
+    }
+
+    /// The directory; it is 0700 and `$HOME` of the commands made by [`Home::agentd`].
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// An empty directory to give to a box as workspace.
+    #[must_use]
+    pub fn workspace(&self) -> PathBuf {
+        self.path().join("work")
+    }
+
+    /// Where the records of jobs are: `$XDG_STATE_HOME/agentd`.
+    #[must_use]
+    pub fn state(&self) -> PathBuf {
+        self.path().join("state/agentd")
+    }
+
+    /// `agentd` with an environment of its own: only `PATH`, `HOME` and `XDG_*` are set, stdin is /dev/null.
+    #[must_use]
+    pub fn agentd(&self) -> Command {
+        let mut command = Command::new(agentd());
+        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into()));
+        command.env("HOME", self.path()).stdin(Stdio::null());
+        for (variable, name) in [("DATA_HOME", "data"), ("STATE_HOME", "state"), ("CACHE_HOME", "cache")] {
+            command.env(format!("XDG_{variable}"), self.path().join(name));
+        }
+        command.env("XDG_CONFIG_HOME", self.path().join("config")).env("XDG_RUNTIME_DIR", self.path().join("run"));
+        command
+    }
+
+    /// An OCI layout in this home with busybox at `/bin/busybox` and a link for each applet; made at the first call.
+    /// Give it to `--image` as `oci:PATH`. Needs [`Feature::Busybox`].
+    #[must_use]
+    pub fn busybox_image(&self) -> &Path {
+        self.image.get_or_init(|| {
+            let dir = self.path().join("busybox");
+            busybox().write(&dir, "latest").unwrap_or_else(|e| panic!("busybox image: {e}"));
+            dir
+        })
+    }
+}
+
+/// The image of [`Home::busybox_image`] before it is written, to add layers or configuration to.
+#[must_use]
+pub fn busybox() -> oci::Image {
+    let program = std::fs::read(BUSYBOX).unwrap_or_else(|e| panic!("{BUSYBOX}: {e}; install busybox-static"));
+    let mut entries: Vec<_> = ["bin", "etc", "usr", "home", "tmp"].map(oci::Entry::dir).into();
+    entries
+        .push(oci::Entry::file("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n"));
+    entries.push(oci::Entry::file("etc/group", "root:x:0:\nuser:x:1000:\n"));
+    entries.push(oci::Entry::file("bin/busybox", program).mode(0o755));
+    let applets = run(Command::new(BUSYBOX).arg("--list"));
+    for applet in applets.stdout.lines().filter(|a| *a != "busybox") {
+        entries.push(oci::Entry::symlink(&format!("bin/{applet}"), "busybox"));
+    }
+    oci::Image::new().layer(oci::Layer::Entries(entries), oci::Compression::Plain).env("PATH=/bin").cmd(&["sh"])
+}
+
+const BUSYBOX: &str = "/bin/busybox";
+
+/// The `agentd` under test: `$AGENTD_BIN`, else the one built beside this test, else the release build.
+#[must_use]
+pub fn agentd() -> PathBuf {
+    if let Some(path) = std::env::var_os("AGENTD_BIN") {
+        return path.into();
+    }
+    // …/PROFILE/deps/TEST
+    let test = std::env::current_exe().unwrap_or_else(|e| panic!("current_exe: {e}"));
+    let profile = test.ancestors().nth(2).unwrap_or(Path::new("/"));
+    let beside = [profile.join("agentd"), profile.with_file_name("release").join("agentd")];
+    let found = beside.iter().find(|path| path.metadata().is_ok());
+    found.unwrap_or_else(|| panic!("{} is not there: cargo build -p agentd", beside[0].display())).clone()
+}
+
+/// Something a test needs of the machine it runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Feature {
+    /// User namespaces in which a file system can be mounted, for the user who runs the test.
+    Userns,
+    /// The test runs as an ordinary user.
+    OrdinaryUser,
+    /// The test runs as root.
+    Root,
+    /// A static /bin/busybox.
+    Busybox,
+}
+
+impl Feature {
+    /// The word for it in `AGENTD_TEST_REQUIRE`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Userns => "userns",
+            Self::OrdinaryUser => "user",
+            Self::Root => "root",
+            Self::Busybox => "busybox",
+        }
+    }
+
+    fn missing(self) -> Option<&'static str> {
+        let there = match self {
+            Self::Userns => succeeds("unshare", &["-Urm", "mount", "-t", "tmpfs", "none", "/tmp"]),
+            Self::OrdinaryUser => !is_root(),
+            Self::Root => is_root(),
+            Self::Busybox => static_busybox(),
+        };
+        let reason = match self {
+            Self::Userns => "this user cannot mount in a user namespace (see `agentd doctor`)",
+            Self::OrdinaryUser => "root runs this test",
+            Self::Root => "an ordinary user runs this test",
+            Self::Busybox => "no static /bin/busybox (Debian: busybox-static)",
+        };
+        (!there).then_some(reason)
+    }
+}
+
+/// Whether the test can run here. If not it says `skipped: …`, or fails where `AGENTD_TEST_REQUIRE` (words with commas
+/// between, or `all`) names the feature; `all` leaves out who runs the test.
+#[must_use]
+pub fn require(feature: Feature) -> bool {
+    let Some(reason) = feature.missing() else { return true };
+    let required = std::env::var("AGENTD_TEST_REQUIRE").unwrap_or_default();
+    let all_covers = !matches!(feature, Feature::OrdinaryUser | Feature::Root);
+    assert!(
+        !required.split(',').any(|word| word == feature.name() || (word == "all" && all_covers)),
+        "required by AGENTD_TEST_REQUIRE: {reason}"
+    );
+    eprintln!("skipped: {reason}");
+    false
+}
+
+fn succeeds(program: &str, args: &[&str]) -> bool {
+    Command::new(program).args(args).output().is_ok_and(|output| output.status.success())
+}
+
+fn is_root() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    status.lines().any(|line| line.strip_prefix("Uid:").is_some_and(|ids| ids.split_whitespace().nth(1) == Some("0")))
+}
+
+/// A dynamic busybox would need libraries the image has not.
+fn static_busybox() -> bool {
+    const INTERPRETER: &[u8] = b"/lib64/ld-linux";
+    const INTERPRETER_ARM: &[u8] = b"/lib/ld-linux";
+    std::fs::read(BUSYBOX).is_ok_and(|program| {
+        let head = &program[..program.len().min(4096)];
+        ![INTERPRETER, INTERPRETER_ARM].iter().any(|path| head.windows(path.len()).any(|window| window == *path))
+    })
+}
+
+/// Waits until `condition` holds; for what other processes do. False when `timeout` passed first.
+pub fn wait_until(timeout: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + timeout;
+    loop {
+        if condition() {
+            return true;
+        }
+        if Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_busybox_image_has_a_shell_and_runs_as_its_config_says() {
+        if !require(Feature::Busybox) {
+            return;
+        }
+        let home = Home::new();
+        let index = std::fs::read_to_string(home.busybox_image().join("index.json")).unwrap();
+        assert!(index.contains("latest"));
+    }
+
+    #[test]
+    fn waiting_ends_with_the_condition_or_with_the_time() {
+        let mut calls = 0;
+        assert!(wait_until(Duration::from_secs(5), || {
+            calls += 1;
+            calls == 3
+        }));
+        assert!(!wait_until(Duration::ZERO, || false));
+    }
+}

@@ -1,0 +1,21 @@
+//! `cargo xtask bench …`: what agentd costs, beside its peers, in one interleaved run.
+
+mod start;
+
+use anyhow::Result;
+
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Verb {
+    /// Start to exit of `true`: agentd, the floor, bwrap, crun, runc, podman; then many at once, and idle memory
+    Start(start::Args),
+    /// The measuring half of `start`, already an ordinary user; prints JSON
+    #[command(hide = true)]
+    MeasureStart(start::measure::Args),
+}
+
+pub(crate) fn run(verb: Verb) -> Result<bool> {
+    match verb {
+        Verb::Start(arguments) => start::run(&arguments),
+        Verb::MeasureStart(arguments) => start::measure::run(&arguments).map(|()| true),
+    }
+}

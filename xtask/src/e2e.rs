@@ -1,0 +1,127 @@
+//! `cargo xtask e2e`: every check and every test, as root and as an ordinary user.
+//!
+//! Invariant: the closing line counts each (test, user) pair once; a check that could not be made, a pass that was not
+//! run and a test binary that ended without a result are told, never dropped.
+
+mod execute;
+mod leftovers;
+mod tally;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::account::{self, Account};
+use crate::checks::{self, Outcome};
+use crate::{tidy, workspace};
+use execute::{Ended, User};
+use leftovers::Snapshot;
+use tally::Tally;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Run only tests whose name, or whose file's name, contains this; checks are left out
+    filter: Option<String>,
+}
+
+/// Tier and user to what came of it.
+type Table = BTreeMap<(&'static str, &'static str), Tally>;
+
+pub(crate) fn run(arguments: &Args) -> Result<bool> {
+    let account = if account::am_root()? { Some(Account::ensure()?) } else { None };
+    let target_directory = target_directory(account.as_ref())?;
+    let users = match account {
+        Some(account) => vec![User::root(), User::ordinary(account)],
+        None => vec![User::invoking()],
+    };
+    let mut table = Table::new();
+    if arguments.filter.is_none() {
+        record_checks(&mut table, users[0].name, &target_directory)?;
+    }
+
+    println!("== building agentd and the tests");
+    let agentd = workspace::release_program("agentd", "agentd", &target_directory)?;
+    let mut build = workspace::cargo();
+    build.args(["test", "--workspace", "--no-run"]).arg("--target-dir").arg(&target_directory);
+    let mut programs = workspace::programs(&mut build)?;
+    programs.retain(|program| program.path.parent().is_some_and(|directory| directory.ends_with("deps")));
+    programs.sort_by(|a, b| (tally::tier(a), &a.target, &a.path).cmp(&(tally::tier(b), &b.target, &b.path)));
+    programs.dedup_by(|a, b| a.path == b.path);
+
+    let mut reasons: BTreeMap<String, u32> = BTreeMap::new();
+    for user in &users {
+        println!("== tests as {}", user.name);
+        let before = Snapshot::take(user)?;
+        for program in &programs {
+            let ended = execute::run(user, program, &agentd, arguments.filter.as_deref())?;
+            let Some(Ended { tally, skips }) = ended else { continue };
+            *table.entry((tally::tier(program), user.name)).or_default() += tally;
+            for reason in skips {
+                *reasons.entry(reason).or_default() += 1;
+            }
+        }
+        let left = before.left_behind(user)?;
+        for what in &left {
+            println!("left behind: {what}");
+        }
+        *table.entry(("nothing left behind", user.name)).or_default() += Tally::of(left.is_empty());
+    }
+    ensure!(table.keys().any(|(tier, _)| *tier != "nothing left behind"), "no test has such a name");
+    Ok(conclude(&table, &reasons, &users))
+}
+
+fn conclude(table: &Table, reasons: &BTreeMap<String, u32>, users: &[User]) -> bool {
+    println!("\n{:<20} {:<12} {:>7} {:>7} {:>7}", "tier", "as", "passed", "failed", "skipped");
+    let mut sum = Tally::default();
+    for ((tier, user), tally) in table {
+        println!("{tier:<20} {user:<12} {:>7} {:>7} {:>7}", tally.passed, tally.failed, tally.skipped);
+        sum += *tally;
+    }
+    for (reason, count) in reasons {
+        println!("skipped {count}: {reason}");
+    }
+    if users.len() == 1 {
+        println!("The pass as root was NOT run: an ordinary user started this.");
+    }
+    println!("{} passed, {} failed, {} skipped", sum.passed, sum.failed, sum.skipped);
+    sum.failed == 0
+}
+
+fn record_checks(table: &mut Table, user: &'static str, target_directory: &Path) -> Result<()> {
+    println!("== checks");
+    let mut outcomes = vec![("tidy", tidy::check()?.into())];
+    outcomes.extend(checks::run(target_directory)?);
+    for (name, outcome) in outcomes {
+        let tally = table.entry(("checks", user)).or_default();
+        match outcome {
+            Outcome::Passed => {
+                *tally += Tally::of(true);
+                println!("{name}: ok");
+            }
+            Outcome::Failed => {
+                *tally += Tally::of(false);
+                println!("{name}: FAILED");
+            }
+            Outcome::Skipped(why) => {
+                tally.skipped += 1;
+                println!("{name}: SKIPPED: {why}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Where to build: cargo's own target directory, unless the ordinary user cannot get there (a checkout in /root). Test
+/// programs know the paths of their stand-ins from the compiler, so a copy of them elsewhere would not do.
+fn target_directory(account: Option<&Account>) -> Result<PathBuf> {
+    let usual = workspace::metadata()?.target_directory;
+    let Some(account) = account else { return Ok(usual) };
+    let there = usual.ancestors().find(|ancestor| ancestor.metadata().is_ok()).context("no target directory")?;
+    if account.can_enter(there)? {
+        return Ok(usual);
+    }
+    let reachable = PathBuf::from("/var/tmp/agentd-e2e-target");
+    println!("{} is out of reach for the ordinary user: building in {}", there.display(), reachable.display());
+    Ok(reachable)
+}

@@ -1,0 +1,105 @@
+//! The workspace as cargo sees it: where it is, its packages, the programs a build made.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+/// The directory of the workspace's Cargo.toml.
+pub(crate) fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
+}
+
+/// What `cargo metadata --no-deps` says.
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct Metadata {
+    pub(crate) packages: Vec<Package>,
+    #[serde(default)]
+    pub(crate) target_directory: PathBuf,
+    #[serde(default)]
+    pub(crate) workspace_root: PathBuf,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Package {
+    pub(crate) name: String,
+    pub(crate) manifest_path: PathBuf,
+    pub(crate) dependencies: Vec<Dependency>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Dependency {
+    pub(crate) name: String,
+    /// Set for packages of this workspace.
+    pub(crate) path: Option<PathBuf>,
+}
+
+pub(crate) fn metadata() -> Result<Metadata> {
+    let output = cargo().args(["metadata", "--no-deps", "--format-version", "1"]).output().context("start cargo")?;
+    if !output.status.success() {
+        bail!("cargo metadata: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    serde_json::from_slice(&output.stdout).context("read what cargo metadata says")
+}
+
+/// Cargo itself, in the workspace.
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root());
+    command
+}
+
+/// A program made by a build.
+#[derive(Debug)]
+pub(crate) struct Program {
+    pub(crate) package_directory: PathBuf,
+    pub(crate) target: String,
+    pub(crate) kind: String,
+    pub(crate) path: PathBuf,
+}
+
+#[derive(Deserialize)]
+struct Message {
+    #[serde(default)]
+    executable: Option<PathBuf>,
+    #[serde(default)]
+    manifest_path: PathBuf,
+    #[serde(default)]
+    target: Target,
+}
+
+#[derive(Default, Deserialize)]
+struct Target {
+    name: String,
+    kind: Vec<String>,
+}
+
+/// Runs `build`, a cargo command that builds, and lists the programs it made or found fresh.
+pub(crate) fn programs(build: &mut Command) -> Result<Vec<Program>> {
+    let output = build
+        .arg("--message-format=json-render-diagnostics")
+        .stderr(Stdio::inherit())
+        .output()
+        .context("start cargo")?;
+    if !output.status.success() {
+        bail!("{build:?} failed");
+    }
+    let mut programs = Vec::new();
+    for line in output.stdout.split(|byte| *byte == b'\n').filter(|line| line.starts_with(b"{")) {
+        let message: Message = serde_json::from_slice(line).context("read a message of cargo")?;
+        let Some(path) = message.executable else { continue };
+        let package_directory = message.manifest_path.parent().unwrap_or(Path::new("/")).to_path_buf();
+        let kind = message.target.kind.first().cloned().unwrap_or_default();
+        programs.push(Program { package_directory, target: message.target.name, kind, path });
+    }
+    Ok(programs)
+}
+
+/// Builds the program `name` of `package` in release and returns where it is.
+pub(crate) fn release_program(package: &str, name: &str, target_directory: &Path) -> Result<PathBuf> {
+    let mut build = cargo();
+    build.args(["build", "--release", "--package", package, "--bin", name]).arg("--target-dir").arg(target_directory);
+    let built = programs(&mut build)?.into_iter().find(|program| program.target == name);
+    Ok(built.with_context(|| format!("cargo built no program {name}"))?.path)
+}
