@@ -81,6 +81,7 @@ fn start(plan: &BoxPlan, channel: &OwnedFd, stdio: [OwnedFd; 3]) -> Result<paylo
     lockdown::limits(plan)?;
     lockdown::drop_bounding_set()?;
     lockdown::no_new_privileges()?;
+    report::wait_for_release(channel).at(Step::WaitForRecord, "the record")?;
     payload::start(plan, terminal)
 }
 

@@ -26,14 +26,10 @@ pub(crate) fn limits(plan: &BoxPlan) -> Result<(), Failure> {
 /// Empties the bounding, ambient and inheritable sets: no exec gives a capability back (CVE-2025-27612).
 pub(crate) fn drop_bounding_set() -> Result<(), Failure> {
     let at = Step::DropBoundingSet;
-    for (set, name) in [
-        (CapSet::Ambient, "ambient"),
-        (CapSet::Inheritable, "inheritable"),
-        (CapSet::Bounding, "bounding"),
-    ] {
-        clear(set, at, name)?;
-    }
-    // The crate knows 41 capabilities; a newer kernel's must be gone as well.
+    clear(CapSet::Ambient, at, "ambient")?;
+    clear(CapSet::Inheritable, at, "inheritable")?;
+    // The crate knows 41 capabilities; a newer kernel's must be gone as well, so the kernel is asked for all of them.
+    caps::clear(None, CapSet::Bounding).map_err(|_text| Failure::new(at, "bounding", libc::EPERM))?;
     if bounding_set_is_empty().at(at, "bounding")? { Ok(()) } else { Err(Failure::new(at, "bounding", libc::EPERM)) }
 }
 

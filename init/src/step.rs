@@ -1,4 +1,5 @@
-//! The lock-down order, step by step: this enum is the only list, and `docs/architecture.md` shows it.
+//! The lock-down order, step by step: this enum is the only list, and `docs/architecture.md` shows it
+//! (a test compares the two).
 //!
 //! Why this order: everything that needs capabilities stands before [`Step::DropBoundingSet`]; `no_new_privs` stands
 //! before the payload exists; Landlock comes after the last path was opened and before capabilities go, and seccomp is
@@ -23,6 +24,12 @@ macro_rules! steps {
             #[must_use]
             pub fn describe(self) -> &'static str {
                 match self { $(Step::$name => $text,)+ }
+            }
+
+            /// The step's documentation.
+            #[must_use]
+            pub fn meaning(self) -> &'static str {
+                match self { $(Step::$name => concat!($($doc),+).trim_ascii_start(),)+ }
             }
         }
     };
@@ -73,6 +80,8 @@ steps! {
     DropBoundingSet = "drop capabilities",
     /// `no_new_privs`, read back.
     NoNewPrivileges = "set no_new_privs",
+    /// The supervisor has written the record.
+    WaitForRecord = "hear from the supervisor",
     /// The payload's process comes into being.
     ForkPayload = "fork the payload",
     /// In the payload: a session, the controlling terminal.

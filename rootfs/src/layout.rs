@@ -330,7 +330,7 @@ impl Layout {
         };
         LimitError::check("bytes of a document", size, limits.document_bytes)
             .map_err(|source| LayoutError::Limit { object: object(), source })?;
-        let mut bytes = Vec::new();
+        let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
         file.take(size).read_to_end(&mut bytes).map_err(io)?;
         Ok(bytes)
     }
@@ -339,9 +339,9 @@ impl Layout {
     fn blob(&self, digest: &Digest, size: u64, limits: &Limits) -> Result<Vec<u8>, LayoutError> {
         LimitError::check("bytes of a document", size, limits.document_bytes)
             .map_err(|source| LayoutError::Limit { object: format!("blob {digest}"), source })?;
-        let mut bytes = Vec::new();
-        self.open_blob(digest, size)?
-            .take(size)
+        let file = self.open_blob(digest, size)?;
+        let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
+        file.take(size)
             .read_to_end(&mut bytes)
             .map_err(|source| LayoutError::Io { object: format!("blob {digest}"), source })?;
         let mut hasher = digest.hasher();

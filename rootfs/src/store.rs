@@ -187,6 +187,7 @@ pub struct Store {
 }
 
 /// Whether a layer is in the store.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Presence {
     Missing,
     Present { opaque_root: bool },
@@ -241,25 +242,27 @@ impl Store {
     ) -> Result<Image, ImageError> {
         let layout = Layout::open(layout)?;
         let manifest = layout.manifest(select, limits)?;
+        let look = || manifest.layers.iter().map(|layer| self.presence(layer)).collect::<Result<Vec<_>, _>>();
+        let mut presence = look()?;
         let mut missing: Vec<&Layer> = Vec::new();
-        for layer in &manifest.layers {
-            if let Presence::Missing = self.presence(layer)?
-                && !missing.iter().any(|known| known.diff_id == layer.diff_id)
-            {
+        for (layer, presence) in manifest.layers.iter().zip(&presence) {
+            let known = missing.iter().any(|known| known.diff_id == layer.diff_id);
+            if *presence == Presence::Missing && !known {
                 missing.push(layer);
             }
         }
         if !missing.is_empty() {
             self.pull(&layout, missing, limits, progress)?;
+            presence = look()?;
         }
         let mut layers: Vec<PathBuf> = Vec::with_capacity(manifest.layers.len());
-        for layer in manifest.layers.iter().rev() {
+        for (layer, presence) in manifest.layers.iter().zip(presence).rev() {
             let path = self.layer_path(layer).join("fs");
             // Of equal layers the topmost decides: it repeats whatever the lower one did.
             if !layers.contains(&path) {
                 layers.push(path);
             }
-            if let Presence::Present { opaque_root: true } = self.presence(layer)? {
+            if presence == (Presence::Present { opaque_root: true }) {
                 break;
             }
         }
@@ -304,7 +307,7 @@ impl Store {
         let mut held = Vec::new();
         for layer in missing {
             let lock = Lock::acquire(self.tmp.as_fd(), &Store::key(layer)).map_err(self.io("lock a layer in"))?;
-            if let Presence::Missing = self.presence(layer)? {
+            if self.presence(layer)? == Presence::Missing {
                 held.push((layer, lock));
             }
         }

@@ -1,12 +1,15 @@
 //! `agentd doctor`.
 
+use std::env;
 use std::io::Write;
+use std::path::PathBuf;
 
 use anyhow::Result;
 
-use super::Format;
 use super::environment::Directories;
-use crate::doctor::{self, Verdict};
+use super::{Format, printable};
+use crate::doctor::{self, Places, Verdict};
+use crate::job::id::JobId;
 
 /// Say what this host can and cannot do, and how to mend it
 ///
@@ -20,7 +23,13 @@ pub(super) struct Args {
 
 /// Runs the verb; gives the exit code.
 pub(super) fn run(args: &Args) -> Result<u8> {
-    let findings = doctor::examine(&Directories::find()?.store());
+    let directories = Directories::find()?;
+    let record = directories.jobs().directory_of(&JobId::random()?);
+    let findings = doctor::examine(&Places {
+        surroundings: directories.surroundings(),
+        records: record.parent().unwrap_or(&record).to_owned(),
+        runtime: env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from),
+    });
     let can_run = findings.iter().all(|finding| finding.verdict != Verdict::Broken);
     let mut out = std::io::stdout().lock();
     match args.format {
@@ -30,9 +39,9 @@ pub(super) fn run(args: &Args) -> Result<u8> {
         }
         Format::Table => {
             for finding in &findings {
-                writeln!(out, "{:7} {:22} {}", finding.verdict.word(), finding.subject, super::printable(&finding.found))?;
+                writeln!(out, "{:7} {:15} {}", finding.verdict.word(), finding.subject, printable(&finding.found))?;
                 if let Some(remedy) = &finding.remedy {
-                    writeln!(out, "{:30} fix: {remedy}", "")?;
+                    writeln!(out, "{:23} fix: {}", "", printable(remedy))?;
                 }
             }
             writeln!(out, "{}", if can_run { "agentd run works here" } else { "agentd run cannot work here" })?;

@@ -2,27 +2,32 @@
 //!
 //! ```text
 //! $XDG_STATE_HOME/agentd/            0700
-//! ├── jobs/ID/record.json            replaced by rename
+//! ├── live/ID                        the record while the job runs, locked by its supervisor
+//! ├── jobs/ID/record.jsonl           the same file once the job has ended
 //! │          plan.json               written once
 //! │          stdout.log stderr.log   made with the first byte
-//! ├── live/ID                        locked by the supervisor, removed when the record is final
-//! └── names/NAME -> ID               made with O_EXCL semantics: a name belongs to one job
+//! └── names/NAME -> ID               made at once or not at all: a name belongs to one job
 //! ```
 //!
-//! Invariant: `live/ID` exists from before the payload starts until the record is final. A file there whose lock can be
-//! taken belongs to a supervisor that is gone: whoever takes the lock writes the record's end. So what a crash leaves is
-//! found by looking at `live/` alone, however many records there are. Records are not synced to disk one by one
-//! (docs/adr/0002): after a power failure the last seconds may read as lost, never as something that did not happen.
+//! A record is appended to, never rewritten: every line is a whole record, and the last whole line counts. So a write
+//! that a crash cut short loses nothing, and a short job costs three new files and no deleted one (docs/adr/0002).
+//!
+//! Invariant: a file in `live/` whose lock can be taken belongs to a supervisor that is gone: whoever takes the lock
+//! writes the record's end. What a crash leaves is thus found in `live/` alone, however many records there are.
 
 use std::fs::{self, File, TryLockError};
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use super::id::{JobId, JobName, is_id_prefix};
 use super::record::{Record, SCHEMA, State};
+
+/// Names of a job's files.
+const RECORD: &str = "record.jsonl";
+const PLAN: &str = "plan.json";
 
 /// Longest record that is read, in bytes.
 const MAX_RECORD: u64 = 16 << 20;
@@ -33,12 +38,12 @@ pub struct Jobs {
     directory: PathBuf,
 }
 
-/// A job of this process: its directory, and the lock that says it lives.
+/// A job of this process: its directory, and the locked file that says it lives and becomes its record.
 #[derive(Debug)]
 pub struct LiveJob {
     directory: PathBuf,
     live: PathBuf,
-    _lock: File,
+    file: File,
 }
 
 /// What can go wrong with the jobs on disk.
@@ -68,13 +73,11 @@ pub enum JobStoreError {
         /// Whose ids begin so.
         matches: Vec<String>,
     },
-    /// A record that cannot be read.
-    #[error("the record {} cannot be read", path.display())]
+    /// No line of it is a record.
+    #[error("the record {} cannot be read: no line of it is a record; `agentd rm` removes the job", path.display())]
     BadRecord {
         /// The file.
         path: PathBuf,
-        /// Why.
-        source: serde_json::Error,
     },
     /// A record of a later agentd.
     #[error("the record {} is of schema {found}; this agentd reads up to {SCHEMA}", path.display())]
@@ -109,31 +112,31 @@ impl Jobs {
         Jobs { directory: state }
     }
 
-    /// Makes the directory of a new job and takes its lock.
+    /// Makes the directory of a new job, and its record, locked.
     ///
     /// # Errors
     /// [`JobStoreError::NameTaken`]; [`JobStoreError::Io`].
-    pub fn create(&self, id: &JobId, name: Option<&JobName>) -> Result<LiveJob> {
-        let jobs = self.directory.join("jobs");
-        let directory = jobs.join(id.as_str());
+    pub fn create(&self, record: &Record) -> Result<LiveJob> {
+        let (directory, live) = (self.directory_of(&record.id), self.live(&record.id));
         if private_directory(&directory).is_err() {
-            for parent in [&jobs, &self.live(), &self.names()] {
-                fs::DirBuilder::new().recursive(true).mode(0o700).create(parent).doing("create", parent)?;
+            for parent in ["jobs", "live", "names"] {
+                let parent = self.directory.join(parent);
+                fs::DirBuilder::new().recursive(true).mode(0o700).create(&parent).doing("create", &parent)?;
             }
             private_directory(&directory).doing("create", &directory)?;
         }
-        let live = self.live().join(id.as_str());
         let made = (|| {
-            let lock =
-                File::options().write(true).create_new(true).mode(0o600).open(&live).doing("create", &live)?;
-            lock.try_lock().map_err(io::Error::from).doing("lock", &live)?;
-            if let Some(name) = name {
-                self.claim(name, id)?;
+            let file =
+                File::options().append(true).create_new(true).mode(0o600).open(&live).doing("create", &live)?;
+            file.try_lock().map_err(io::Error::from).doing("lock", &live)?;
+            if let Some(name) = &record.name {
+                self.claim(name, &record.id)?;
             }
-            Ok(lock)
+            append(&file, record).doing("write", &live)?;
+            Ok(file)
         })();
         match made {
-            Ok(lock) => Ok(LiveJob { directory, live, _lock: lock }),
+            Ok(file) => Ok(LiveJob { directory, live, file }),
             Err(error) => {
                 // The error that is returned says more than one of these could.
                 fs::remove_file(&live).unwrap_or_default();
@@ -160,7 +163,8 @@ impl Jobs {
         for id in self.ids("jobs")? {
             match self.read(&id) {
                 Ok(record) => records.push(record),
-                // Removed, or not written yet.
+                // Removed meanwhile, or not written yet.
+                Err(JobStoreError::BadRecord { path }) if path == self.live(&id) => {}
                 Err(JobStoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
                 Err(trouble) => troubles.push(trouble),
             }
@@ -202,18 +206,15 @@ impl Jobs {
     /// # Errors
     /// [`JobStoreError::Io`], [`JobStoreError::BadRecord`], [`JobStoreError::NewerRecord`].
     pub fn read(&self, id: &JobId) -> Result<Record> {
-        let path = self.directory_of(id).join("record.json");
-        let text = read_bounded(&path).doing("read", &path)?;
-        #[derive(serde::Deserialize)]
-        struct Version {
-            schema: u32,
+        let ended = self.directory_of(id).join(RECORD);
+        // A job may end between the first look and the second.
+        for path in [&ended, &self.live(id), &ended] {
+            match read_bounded(path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                text => return last_record(&text.doing("read", path)?, path),
+            }
         }
-        let bad = |source| JobStoreError::BadRecord { path: path.clone(), source };
-        let Version { schema } = serde_json::from_slice(&text).map_err(bad)?;
-        if schema > SCHEMA {
-            return Err(JobStoreError::NewerRecord { path, found: schema });
-        }
-        serde_json::from_slice(&text).map_err(bad)
+        Err(JobStoreError::Io { action: "read", path: ended, source: io::ErrorKind::NotFound.into() })
     }
 
     /// Finishes the records of jobs whose supervisor is gone; gives their ids.
@@ -223,34 +224,53 @@ impl Jobs {
     pub fn sweep(&self) -> Result<Vec<JobId>> {
         let mut lost = Vec::new();
         for id in self.ids("live")? {
-            let live = self.live().join(id.as_str());
-            let lock = match File::open(&live) {
-                Ok(lock) => lock,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(error).doing("open", &live),
-            };
-            match lock.try_lock() {
-                Ok(()) => {}
-                Err(TryLockError::WouldBlock) => continue,
-                Err(TryLockError::Error(error)) => return Err(error).doing("lock", &live),
-            }
-            match self.read(&id) {
-                Ok(mut record) if record.state == State::Running => {
-                    let reason = format!(
-                        "the supervisor (pid {}) ended without finishing the record; the kernel ended the box with it",
-                        record.supervisor_pid
-                    );
-                    record.state = State::Lost { reason };
-                    record.finished = Some(now());
-                    replace(&self.directory_of(&id), "record.json", &record)?;
-                    lost.push(id);
+            let live = self.live(&id);
+            let Some(file) = self.lock(&id)? else { continue };
+            let record = read_bounded(&live).doing("read", &live).and_then(|text| last_record(&text, &live));
+            match record {
+                Ok(mut record) => {
+                    if record.state == State::Running {
+                        let reason = format!(
+                            "the supervisor (pid {}) ended without finishing the record; the kernel ended the box with it",
+                            record.supervisor_pid
+                        );
+                        record.state = State::Lost { reason };
+                        record.finished = Some(now());
+                        append(&file, &record).doing("write", &live)?;
+                        lost.push(id.clone());
+                    }
+                    let ended = self.directory_of(&id).join(RECORD);
+                    fs::rename(&live, &ended).or_else(ignore_missing).doing("move", &live)?;
                 }
-                // It was final, was never written, or cannot be read, which `list` tells.
-                _ => {}
+                // Not one line was written: the payload of that job never started.
+                Err(JobStoreError::BadRecord { .. }) => self.erase(&id)?,
+                // A later agentd's, which will finish it.
+                Err(JobStoreError::NewerRecord { .. }) => {}
+                Err(error) => return Err(error),
             }
-            fs::remove_file(&live).or_else(ignore_missing).doing("remove", &live)?;
         }
         Ok(lost)
+    }
+
+    /// The file of a job whose supervisor is gone, locked; `None` when it lives or has ended.
+    fn lock(&self, id: &JobId) -> Result<Option<File>> {
+        let live = self.live(id);
+        let file = match File::options().append(true).open(&live) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).doing("open", &live),
+        };
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(error)) => return Err(error).doing("lock", &live),
+        }
+        // Its supervisor, or another command, may have finished it before the lock was taken.
+        match fs::metadata(&live) {
+            Ok(now) if now.ino() == file.metadata().doing("look at", &live)?.ino() => Ok(Some(file)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).doing("look at", &live),
+            _ => Ok(None),
+        }
     }
 
     /// Removes a job that has ended, and its name.
@@ -258,21 +278,30 @@ impl Jobs {
     /// # Errors
     /// [`JobStoreError::Running`]; [`JobStoreError::Io`].
     pub fn remove(&self, id: &JobId) -> Result<()> {
-        let live = self.live().join(id.as_str());
-        if let Ok(lock) = File::open(&live)
-            && let Err(TryLockError::WouldBlock) = lock.try_lock()
-        {
+        let live = self.live(id);
+        let lock = self.lock(id)?;
+        if lock.is_none() && File::open(&live).is_ok() {
             return Err(JobStoreError::Running(id.clone()));
         }
-        if let Ok(Record { name: Some(name), .. }) = self.read(id) {
-            let link = self.names().join(name.as_str());
-            if fs::read_link(&link).is_ok_and(|target| target == Path::new(id.as_str())) {
-                fs::remove_file(&link).or_else(ignore_missing).doing("remove", &link)?;
-            }
+        self.erase(id)
+    }
+
+    /// Removes everything of a job whose lock is held here, or that has ended.
+    fn erase(&self, id: &JobId) -> Result<()> {
+        for name in self.names_of(id)? {
+            fs::remove_file(&name).or_else(ignore_missing).doing("remove", &name)?;
         }
         let directory = self.directory_of(id);
         fs::remove_dir_all(&directory).or_else(ignore_missing).doing("remove", &directory)?;
+        let live = self.live(id);
         fs::remove_file(&live).or_else(ignore_missing).doing("remove", &live)
+    }
+
+    /// The link in `names/` that leads to a job, whatever its record says.
+    fn names_of(&self, id: &JobId) -> Result<Option<PathBuf>> {
+        let Ok(Record { name: Some(name), .. }) = self.read(id) else { return Ok(None) };
+        let link = self.names().join(name.as_str());
+        Ok(fs::read_link(&link).is_ok_and(|target| target == Path::new(id.as_str())).then_some(link))
     }
 
     /// Where a job's files are.
@@ -281,8 +310,8 @@ impl Jobs {
         self.directory.join("jobs").join(id.as_str())
     }
 
-    fn live(&self) -> PathBuf {
-        self.directory.join("live")
+    fn live(&self, id: &JobId) -> PathBuf {
+        self.directory.join("live").join(id.as_str())
     }
 
     fn names(&self) -> PathBuf {
@@ -306,26 +335,15 @@ impl Jobs {
 }
 
 impl LiveJob {
-    /// Where the job's files are.
-    #[must_use]
-    pub fn directory(&self) -> &Path {
-        &self.directory
-    }
-
-    /// Writes `record.json`.
-    ///
-    /// # Errors
-    /// [`JobStoreError::Io`].
-    pub fn write(&self, record: &Record) -> Result<()> {
-        replace(&self.directory, "record.json", record)
-    }
-
     /// Writes `plan.json`.
     ///
     /// # Errors
     /// [`JobStoreError::Io`].
     pub fn write_plan(&self, plan: &impl Serialize) -> Result<()> {
-        replace(&self.directory, "plan.json", plan)
+        let path = self.directory.join(PLAN);
+        let text = serde_json::to_vec(plan).map_err(io::Error::from).doing("write", &path)?;
+        let made = File::options().write(true).create_new(true).mode(0o600).open(&path);
+        made.and_then(|mut file| file.write_all(&text)).doing("write", &path)
     }
 
     /// Writes the final record and gives the lock up.
@@ -333,8 +351,8 @@ impl LiveJob {
     /// # Errors
     /// [`JobStoreError::Io`]; the next command then finds the lock free and calls the job lost.
     pub fn finish(self, record: &Record) -> Result<()> {
-        self.write(record)?;
-        fs::remove_file(&self.live).doing("remove", &self.live)
+        append(&self.file, record).doing("write", &self.live)?;
+        fs::rename(&self.live, self.directory.join(RECORD)).doing("move", &self.live)
     }
 }
 
@@ -352,18 +370,157 @@ fn ignore_missing(error: io::Error) -> io::Result<()> {
     if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }
 
-/// Writes a whole document beside the old one and renames it over: a reader sees one or the other.
-fn replace(directory: &Path, name: &str, document: &impl Serialize) -> Result<()> {
-    let (path, new) = (directory.join(name), directory.join(format!("{name}.new")));
-    let text = serde_json::to_vec(document).map_err(io::Error::from).doing("write", &path)?;
-    // A file of that name is what a crash left; there is one writer, who holds the job's lock.
-    let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&new).doing("create", &new)?;
-    io::Write::write_all(&mut file, &text).doing("write", &new)?;
-    fs::rename(&new, &path).doing("replace", &path)
+/// Appends a line. It begins a line of its own even after one that a crash cut short.
+fn append(mut file: &File, record: &Record) -> io::Result<()> {
+    let mut line = serde_json::to_vec(record)?;
+    line.insert(0, b'\n');
+    line.push(b'\n');
+    file.write_all(&line)
+}
+
+/// The last line that is a whole record.
+fn last_record(text: &[u8], path: &Path) -> Result<Record> {
+    #[derive(serde::Deserialize)]
+    struct Version {
+        schema: u32,
+    }
+    let whole_lines = text.split_inclusive(|byte| *byte == b'\n').filter_map(|line| line.strip_suffix(b"\n")).rev();
+    for line in whole_lines {
+        match serde_json::from_slice::<Version>(line) {
+            Ok(Version { schema }) if schema > SCHEMA => {
+                return Err(JobStoreError::NewerRecord { path: path.to_owned(), found: schema });
+            }
+            Ok(_) => {
+                if let Ok(record) = serde_json::from_slice(line) {
+                    return Ok(record);
+                }
+            }
+            Err(_) => {}
+        }
+    }
+    Err(JobStoreError::BadRecord { path: path.to_owned() })
 }
 
 fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
     let mut text = Vec::new();
     io::Read::read_to_end(&mut io::Read::take(File::open(path)?, MAX_RECORD), &mut text)?;
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::record::Enforced;
+
+    fn record(id: &JobId, name: Option<&str>) -> Record {
+        Record {
+            schema: SCHEMA,
+            id: id.clone(),
+            name: name.map(|name| name.parse().unwrap()),
+            image: "host".into(),
+            image_digest: None,
+            workspace: None,
+            command: vec!["true".into()],
+            created: now(),
+            finished: None,
+            duration_ms: None,
+            supervisor_pid: 1,
+            state: State::Running,
+            enforced: Enforced { landlock_abi: 7, seccomp: "default".into(), network: "none".into() },
+            warnings: Vec::new(),
+            output_dropped: 0,
+        }
+    }
+
+    fn finished(mut record: Record) -> Record {
+        record.state = State::Exited { exit_code: 0, reason: None };
+        record
+    }
+
+    fn store() -> (tempfile::TempDir, Jobs) {
+        let directory = tempfile::tempdir().unwrap();
+        let jobs = Jobs::at(directory.path().join("agentd"));
+        (directory, jobs)
+    }
+
+    #[test]
+    fn a_job_is_running_until_it_is_finished_and_then_stays() {
+        let (_directory, jobs) = store();
+        let id = JobId::random().unwrap();
+        let first = record(&id, Some("a"));
+        let live = jobs.create(&first).unwrap();
+        assert!(jobs.sweep().unwrap().is_empty());
+        assert_eq!(jobs.read(&id).unwrap(), first);
+        assert!(matches!(jobs.remove(&id), Err(JobStoreError::Running(_))));
+        let other = JobId::random().unwrap();
+        assert!(matches!(jobs.create(&record(&other, Some("a"))), Err(JobStoreError::NameTaken(_))));
+        assert!(matches!(jobs.find(other.as_str()), Err(JobStoreError::NotFound(_))));
+        let last = finished(first);
+        live.finish(&last).unwrap();
+        assert_eq!(jobs.read(&jobs.find("a").unwrap()).unwrap(), last);
+        assert_eq!(jobs.list().unwrap().0, [last]);
+        jobs.remove(&id).unwrap();
+        assert!(jobs.list().unwrap().0.is_empty());
+        assert!(jobs.find("a").is_err());
+    }
+
+    #[test]
+    fn a_supervisor_that_is_gone_leaves_a_lost_job() {
+        let (_directory, jobs) = store();
+        let id = JobId::random().unwrap();
+        drop(jobs.create(&record(&id, None)).unwrap());
+        assert_eq!(jobs.sweep().unwrap(), std::slice::from_ref(&id));
+        assert!(matches!(jobs.read(&id).unwrap().state, State::Lost { .. }));
+        assert!(jobs.sweep().unwrap().is_empty());
+        jobs.remove(&id).unwrap();
+    }
+
+    #[test]
+    fn a_final_record_that_was_not_moved_is_final() {
+        let (_directory, jobs) = store();
+        let id = JobId::random().unwrap();
+        let live = jobs.create(&record(&id, None)).unwrap();
+        let last = finished(record(&id, None));
+        append(&live.file, &last).unwrap();
+        drop(live);
+        assert!(jobs.sweep().unwrap().is_empty());
+        assert_eq!(jobs.read(&id).unwrap(), last);
+    }
+
+    #[test]
+    fn a_line_that_was_cut_short_does_not_count() {
+        let (_directory, jobs) = store();
+        let id = JobId::random().unwrap();
+        let first = record(&id, None);
+        let mut live = jobs.create(&first).unwrap();
+        let line = serde_json::to_vec(&finished(first.clone())).unwrap();
+        live.file.write_all(&line[..line.len() / 2]).unwrap();
+        assert_eq!(jobs.read(&id).unwrap(), first);
+        drop(live);
+        assert_eq!(jobs.sweep().unwrap(), std::slice::from_ref(&id));
+        assert!(matches!(jobs.read(&id).unwrap().state, State::Lost { .. }));
+    }
+
+    #[test]
+    fn a_job_without_a_whole_line_never_was() {
+        let (_directory, jobs) = store();
+        let id = JobId::random().unwrap();
+        let live = jobs.create(&record(&id, None)).unwrap();
+        live.file.set_len(10).unwrap();
+        assert!(jobs.list().unwrap().1.is_empty());
+        drop(live);
+        assert!(jobs.sweep().unwrap().is_empty());
+        assert!(matches!(jobs.find(id.as_str()), Err(JobStoreError::NotFound(_))));
+    }
+
+    #[test]
+    fn a_later_schema_is_named_and_left_alone() {
+        let (_directory, jobs) = store();
+        let id = JobId::random().unwrap();
+        let mut newer = record(&id, None);
+        newer.schema = SCHEMA + 1;
+        drop(jobs.create(&newer).unwrap());
+        assert!(jobs.sweep().unwrap().is_empty());
+        assert!(matches!(jobs.read(&id), Err(JobStoreError::NewerRecord { found, .. }) if found == SCHEMA + 1));
+    }
 }

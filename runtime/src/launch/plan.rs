@@ -342,8 +342,8 @@ fn mounts(spec: &JobSpec, home: &str, inside: &mut BoxPlan) -> Result<(), PlanEr
     }
     for mount in &spec.mounts {
         let taken = ["/proc", "/dev", "/sys", "/run/agentd"];
-        let is_taken = |place: &&str| mount.target == **place || mount.target.starts_with(&format!("{place}/"));
-        if taken.iter().any(|place| is_taken(&place)) {
+        let is_taken = |place: &str| mount.target == place || mount.target.starts_with(&format!("{place}/"));
+        if taken.iter().any(|place| is_taken(place)) {
             return Err(PlanError::TargetTaken(mount.target.clone()));
         }
         let (source, kind) = super::source(&mount.source, "mount source")?;

@@ -10,6 +10,7 @@ mod terminal;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use agentd_init::plan::Network;
@@ -77,17 +78,22 @@ pub struct Finished {
 /// # Errors
 /// [`SuperviseError`]; nothing of the box is left then.
 pub fn run(plan: &Plan, jobs: &Jobs) -> Result<Finished, SuperviseError> {
-    let job = jobs.create(&plan.id, plan.name.as_ref())?;
-    let mut record = first_record(plan);
-    job.write(&record)?;
-    job.write_plan(plan)?;
     let begun = Instant::now();
-    let supervised = Supervisor::start(plan, &job).and_then(|mut supervisor| {
-        let ending = supervisor.supervise(jobs)?;
-        Ok((ending, supervisor.streams.dropped()))
-    });
-    let (ending, output_dropped) = match supervised {
-        Ok(supervised) => supervised,
+    let mut supervisor = Supervisor::start(plan, &jobs.directory_of(&plan.id))?;
+    // Written while PID 1 builds the box on another core; the payload starts only when they are there.
+    let mut record = first_record(plan);
+    let job = jobs.create(&record)?;
+    job.write_plan(plan)?;
+    let supervised = supervisor.release().and_then(|()| supervisor.supervise(jobs));
+    record.output_dropped = supervisor.streams.dropped();
+    // Here at the latest the terminal has its modes back and no process of the box is left.
+    drop(supervisor);
+    match supervised {
+        Ok(ending) => {
+            record.state = ending.state();
+            finish(job, &mut record, begun)?;
+            Ok(Finished { ending, record })
+        }
         Err(error) => {
             let reason = match std::error::Error::source(&error) {
                 Some(source) => format!("{error}: {source}"),
@@ -95,13 +101,9 @@ pub fn run(plan: &Plan, jobs: &Jobs) -> Result<Finished, SuperviseError> {
             };
             record.state = State::Failed { exit_code: ending::AGENTD_FAILED, reason };
             finish(job, &mut record, begun)?;
-            return Err(error);
+            Err(error)
         }
-    };
-    record.state = ending.state();
-    record.output_dropped = output_dropped;
-    finish(job, &mut record, begun)?;
-    Ok(Finished { ending, record })
+    }
 }
 
 fn finish(job: LiveJob, record: &mut Record, begun: Instant) -> Result<(), JobStoreError> {
@@ -158,13 +160,13 @@ struct Supervisor<'a> {
 }
 
 impl<'a> Supervisor<'a> {
-    fn start(plan: &'a Plan, job: &LiveJob) -> Result<Self, SuperviseError> {
+    fn start(plan: &'a Plan, directory: &Path) -> Result<Self, SuperviseError> {
         let parent = watch_parent()?;
         let mut watched: SigSet = RELAYED.iter().copied().collect();
         watched.extend([Signal::SIGCHLD, Signal::SIGWINCH]);
         let signals = agentd_sys::signal::descriptor(&watched).to("block signals")?;
         let (channel, inside) = agentd_sys::channel::pair().to("make a channel")?;
-        let (streams, stdio) = Streams::new(plan, job.directory()).to("set the streams up")?;
+        let (streams, stdio) = Streams::new(plan, directory).to("set the streams up")?;
         let mut namespaces = BOX_NAMESPACES;
         if plan.inside.network == Network::None {
             namespaces |= NET_NAMESPACE;
@@ -191,6 +193,15 @@ impl<'a> Supervisor<'a> {
             failure: None,
             status: None,
         })
+    }
+
+    /// Lets PID 1 start the payload.
+    fn release(&self) -> Result<(), SuperviseError> {
+        match self.channel.as_ref().map_or(Ok(()), report::release) {
+            // PID 1 has failed and is gone; why is in the channel.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            released => released.to("release the box"),
+        }
     }
 
     /// Until PID 1 is gone and its output is passed on.

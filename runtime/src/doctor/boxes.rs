@@ -1,0 +1,168 @@
+//! The parts of a box, each tried in a box that is cut down to it, and then a whole one.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use agentd_init::plan::{Mount, Network, Source};
+use agentd_init::step::{Failure, Step};
+use agentd_rootfs::ImageRef;
+use rustix::fs::{CWD, Mode, OFlags, fstat, openat};
+
+use super::host::Host;
+use super::trial::{Reached, plan, reach};
+use super::{Finding, refusal};
+use crate::job::id::JobId;
+use crate::job::spec::{AskedLimits, JobSpec};
+use crate::launch::plan::{Plan, Surroundings};
+
+/// Whether boxes can be used to try further things.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Boxes {
+    /// As far as their tmpfs.
+    Work,
+    /// Not even that.
+    Fail,
+}
+
+/// The newest Landlock ABI that agentd asks for.
+const NEWEST_ABI: u32 = 7;
+
+/// Tries every part.
+pub(super) fn examine(host: &Host, findings: &mut Vec<Finding>) -> Boxes {
+    let abi = agentd_sys::landlock::abi();
+    let (boxes, complete) = parts(host, abi.as_ref().map_or(0, |abi| (*abi).min(NEWEST_ABI)), findings);
+    findings.push(landlock(abi, complete.as_ref(), host));
+    if let Some(complete) = complete.filter(|complete| complete.past(Step::Landlock)) {
+        findings.push(judge("seccomp", "filters load in a box", &complete, Step::Seccomp, host));
+    }
+    boxes
+}
+
+/// The mounts and the namespaces; gives the box that goes on to the last steps, if there is one.
+fn parts(host: &Host, abi: u32, findings: &mut Vec<Finding>) -> (Boxes, Option<Reached>) {
+    let mut judge = |subject, found, reached: &Reached, step| {
+        findings.push(judge(subject, found, reached, step, host));
+        reached.past(step)
+    };
+    let least = reach(&plan(Vec::new(), Vec::new(), abi));
+    if !judge("user-namespaces", "this user may make every namespace of a box", &least, Step::MakePrivate)
+        || !judge("tmpfs", "mounts in a box", &least, Step::Stage)
+    {
+        return (Boxes::Fail, None);
+    }
+    judge("network", "a box has a loopback interface of its own", &least, Step::BringLoopbackUp);
+    if let Some(etc) = source("/etc") {
+        let overlay = reach(&plan(vec![etc], Vec::new(), abi));
+        judge("overlay", "mounts in a box", &overlay, Step::AssembleRoot);
+    }
+    let dev = reach(&plan(Vec::new(), vec![Mount::Dev { nodes: vec!["null".into()] }], abi));
+    judge("dev", "a box has a /dev of its own, with terminals", &dev, Step::MountDev);
+    let sys = reach(&plan(Vec::new(), vec![Mount::Sys { masked: Vec::new() }], abi));
+    judge("sys", "a box has a /sys of its own", &sys, Step::MountSys);
+    // With a /proc a box passes its own checks: this one goes on to the execution of a program that is not there.
+    let proc = Mount::Proc { read_only: Vec::new(), masked: Vec::new() };
+    let complete = reach(&plan(Vec::new(), vec![proc], abi));
+    let good = judge("proc", "a box has a /proc of its own", &complete, Step::MountProc);
+    (Boxes::Work, good.then_some(complete))
+}
+
+fn judge(subject: &'static str, found: &str, reached: &Reached, step: Step, host: &Host) -> Finding {
+    if reached.past(step) { Finding::ok(subject, found) } else { refusal::finding(subject, reached, host) }
+}
+
+/// A host directory, as a plan names it.
+pub(super) fn source(path: impl AsRef<Path>) -> Option<Source> {
+    let path = path.as_ref();
+    let opened = openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let stat = fstat(&opened).ok()?;
+    Some(Source { path: path.to_owned(), device: stat.st_dev, inode: stat.st_ino })
+}
+
+fn landlock(abi: io::Result<u32>, complete: Option<&Reached>, host: &Host) -> Finding {
+    let subject = "landlock";
+    let abi = match abi {
+        Ok(abi) => abi,
+        Err(error) => return Finding::broken(subject, error.to_string(), refusal::of_landlock(&error, host)),
+    };
+    if let Some(stopped @ Reached::Stopped(Failure { step: Step::Landlock, .. })) = complete {
+        return refusal::finding(subject, stopped, host);
+    }
+    let lost = landlock_lacks(abi);
+    if lost.is_empty() {
+        return Finding::ok(subject, format!("ABI {abi}"));
+    }
+    let remedy = format!("boot Linux 6.12 or later (this is {})", host.release);
+    Finding::limited(subject, format!("ABI {abi}: {}", lost.join("; ")), remedy)
+}
+
+/// What a box goes without under an ABI (landlock(7), HISTORY). ABI 4 and 7 are about TCP ports and logs: agentd uses
+/// neither.
+fn landlock_lacks(abi: u32) -> Vec<&'static str> {
+    [
+        (2, "no file can be renamed into another directory, not even in the workspace (before Linux 5.19)"),
+        (3, "truncation is held back by mounts alone (before Linux 6.2)"),
+        (5, "device ioctls are not confined (before Linux 6.10)"),
+        (6, "with --net host, abstract unix sockets of the host are within reach (before Linux 6.12)"),
+    ]
+    .into_iter()
+    .filter_map(|(since, lost)| (abi < since).then_some(lost))
+    .collect()
+}
+
+/// `agentd run -- true`, but for the record.
+pub(super) fn whole(surroundings: &Surroundings, host: &Host) -> Finding {
+    let subject = "box";
+    let planned = match JobId::random().map(|id| Plan::new(id, spec(), surroundings, &mut |_progress| {})) {
+        Ok(Ok(planned)) => planned,
+        Ok(Err(error)) => return Finding::broken(subject, error.to_string(), None),
+        Err(error) => return Finding::broken(subject, format!("cannot make a job id: {error}"), None),
+    };
+    match reach(&planned.inside) {
+        Reached::Ran(0) => Finding::ok(subject, "`true` ran in a whole one, on this host's own root"),
+        Reached::Ran(status) => {
+            Finding::broken(subject, format!("`true` ran in a whole one and ended with wait status {status:#x}"), None)
+        }
+        // A host without `true` on the usual path (NixOS): everything before its execution went well.
+        Reached::Stopped(Failure { step: Step::Exec, errno: libc::ENOENT, .. }) => {
+            Finding::ok(subject, "a whole one starts, on this host's own root")
+        }
+        reached => refusal::finding(subject, &reached, host),
+    }
+}
+
+fn spec() -> JobSpec {
+    JobSpec {
+        image: ImageRef::Host,
+        workspace: None,
+        command: vec!["true".into()],
+        entrypoint: None,
+        env: Vec::new(),
+        mounts: Vec::new(),
+        user: None,
+        workdir: None,
+        name: None,
+        hostname: None,
+        timeout: None,
+        grace: Duration::ZERO,
+        network: Network::None,
+        writable: false,
+        storage: None,
+        max_output: 0,
+        terminal: false,
+        interactive: false,
+        limits: AskedLimits::default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_landlock_abi_before_the_sixth_costs_something() {
+        for (abi, lost) in [(1, 4), (2, 3), (3, 2), (4, 2), (5, 1), (6, 0), (7, 0), (9, 0)] {
+            assert_eq!(landlock_lacks(abi).len(), lost, "ABI {abi}");
+        }
+    }
+}
