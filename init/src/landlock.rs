@@ -36,8 +36,7 @@ pub(crate) fn restrict(plan: &Landlock) -> Result<(), Failure> {
         if !is_directory {
             rights &= AccessFs::from_file(abi);
         }
-        ruleset =
-            ruleset.add_rule(PathBeneath::new(path, rights)).map_err(|error| failure(&grant.path, &error))?;
+        ruleset = ruleset.add_rule(PathBeneath::new(path, rights)).map_err(|error| failure(&grant.path, &error))?;
     }
     let status = ruleset.restrict_self().map_err(|error| failure("landlock_restrict_self", &error))?;
     if status.ruleset == RulesetStatus::FullyEnforced && status.no_new_privs {

@@ -22,9 +22,13 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use agentd_sys::process::exit_now;
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{DumpableBehavior, Signal, set_dumpable_behavior, set_parent_process_death_signal, setsid};
+use rustix::fs::Mode;
+use rustix::process::{
+    DumpableBehavior, Signal, set_dumpable_behavior, set_parent_process_death_signal, setsid, umask,
+};
 
-use plan::BoxPlan;
+use payload::Payload;
+use plan::{BoxPlan, Network};
 use report::Report;
 use step::{At, Failure, Step};
 
@@ -56,7 +60,7 @@ pub fn run(plan: &BoxPlan, descriptors: Descriptors) -> ! {
     exit_now(status)
 }
 
-fn start(plan: &BoxPlan, channel: &OwnedFd, stdio: [OwnedFd; 3]) -> Result<payload::Payload, Failure> {
+fn start(plan: &BoxPlan, channel: &OwnedFd, stdio: [OwnedFd; 3]) -> Result<Payload, Failure> {
     die_with_supervisor(channel)?;
     let [stdin, stdout, stderr] = stdio;
     rustix::stdio::dup2_stdin(&stdin).at(Step::TieToSupervisor, "stdin")?;
@@ -65,24 +69,34 @@ fn start(plan: &BoxPlan, channel: &OwnedFd, stdio: [OwnedFd; 3]) -> Result<paylo
     drop((stdin, stdout, stderr));
     agentd_sys::descriptors::close_all_but(&mut [channel.as_raw_fd()]).at(Step::TieToSupervisor, "close_range")?;
 
+    // Modes of what PID 1 makes are exactly those it asks for.
+    umask(Mode::empty());
     write_id_maps(plan)?;
     rustix::system::sethostname(plan.hostname.as_bytes()).at(Step::SetHostname, &plan.hostname)?;
     setsid().at(Step::NewSession, "setsid")?;
-    root::make_private()?;
-    let stage = root::stage(plan)?;
-    let root = root::assemble(plan, &stage)?;
-    let mounts::Built { terminal, targets } = mounts::build(plan, &stage, &root, channel)?;
-    if plan.network == plan::Network::None {
-        agentd_sys::loopback::bring_up().at(Step::BringLoopbackUp, "lo")?;
-    }
-    root::enter(root, stage, plan)?;
-    check::mounts(&targets)?;
-    check::descriptors(&[Some(channel.as_raw_fd()), terminal.as_ref().map(AsRawFd::as_raw_fd)])?;
+    // Neither takes away what the set-up needs, and from here on no exec in the box can gain anything.
     lockdown::limits(plan)?;
     lockdown::drop_bounding_set()?;
     lockdown::no_new_privileges()?;
+
+    // The payload's process makes the network namespace, which takes as long as all the mounts do.
+    let payload = Payload::fork(plan)?;
+    root::make_private()?;
+    let stage = root::stage(plan)?;
+    let root = root::assemble(plan, &stage)?;
+    let mounts::Built { terminal, mut targets } = mounts::build(plan, &stage, &root, channel)?;
+    let network = match plan.network {
+        Network::None => Some(payload.network()?),
+        Network::Host => None,
+    };
+    targets.push(mounts::sys(plan, &stage, &root, network)?);
+    root::enter(root, stage, plan)?;
+    check::mounts(&targets)?;
+    let open = [channel.as_raw_fd(), payload.channel.as_raw_fd()];
+    check::descriptors(open.into_iter().chain(terminal.as_ref().map(AsRawFd::as_raw_fd)))?;
     report::wait_for_release(channel).at(Step::WaitForRecord, "the record")?;
-    payload::start(plan, terminal)
+    payload.release(terminal)?;
+    Ok(payload)
 }
 
 /// A supervisor that dies takes the box with it: PID 1 is killed, and with it every process of its pid namespace.

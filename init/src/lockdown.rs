@@ -2,7 +2,6 @@
 //!
 //! Invariant: each function either did all of its step, as the kernel says when asked again, or fails.
 
-use agentd_sys::process::bounding_set_is_empty;
 use caps::CapSet;
 use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::thread::{no_new_privs, set_no_new_privs};
@@ -23,14 +22,13 @@ pub(crate) fn limits(plan: &BoxPlan) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Empties the bounding, ambient and inheritable sets: no exec gives a capability back (CVE-2025-27612).
+/// Empties the bounding, inheritable and ambient sets: no exec gives a capability back (CVE-2025-27612).
 pub(crate) fn drop_bounding_set() -> Result<(), Failure> {
     let at = Step::DropBoundingSet;
-    clear(CapSet::Ambient, at, "ambient")?;
-    clear(CapSet::Inheritable, at, "inheritable")?;
-    // The crate knows 41 capabilities; a newer kernel's must be gone as well, so the kernel is asked for all of them.
-    caps::clear(None, CapSet::Bounding).map_err(|_text| Failure::new(at, "bounding", libc::EPERM))?;
-    if bounding_set_is_empty().at(at, "bounding")? { Ok(()) } else { Err(Failure::new(at, "bounding", libc::EPERM)) }
+    // Not by the caps crate: it drops the 41 it knows, and a newer kernel's must go as well.
+    agentd_sys::process::drop_bounding_set().at(at, "bounding")?;
+    // The ambient set is part of the inheritable one (capabilities(7)): it is empty with it.
+    clear(CapSet::Inheritable, at, "inheritable")
 }
 
 /// Sets `no_new_privs` and reads it back.

@@ -8,12 +8,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use agentd_sys::mount::{Attributes, set_attributes};
 use rustix::fs::{CWD, Mode, OFlags, openat, symlinkat};
 use rustix::io::Errno;
-use rustix::mount::{
-    FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_set_string, fsopen, move_mount,
-};
+use rustix::mount::{FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_set_string, fsopen, move_mount};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use crate::plan::{Access, BoxPlan, Kind, Mount, Network};
+use crate::payload::OwnNetwork;
+use crate::plan::{Access, BoxPlan, Kind, Mount};
 use crate::report::{self, Report};
 use crate::root::{self, Stage, attach_new, clone_mount, overlay};
 use crate::step::{At, Failure, Step};
@@ -44,7 +44,8 @@ pub(crate) fn build(plan: &BoxPlan, stage: &Stage, root: &OwnedFd, channel: &Own
                 }
                 target
             }
-            Mount::Sys { masked } => sys(stage, root, plan.network, masked)?,
+            // Shows the network namespace, which is not there yet: `sys` is called when it is.
+            Mount::Sys { .. } => continue,
             Mount::Scratch { target, mode } => {
                 let directory = stage.own_directory(*mode).at(Step::MountScratch, target)?;
                 let clone = clone_mount(directory.as_fd(), false).at(Step::MountScratch, target)?;
@@ -119,12 +120,15 @@ fn proc(stage: &Stage, root: &OwnedFd, read_only: &[String], masked: &[String]) 
 
 /// Covers each path that exists with something empty that cannot be written.
 fn mask(stage: &Stage, tree: &OwnedFd, paths: &[String], at: Step) -> Result<(), Failure> {
+    let (mut file, mut directory) = (None, None);
     for path in paths {
         let Some(is_directory) = tree::is_directory(tree, path).at(at, path)? else { continue };
-        let kind = if is_directory { Kind::Directory } else { Kind::File };
+        let (kind, cover) = if is_directory { (Kind::Directory, &mut directory) } else { (Kind::File, &mut file) };
         let place = tree::in_root(tree.as_fd(), path, kind).at(at, path)?;
-        let cover = stage.nothing(kind).and_then(|nothing| clone_mount(nothing.as_fd(), false)).at(at, path)?;
-        set_attributes(cover.as_fd(), READ_ONLY, false).at(at, path)?;
+        let cover = match cover {
+            Some(cover) => clone_mount(AsFd::as_fd(cover), false).at(at, path)?,
+            none => none.insert(stage.nothing(kind).at(at, path)?).try_clone().at(at, path)?,
+        };
         attach_to(&cover, place.as_fd()).at(at, path)?;
     }
     Ok(())
@@ -138,9 +142,10 @@ fn dev(stage: &Stage, root: &OwnedFd, nodes: &[String]) -> Result<(String, Owned
     let target = attach(&dev, root, "/dev", Kind::Directory, at)?;
     for node in nodes {
         let path = format!("/dev/{node}");
-        let host = openat(CWD, &path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()).at(at, &path)?;
+        let host =
+            openat(CWD, &path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()).at(at, &path)?;
         let clone = clone_mount(host.as_fd(), false).at(at, &path)?;
-        let place = tree::find_or_make(dev.as_fd(), node, Kind::File, at)?;
+        let place = tree::file(dev.as_fd(), node, 0o644).at(at, &path)?;
         attach_to(&clone, place.as_fd()).at(at, &path)?;
     }
     for (link, to) in [
@@ -160,8 +165,8 @@ fn dev(stage: &Stage, root: &OwnedFd, nodes: &[String]) -> Result<(String, Owned
     let context = fsopen("devpts", FsOpenFlags::FSOPEN_CLOEXEC).at(at, "devpts")?;
     fsconfig_set_string(&context, "ptmxmode", "0666").at(at, "ptmxmode")?;
     fsconfig_set_string(&context, "mode", "0620").at(at, "mode")?;
-    let pts = attach_new(&context, MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC)
-        .at(at, "devpts")?;
+    let pts =
+        attach_new(&context, MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC).at(at, "devpts")?;
     tree::directory(&dev, "pts", 0o755).at(at, "/dev/pts")?;
     attach_at(&pts, &dev, "pts").at(at, "/dev/pts")?;
     // The names are complete; devices, shm and pts are mounts of their own and stay usable.
@@ -169,19 +174,32 @@ fn dev(stage: &Stage, root: &OwnedFd, nodes: &[String]) -> Result<(String, Owned
     Ok((target, pts))
 }
 
-fn sys(stage: &Stage, root: &OwnedFd, network: Network, masked: &[String]) -> Result<String, Failure> {
+/// A detached, fresh, read-only /sys of the calling process's network namespace.
+pub(crate) fn fresh_sys() -> Result<OwnedFd, Errno> {
+    let context = fsopen("sysfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
+        | MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    attach_new(&context, attributes)
+}
+
+/// Joins the box's network, if it has one of its own, and mounts the /sys that shows it; gives its place.
+pub(crate) fn sys(
+    plan: &BoxPlan,
+    stage: &Stage,
+    root: &OwnedFd,
+    network: Option<OwnNetwork>,
+) -> Result<String, Failure> {
     let at = Step::MountSys;
     let sys = match network {
-        Network::None => {
-            let context = fsopen("sysfs", FsOpenFlags::FSOPEN_CLOEXEC).at(at, "sysfs")?;
-            let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
-                | MountAttrFlags::MOUNT_ATTR_NOSUID
-                | MountAttrFlags::MOUNT_ATTR_NODEV
-                | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-            attach_new(&context, attributes).at(at, "sysfs")?
+        Some(OwnNetwork { namespace, sys }) => {
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
+                .at(Step::JoinNetwork, "setns")?;
+            sys
         }
-        // sysfs shows a network namespace, and only its owner may mount it: bind the host's.
-        Network::Host => {
+        // Only the owner of a network namespace may mount a /sys of it: bind the host's.
+        None => {
             let host = openat(CWD, "/sys", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).at(at, "/sys")?;
             let clone = clone_mount(host.as_fd(), true).at(at, "/sys")?;
             set_attributes(clone.as_fd(), READ_ONLY, true).at(at, "/sys")?;
@@ -189,7 +207,11 @@ fn sys(stage: &Stage, root: &OwnedFd, network: Network, masked: &[String]) -> Re
         }
     };
     let target = attach(&sys, root, "/sys", Kind::Directory, at)?;
-    mask(stage, &sys, masked, at)?;
+    for mount in &plan.mounts {
+        if let Mount::Sys { masked } = mount {
+            mask(stage, &sys, masked, at)?;
+        }
+    }
     Ok(target)
 }
 

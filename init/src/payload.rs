@@ -1,66 +1,128 @@
 //! The payload's process, from fork to exec.
 //!
-//! Invariant: between the fork and a successful exec the process only gives up rights; it reports a failure through a
-//! close-on-exec pipe, whose end-of-file without a report is the proof that the program runs.
+//! It is forked before the mounts are made, and makes the network namespace meanwhile: the two take about as long as each
+//! other, on different cores. `pivot_root` then moves both processes (pivot_root(2): every process of the mount namespace
+//! whose root was the old one).
+//!
+//! Invariant: between the fork and a successful exec the process only gives up rights. Its channel to PID 1 is
+//! close-on-exec: end-of-file without a report is the proof that the program runs.
 
+use std::convert::Infallible;
 use std::ffi::CString;
-use std::fs::File;
-use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use agentd_profiles::BuiltIn;
+use agentd_sys::channel::{self, Message};
 use agentd_sys::process::{Cloned, clone, exit_now};
+use nix::sched::{CloneFlags, unshare};
 use rustix::fs::{CWD, Mode, OFlags, openat};
-use rustix::process::{Pid, chdir, ioctl_tiocsctty, setsid};
+use rustix::process::{Pid, chdir, ioctl_tiocsctty, setsid, umask};
 
-use crate::plan::{BoxPlan, Process};
+use crate::plan::{BoxPlan, Network, Process};
 use crate::report::Report;
 use crate::step::{At, Failure, Step};
-use crate::{landlock, lockdown};
+use crate::{check, landlock, lockdown, mounts};
 
-/// The started payload, as PID 1 sees it.
+/// The payload's process, as PID 1 sees it.
 #[derive(Debug)]
 pub(crate) struct Payload {
     pub(crate) pid: Pid,
-    /// Ends when the payload's program runs or its start has failed.
-    pub(crate) start: OwnedFd,
+    pub(crate) channel: OwnedFd,
 }
 
-/// Forks the payload. In the new process this never returns.
-pub(crate) fn start(plan: &BoxPlan, terminal: Option<OwnedFd>) -> Result<Payload, Failure> {
-    let at = Step::ForkPayload;
-    let (reading, writing) = io::pipe().at(at, "pipe")?;
-    match clone(0, None).at(at, "clone3")? {
-        Cloned::Child => {
-            drop(reading);
-            let failure = become_payload(plan, terminal).err();
-            if let Some(failure) = failure {
+/// A network namespace, and a detached mount of the /sys that shows it.
+#[derive(Debug)]
+pub(crate) struct OwnNetwork {
+    pub(crate) namespace: OwnedFd,
+    pub(crate) sys: OwnedFd,
+}
+
+/// What PID 1 sends when the box is ready.
+const GO: &[u8] = b"G";
+/// What the payload's process sends with the descriptors of an [`OwnNetwork`].
+const NETWORK: &[u8] = b"N";
+
+impl Payload {
+    /// Forks the process. In the new one this never returns.
+    pub(crate) fn fork(plan: &BoxPlan) -> Result<Self, Failure> {
+        let at = Step::ForkPayload;
+        let (ours, theirs) = channel::pair().at(at, "socketpair")?;
+        match clone(0, None).at(at, "clone3")? {
+            Cloned::Child => {
+                drop(ours);
+                let Err(failure) = run(plan, &theirs);
                 // PID 1 reads end-of-file instead if this fails, and reports that the payload ended.
-                File::from(OwnedFd::from(writing)).write_all(&Report::Failed(failure).encode()).unwrap_or_default();
+                channel::send(theirs.as_fd(), &Report::Failed(failure).encode(), None).unwrap_or_default();
+                exit_now(super::START_FAILED)
             }
-            exit_now(super::START_FAILED)
+            Cloned::Parent { pid, .. } => Ok(Payload { pid, channel: ours }),
         }
-        Cloned::Parent { pid, .. } => {
-            drop(writing);
-            Ok(Payload { pid, start: reading.into() })
+    }
+
+    /// The network that the payload's process has made.
+    pub(crate) fn network(&self) -> Result<OwnNetwork, Failure> {
+        let receive = || match self.hear(Step::MakeNetwork)? {
+            Some(Message { bytes, descriptor: Some(descriptor) }) if bytes == NETWORK => Ok(descriptor),
+            _ => Err(Failure::new(Step::MakeNetwork, "the payload's process", libc::EPROTO)),
+        };
+        Ok(OwnNetwork { namespace: receive()?, sys: receive()? })
+    }
+
+    /// The box is ready: lets the process become the payload, on `terminal` if there is one.
+    pub(crate) fn release(&self, terminal: Option<OwnedFd>) -> Result<(), Failure> {
+        let terminal = terminal.as_ref().map(AsFd::as_fd);
+        match channel::send(self.channel.as_fd(), GO, terminal) {
+            // It has failed and is gone; why is in the channel.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => self.started(),
+            sent => sent.at(Step::ForkPayload, "the payload's process"),
+        }
+    }
+
+    /// Waits until the payload's program runs; gives what failed if it does not.
+    pub(crate) fn started(&self) -> Result<(), Failure> {
+        match self.hear(Step::Exec)? {
+            None => Ok(()),
+            Some(_) => Err(Failure::new(Step::Exec, "the payload's process", libc::EPROTO)),
+        }
+    }
+
+    /// One message; a report of a failure is that failure.
+    fn hear(&self, at: Step) -> Result<Option<Message>, Failure> {
+        let heard = channel::receive(&self.channel).at(at, "the payload's process")?;
+        match heard.as_ref().and_then(|message| Report::decode(&message.bytes)) {
+            Some(Report::Failed(failure)) => Err(failure),
+            _ => Ok(heard),
         }
     }
 }
 
-/// Waits until the payload's program runs; gives what failed if it does not.
-pub(crate) fn started(start: OwnedFd) -> Result<(), Failure> {
-    let mut report = Vec::new();
-    File::from(start).read_to_end(&mut report).at(Step::Exec, "pipe")?;
-    if report.is_empty() {
-        return Ok(());
+fn run(plan: &BoxPlan, channel: &OwnedFd) -> Result<Infallible, Failure> {
+    agentd_sys::descriptors::close_all_but(&mut [channel.as_raw_fd()]).at(Step::ForkPayload, "close_range")?;
+    if plan.network == Network::None {
+        make_network(channel)?;
     }
-    match Report::decode(&report) {
-        Some(Report::Failed(failure)) => Err(failure),
-        _ => Err(Failure::new(Step::Exec, "pipe", libc::EPROTO)),
+    match channel::receive(channel).at(Step::PayloadSession, "PID 1")? {
+        Some(Message { bytes, descriptor }) if bytes == GO => become_payload(plan, channel, descriptor),
+        // PID 1 has failed, and this process is about to end with it.
+        _ => Err(Failure::new(Step::PayloadSession, "PID 1", libc::EPIPE)),
     }
 }
 
-fn become_payload(plan: &BoxPlan, terminal: Option<OwnedFd>) -> Result<std::convert::Infallible, Failure> {
+fn make_network(channel: &OwnedFd) -> Result<(), Failure> {
+    let at = Step::MakeNetwork;
+    unshare(CloneFlags::CLONE_NEWNET).at(at, "network namespace")?;
+    agentd_sys::loopback::bring_up().at(at, "lo")?;
+    let namespace = openat(CWD, "/proc/self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    let namespace = namespace.at(at, "/proc/self/ns/net")?;
+    let sys = mounts::fresh_sys().at(at, "sysfs")?;
+    for descriptor in [namespace, sys] {
+        channel::send(channel.as_fd(), NETWORK, Some(descriptor.as_fd())).at(at, "PID 1")?;
+    }
+    Ok(())
+}
+
+fn become_payload(plan: &BoxPlan, channel: &OwnedFd, terminal: Option<OwnedFd>) -> Result<Infallible, Failure> {
     setsid().at(Step::PayloadSession, "setsid")?;
     if let Some(terminal) = terminal {
         ioctl_tiocsctty(&terminal).at(Step::PayloadSession, "TIOCSCTTY")?;
@@ -68,6 +130,8 @@ fn become_payload(plan: &BoxPlan, terminal: Option<OwnedFd>) -> Result<std::conv
         rustix::stdio::dup2_stdout(&terminal).at(Step::PayloadSession, "stdout")?;
         rustix::stdio::dup2_stderr(&terminal).at(Step::PayloadSession, "stderr")?;
     }
+    check::descriptors([channel.as_raw_fd()])?;
+    umask(Mode::from_raw_mode(0o022));
     // The working directory was resolved in the new root: there is no other (CVE-2024-21626).
     chdir(plan.process.cwd.as_str()).at(Step::EnterWorkdir, &plan.process.cwd)?;
     let program = Program::new(&plan.process)?;

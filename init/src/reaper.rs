@@ -9,7 +9,7 @@ use nix::sys::signal::{SigSet, Signal};
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions, WaitStatus, kill_process, kill_process_group, wait};
 
-use crate::payload::{self, Payload};
+use crate::payload::{Payload, release_streams};
 use crate::report::{self, Report};
 use crate::step::{At, Failure, Step};
 use crate::{START_FAILED, lockdown};
@@ -32,7 +32,10 @@ pub(crate) fn run(payload: Payload, channel: &OwnedFd) -> i32 {
         Ok(status) => {
             // A supervisor that is gone needs no report: the kernel is about to end this process.
             report::send(channel, &Report::Exited(status.as_raw()), None).unwrap_or_default();
-            status.exit_status().or_else(|| status.terminating_signal().map(|signal| 128 + signal)).unwrap_or(START_FAILED)
+            status
+                .exit_status()
+                .or_else(|| status.terminating_signal().map(|signal| 128 + signal))
+                .unwrap_or(START_FAILED)
         }
         Err(failure) => {
             report::send(channel, &Report::Failed(failure), None).unwrap_or_default();
@@ -42,12 +45,11 @@ pub(crate) fn run(payload: Payload, channel: &OwnedFd) -> i32 {
 }
 
 fn see_through(payload: Payload, channel: &OwnedFd) -> Result<WaitStatus, Failure> {
-    let Payload { pid, start } = payload;
-    // The payload is being set up meanwhile; it cannot reach this process, which is not dumpable and outside its domain.
-    payload::release_streams()?;
+    // The payload starts meanwhile; it cannot reach this process, which is not dumpable and outside its domain.
+    release_streams()?;
     lockdown::clear_capabilities()?;
     agentd_sys::seccomp::load(agentd_profiles::seccomp(BuiltIn::Init)).at(Step::Seccomp, "PID 1")?;
-    payload::started(start)?;
+    payload.started()?;
     report::send(channel, &Report::Started, None).at(Step::Exec, "the supervisor")?;
 
     let mut signals: SigSet = RELAYED.iter().copied().collect();
@@ -55,11 +57,11 @@ fn see_through(payload: Payload, channel: &OwnedFd) -> Result<WaitStatus, Failur
     loop {
         match signals.wait().at(Step::Exec, "sigwait")? {
             Signal::SIGCHLD => {
-                if let Some(status) = reap(pid)? {
+                if let Some(status) = reap(payload.pid)? {
                     return Ok(status);
                 }
             }
-            signal => relay(pid, signal),
+            signal => relay(payload.pid, signal),
         }
     }
 }

@@ -6,7 +6,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use agentd_sys::channel;
+use agentd_sys::channel::{self, Message};
 
 use crate::step::{Failure, Step};
 
@@ -96,7 +96,7 @@ pub(crate) fn wait_for_release(channel: impl AsFd) -> io::Result<()> {
 /// # Errors
 /// The errno of `recvmsg(2)`; `InvalidData` for what is not a report.
 pub fn receive(channel: impl AsFd) -> io::Result<Option<(Report, Option<OwnedFd>)>> {
-    let Some((bytes, descriptor)) = channel::receive(channel)? else { return Ok(None) };
+    let Some(Message { bytes, descriptor }) = channel::receive(channel)? else { return Ok(None) };
     let report = Report::decode(&bytes).ok_or(io::ErrorKind::InvalidData)?;
     Ok(Some((report, descriptor)))
 }
@@ -128,7 +128,7 @@ mod tests {
         #[test]
         fn a_long_object_still_fits_a_message(object in ".{0,6000}") {
             let report = Report::Failed(Failure::new(Step::Exec, object, 2));
-            prop_assert!(report.encode().len() <= channel::MAX_MESSAGE);
+            prop_assert!(report.encode().len() <= agentd_sys::channel::MAX_MESSAGE);
             prop_assert!(Report::decode(&report.encode()).is_some());
         }
     }

@@ -4,8 +4,7 @@
 //! stage (tmpfs, bounded)     attached over the host's "/", where only descriptors reach it
 //! ├── root/                  mount point of the new root
 //! ├── upper/ work/           the overlay's writable side
-//! ├── own/0, own/1, …        directories bound as /tmp, /run, /scratch, /dev, …
-//! ├── nothing, nothing.d/    what masked paths are covered with
+//! ├── own/0, own/1, …        bound as /tmp, /run, /scratch, /dev, and over masked paths
 //! └── tree/0, …              writable sides of host trees
 //! ```
 //!
@@ -13,10 +12,12 @@
 //! by this process in a tmpfs that nobody else sees.
 
 use std::cell::Cell;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use agentd_sys::mount::{Attributes, set_attributes};
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::{CWD, Mode, mkdirat};
+use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount_change, move_mount, unmount,
@@ -38,17 +39,21 @@ pub(crate) struct Stage {
 
 impl Stage {
     /// A fresh directory for a mount of the box, with exactly `mode`.
-    pub(crate) fn own_directory(&self, mode: u32) -> Result<OwnedFd, rustix::io::Errno> {
+    pub(crate) fn own_directory(&self, mode: u32) -> Result<OwnedFd, Errno> {
         tree::directory(&self.own, &self.next_name(), mode)
     }
 
-    /// The empty thing that covers a masked path.
-    pub(crate) fn nothing(&self, kind: Kind) -> Result<OwnedFd, rustix::io::Errno> {
-        let name = match kind {
-            Kind::File => "nothing",
-            Kind::Directory => "nothing.d",
-        };
-        openat(&self.directory, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+    /// A detached read-only mount of something empty, to cover a path with; copies of it are read-only too.
+    pub(crate) fn nothing(&self, kind: Kind) -> io::Result<OwnedFd> {
+        let name = self.next_name();
+        let nothing = match kind {
+            Kind::File => tree::file(self.own.as_fd(), &name, 0o444),
+            Kind::Directory => tree::directory(&self.own, &name, 0o555),
+        }?;
+        let cover = clone_mount(nothing.as_fd(), false)?;
+        let attributes = Attributes { read_only: true, no_suid: true, no_dev: true, no_exec: true };
+        set_attributes(cover.as_fd(), attributes, false)?;
+        Ok(cover)
     }
 
     fn next_name(&self) -> String {
@@ -75,11 +80,7 @@ pub(crate) fn stage(plan: &BoxPlan) -> Result<Stage, Failure> {
             Ok(mount)
         })
         .at(at, "tmpfs")?;
-    for name in ["root", "nothing.d"] {
-        tree::directory(&directory, name, 0o755).at(at, name)?;
-    }
-    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-    openat(&directory, "nothing", flags, Mode::from_raw_mode(0o444)).at(at, "nothing")?;
+    mkdirat(&directory, "root", Mode::from_raw_mode(0o755)).at(at, "root")?;
     let own = tree::directory(&directory, "own", 0o700).at(at, "own")?;
     let trees = tree::directory(&directory, "tree", 0o700).at(at, "tree")?;
     Ok(Stage { directory, own, trees, used: Cell::new(0) })
@@ -103,12 +104,7 @@ pub(crate) fn assemble(plan: &BoxPlan, stage: &Stage) -> Result<OwnedFd, Failure
 }
 
 /// A detached overlay of `layers` (lowest first) with `additions` in an upper directory of its own.
-pub(crate) fn overlay(
-    stage: &Stage,
-    layers: &[Source],
-    additions: &[Addition],
-    at: Step,
-) -> Result<OwnedFd, Failure> {
+pub(crate) fn overlay(stage: &Stage, layers: &[Source], additions: &[Addition], at: Step) -> Result<OwnedFd, Failure> {
     let writable = tree::directory(&stage.trees, &stage.next_name(), 0o700).at(at, "tmpfs")?;
     let upper = tree::directory(&writable, "upper", 0o755).at(at, "upperdir")?;
     let work = tree::directory(&writable, "work", 0o700).at(at, "workdir")?;
@@ -135,13 +131,13 @@ fn by_descriptor(directory: &OwnedFd) -> String {
 }
 
 /// Makes the file system that `context` describes and a detached mount of it.
-pub(crate) fn attach_new(context: &OwnedFd, attributes: MountAttrFlags) -> Result<OwnedFd, rustix::io::Errno> {
+pub(crate) fn attach_new(context: &OwnedFd, attributes: MountAttrFlags) -> Result<OwnedFd, Errno> {
     fsconfig_create(context)?;
     fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
 }
 
 /// A detached copy of the mount that `of` lies in, rooted at `of`; with everything mounted below it if `recursive`.
-pub(crate) fn clone_mount(of: BorrowedFd<'_>, recursive: bool) -> Result<OwnedFd, rustix::io::Errno> {
+pub(crate) fn clone_mount(of: BorrowedFd<'_>, recursive: bool) -> Result<OwnedFd, Errno> {
     use rustix::mount::{OpenTreeFlags, open_tree};
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     if recursive {
@@ -151,7 +147,7 @@ pub(crate) fn clone_mount(of: BorrowedFd<'_>, recursive: bool) -> Result<OwnedFd
 }
 
 /// Where inside the root `found` is, whatever links led there.
-pub(crate) fn place(found: &OwnedFd) -> Result<String, rustix::io::Errno> {
+pub(crate) fn place(found: &OwnedFd) -> Result<String, Errno> {
     let path = rustix::fs::readlink(by_descriptor(found), Vec::new())?;
     let path = path.to_string_lossy();
     // The root hangs at `root/` of the stage, and the stage over the host's "/".

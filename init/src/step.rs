@@ -1,9 +1,10 @@
 //! The lock-down order, step by step: this enum is the only list, and `docs/architecture.md` shows it
 //! (a test compares the two).
 //!
-//! Why this order: everything that needs capabilities stands before [`Step::DropBoundingSet`]; `no_new_privs` stands
-//! before the payload exists; Landlock comes after the last path was opened and before capabilities go, and seccomp is
-//! last, so that it need not allow what only the set-up needs.
+//! Why this order: what can only be lost goes first (limits, the bounding set, `no_new_privs`), before the second process
+//! exists, so that both have lost it; the network namespace is made in one process while the other mounts
+//! (docs/adr/0004); Landlock comes after the last path was opened; capabilities go when nothing needs them any more;
+//! seccomp is last, so that it need not allow what only the set-up needs.
 
 use std::io;
 
@@ -44,46 +45,48 @@ steps! {
     SetHostname = "set the host name",
     /// A session of its own, away from the user's terminal.
     NewSession = "start a session",
+    /// Resource limits.
+    SetLimits = "set resource limits",
+    /// Bounding, inheritable and ambient capabilities.
+    DropBoundingSet = "drop capabilities",
+    /// `no_new_privs`, read back.
+    NoNewPrivileges = "set no_new_privs",
+    /// The payload's process comes into being.
+    ForkPayload = "fork the payload",
+    /// In the payload's process, while PID 1 mounts: a network namespace, `lo` up, a /sys that shows it.
+    MakeNetwork = "make the box's network",
     /// No mount event travels between host and box.
     MakePrivate = "cut the mounts off from the host's",
     /// The tmpfs that holds everything the box may write that is not the workspace.
     Stage = "make the box's tmpfs",
     /// The root: overlay of the image's layers, or an empty tree for the host's own directories.
     AssembleRoot = "assemble the root",
+    /// A directory of the host through an overlay that hides its secrets.
+    MountHostTree = "mount a part of the host's root",
     /// A fresh /proc, its switches read-only, its leaks covered.
     MountProc = "mount /proc",
     /// A fresh /dev with six devices and a devpts of its own.
     MountDev = "mount /dev",
-    /// /sys, read-only.
-    MountSys = "mount /sys",
-    /// /tmp, /run, /scratch, the home directory.
-    MountScratch = "mount scratch space",
-    /// A directory of the host through an overlay that hides its secrets.
-    MountHostTree = "mount a part of the host's root",
-    /// The workspace and what `--mount` names.
-    Bind = "bind",
     /// The pty, from the box's own devpts.
     OpenTerminal = "open a terminal",
-    /// `lo`, in the box's own network namespace.
-    BringLoopbackUp = "bring the loopback interface up",
-    /// The new root becomes `/`, the host's is gone.
+    /// /tmp, /run, /scratch, the home directory.
+    MountScratch = "mount scratch space",
+    /// The workspace and what `--mount` names.
+    Bind = "bind",
+    /// PID 1 follows the payload into the network namespace.
+    JoinNetwork = "join the box's network",
+    /// /sys, read-only.
+    MountSys = "mount /sys",
+    /// The new root becomes `/`, for both processes; the host's is gone.
     PivotRoot = "enter the root",
     /// The root becomes read-only (unless it is to be writable).
     SealRoot = "make the root read-only",
     /// Looks at the mount table: nothing of the host but what the plan gave.
     CheckMounts = "check the mounts",
-    /// Looks at the descriptors: 0, 1, 2, the report channel, the terminal.
+    /// Looks at the descriptors: 0, 1, 2, the channels, the terminal.
     CheckDescriptors = "check the descriptors",
-    /// Resource limits.
-    SetLimits = "set resource limits",
-    /// Bounding, ambient and inheritable capabilities.
-    DropBoundingSet = "drop capabilities",
-    /// `no_new_privs`, read back.
-    NoNewPrivileges = "set no_new_privs",
     /// The supervisor has written the record.
     WaitForRecord = "hear from the supervisor",
-    /// The payload's process comes into being.
-    ForkPayload = "fork the payload",
     /// In the payload: a session, the controlling terminal.
     PayloadSession = "start the payload's session",
     /// In the payload: the working directory.

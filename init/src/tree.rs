@@ -8,8 +8,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, CWD, Dev, FileType, Mode, OFlags, RawMode, ResolveFlags, fchmod, fstat, mkdirat, mknodat, openat,
-    openat2, statat, symlinkat,
+    AtFlags, CWD, Dev, FileType, Mode, OFlags, RawMode, ResolveFlags, fstat, mkdirat, mknodat, openat, openat2, statat,
+    symlinkat,
 };
 use rustix::io::Errno;
 
@@ -27,19 +27,20 @@ pub(crate) fn find_or_make(root: BorrowedFd<'_>, path: &str, kind: Kind, step: S
         Err(Errno::NOENT) => {}
         found => return found.at(step, path),
     }
-    let mut parent = root.try_clone_to_owned().at(step, path)?;
+    let mut parent = None;
     let mut so_far = String::new();
     let mut components = path.split('/').filter(|part| !part.is_empty()).peekable();
     while let Some(component) = components.next() {
         so_far.push('/');
         so_far.push_str(component);
         let kind = if components.peek().is_some() { Kind::Directory } else { kind };
-        parent = match in_root(root, &so_far, kind) {
-            Err(Errno::NOENT) => make(parent.as_fd(), component, kind).at(step, &so_far)?,
-            found => found.at(step, &so_far)?,
+        let found = match in_root(root, &so_far, kind) {
+            Err(Errno::NOENT) => make(parent.as_ref().map_or(root, AsFd::as_fd), component, kind),
+            found => found,
         };
+        parent = Some(found.at(step, &so_far)?);
     }
-    Ok(parent)
+    parent.map_or_else(|| in_root(root, "/", kind).at(step, path), Ok)
 }
 
 /// Opens `path` inside `root`, which must exist and be of `kind`.
@@ -53,24 +54,21 @@ pub(crate) fn in_root(root: BorrowedFd<'_>, path: &str, kind: Kind) -> Result<Ow
 
 fn make(parent: BorrowedFd<'_>, name: &str, kind: Kind) -> Result<OwnedFd, Errno> {
     match kind {
-        Kind::Directory => {
-            mkdirat(parent, name, Mode::from_raw_mode(0o755))?;
-            openat(parent, name, DIRECTORY, Mode::empty())
-        }
-        Kind::File => {
-            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
-            openat(parent, name, flags, Mode::from_raw_mode(0o644))
-        }
+        Kind::Directory => directory(parent, name, 0o755),
+        Kind::File => file(parent, name, 0o644),
     }
 }
 
-/// Makes directory `name` with exactly `mode` and opens it. Only for trees that this process made itself.
+/// Makes directory `name` and opens it. Only for trees that this process made itself; PID 1's umask takes nothing away.
 pub(crate) fn directory(parent: impl AsFd, name: &str, mode: RawMode) -> Result<OwnedFd, Errno> {
     mkdirat(&parent, name, Mode::from_raw_mode(mode))?;
-    let directory = openat(&parent, name, OFlags::RDONLY | DIRECTORY.difference(OFlags::PATH), Mode::empty())?;
-    // The caller's umask has taken bits away.
-    fchmod(&directory, Mode::from_raw_mode(mode))?;
-    Ok(directory)
+    openat(&parent, name, DIRECTORY, Mode::empty())
+}
+
+/// Makes an empty file in a directory that this process made itself.
+pub(crate) fn file(parent: BorrowedFd<'_>, name: &str, mode: RawMode) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
+    openat(parent, name, flags, Mode::from_raw_mode(mode))
 }
 
 /// Lays `additions` into `tree`, which holds nothing but earlier additions.
@@ -86,13 +84,13 @@ pub(crate) fn lay(tree: BorrowedFd<'_>, additions: &[Addition], step: Step) -> R
         };
         let parent = parent.as_ref().map_or(tree, AsFd::as_fd);
         match addition {
-            Addition::Directory { .. } => match make(parent, name, Kind::Directory) {
-                Ok(_) | Err(Errno::EXIST) => Ok(()),
-                Err(error) => Err(error),
+            Addition::Directory { .. } => match mkdirat(parent, name, Mode::from_raw_mode(0o755)) {
+                Err(Errno::EXIST) => Ok(()),
+                made => made,
             },
             Addition::Link { to, .. } => symlinkat(to, parent, name),
             Addition::Hidden { .. } => mknodat(parent, name, FileType::CharacterDevice, Mode::empty(), WHITEOUT),
-            Addition::File { contents, .. } => make(parent, name, Kind::File)
+            Addition::File { contents, .. } => file(parent, name, 0o644)
                 .and_then(|file| rustix::io::write(&file, contents.as_bytes()))
                 .and_then(|written| if written == contents.len() { Ok(()) } else { Err(Errno::NOSPC) }),
         }

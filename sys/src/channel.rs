@@ -12,6 +12,15 @@ use rustix::net::{
 /// Longest message in bytes; a longer one is an error for the sender and for the receiver.
 pub const MAX_MESSAGE: usize = 8192;
 
+/// One message.
+#[derive(Debug)]
+pub struct Message {
+    /// What was sent.
+    pub bytes: Vec<u8>,
+    /// The descriptor that came with it.
+    pub descriptor: Option<OwnedFd>,
+}
+
 /// A connected pair of message sockets (`SOCK_SEQPACKET`: boundaries kept, end-of-file when the peer is gone).
 ///
 /// # Errors
@@ -42,7 +51,7 @@ pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], descriptor: Option<BorrowedFd<
 ///
 /// # Errors
 /// `EMSGSIZE` for a message that was cut; else the errno of `recvmsg(2)`.
-pub fn receive(socket: impl AsFd) -> io::Result<Option<(Vec<u8>, Option<OwnedFd>)>> {
+pub fn receive(socket: impl AsFd) -> io::Result<Option<Message>> {
     let mut bytes = vec![0; MAX_MESSAGE];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -60,7 +69,7 @@ pub fn receive(socket: impl AsFd) -> io::Result<Option<(Vec<u8>, Option<OwnedFd>
         return Ok(None);
     }
     bytes.truncate(message.bytes);
-    Ok(Some((bytes, descriptor)))
+    Ok(Some(Message { bytes, descriptor }))
 }
 
 #[cfg(test)]
@@ -75,13 +84,13 @@ mod tests {
         send(ours.as_fd(), b"one", Some(writer.as_fd())).unwrap();
         send(ours.as_fd(), b"two", None).unwrap();
         drop(writer);
-        let (bytes, descriptor) = receive(&theirs).unwrap().unwrap();
+        let Message { bytes, descriptor } = receive(&theirs).unwrap().unwrap();
         assert_eq!(bytes, b"one");
         std::fs::File::from(descriptor.unwrap()).write_all(b"through").unwrap();
         let mut through = String::new();
         reader.read_to_string(&mut through).unwrap();
         assert_eq!(through, "through");
-        assert_eq!(receive(&theirs).unwrap().unwrap().0, b"two");
+        assert_eq!(receive(&theirs).unwrap().unwrap().bytes, b"two");
         drop(ours);
         assert!(receive(&theirs).unwrap().is_none());
     }

@@ -27,7 +27,7 @@ pub enum Cloned {
 /// Namespaces to create together with the child; bits of `CLONE_NEW*`.
 pub type NamespaceFlags = u64;
 
-/// Every namespace a box has of its own, the network apart (`--net host` keeps the host's).
+/// The namespaces that PID 1 is cloned into.
 pub const BOX_NAMESPACES: NamespaceFlags = (libc::CLONE_NEWUSER
     | libc::CLONE_NEWNS
     | libc::CLONE_NEWPID
@@ -35,7 +35,7 @@ pub const BOX_NAMESPACES: NamespaceFlags = (libc::CLONE_NEWUSER
     | libc::CLONE_NEWUTS
     | libc::CLONE_NEWCGROUP) as u64;
 
-/// The network namespace.
+/// The network namespace, which the payload's process makes for itself (docs/adr/0004).
 pub const NET_NAMESPACE: NamespaceFlags = libc::CLONE_NEWNET as u64;
 
 /// `CLONE_INTO_CGROUP` of linux/sched.h; libc's constant is an `int`, which it does not fit.
@@ -82,20 +82,20 @@ pub fn exit_now(status: i32) -> ! {
     unsafe { libc::_exit(status) }
 }
 
-/// Whether the bounding set of this thread holds no capability at all, those newer than this program included.
+/// Drops every capability from the bounding set of this thread, those newer than this program included.
 ///
 /// # Errors
-/// The errno of `prctl(2)`, when it is not the `EINVAL` that marks the end of the kernel's list.
-pub fn bounding_set_is_empty() -> io::Result<bool> {
+/// The errno of `prctl(2)` (`EPERM` without CAP_SETPCAP), when it is not the `EINVAL` that marks the end of the
+/// kernel's list.
+pub fn drop_bounding_set() -> io::Result<()> {
     for capability in 0..64 {
-        // SAFETY: PR_CAPBSET_READ takes an integer and touches no memory of ours.
-        let ret = unsafe { libc::prctl(libc::PR_CAPBSET_READ, capability, 0, 0, 0) };
+        // SAFETY: PR_CAPBSET_DROP takes an integer and touches no memory of ours.
+        let ret = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
         match super::check(ret.into()) {
-            Ok(0) => {}
-            Ok(_) => return Ok(false),
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(true),
+            Ok(_) => {}
+            Err(error) if capability > 0 && error.raw_os_error() == Some(libc::EINVAL) => break,
             Err(error) => return Err(error),
         }
     }
-    Ok(true)
+    Ok(())
 }

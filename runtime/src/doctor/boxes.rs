@@ -51,7 +51,7 @@ fn parts(host: &Host, abi: u32, findings: &mut Vec<Finding>) -> (Boxes, Option<R
     {
         return (Boxes::Fail, None);
     }
-    judge("network", "a box has a loopback interface of its own", &least, Step::BringLoopbackUp);
+    judge("network", "a box has a loopback interface of its own", &least, Step::MakeNetwork);
     if let Some(etc) = source("/etc") {
         let overlay = reach(&plan(vec![etc], Vec::new(), abi));
         judge("overlay", "mounts in a box", &overlay, Step::AssembleRoot);

@@ -17,7 +17,7 @@ use agentd_init::plan::Network;
 use agentd_init::reaper::RELAYED;
 use agentd_init::report::{self, Report};
 use agentd_init::step::Failure;
-use agentd_sys::process::{BOX_NAMESPACES, Cloned, NET_NAMESPACE, clone};
+use agentd_sys::process::{BOX_NAMESPACES, Cloned, clone};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -167,11 +167,7 @@ impl<'a> Supervisor<'a> {
         let signals = agentd_sys::signal::descriptor(&watched).to("block signals")?;
         let (channel, inside) = agentd_sys::channel::pair().to("make a channel")?;
         let (streams, stdio) = Streams::new(plan, directory).to("set the streams up")?;
-        let mut namespaces = BOX_NAMESPACES;
-        if plan.inside.network == Network::None {
-            namespaces |= NET_NAMESPACE;
-        }
-        let init = match clone(namespaces, None).map_err(SuperviseError::Clone)? {
+        let init = match clone(BOX_NAMESPACES, None).map_err(SuperviseError::Clone)? {
             Cloned::Child => {
                 agentd_init::run(&plan.inside, agentd_init::Descriptors { channel: inside, stdio });
             }

@@ -35,6 +35,8 @@ struct Copy {
     /// Bytes read and not yet written: `buffer[written..]`.
     buffer: Vec<u8>,
     written: usize,
+    /// Bytes to ask for; few until a read fills them, because most jobs say little and fresh memory costs a fault a page.
+    ask: usize,
     log: Option<Log>,
     /// Whether the source is the box, whose end means that no more bytes will come.
     is_output: bool,
@@ -166,7 +168,7 @@ fn own(stream: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 
 impl Copy {
     fn new(from: OwnedFd, to: OwnedFd, log: Option<Log>, is_output: bool) -> Self {
-        Copy { from: Some(from), to: Some(to), buffer: Vec::new(), written: 0, log, is_output }
+        Copy { from: Some(from), to: Some(to), buffer: Vec::new(), written: 0, ask: PIPE_BUF, log, is_output }
     }
 
     /// What this copy waits for: room for the bytes it holds, or more bytes.
@@ -196,11 +198,14 @@ impl Copy {
             return;
         }
         let Some(from) = &self.from else { return };
-        self.buffer.resize(BUFFER, 0);
+        self.buffer.resize(self.ask, 0);
         self.written = 0;
         match read(from, &mut self.buffer[..]) {
             Ok(0) => self.from = None,
             Ok(bytes) => {
+                if bytes == self.ask {
+                    self.ask = BUFFER;
+                }
                 self.buffer.truncate(bytes);
                 if let Some(log) = &mut self.log {
                     log.keep(&self.buffer);

@@ -53,9 +53,10 @@ pub(super) fn run(arguments: &Args) -> Result<bool> {
     for (program, name) in [(&agentd, "agentd"), (&floor, "agentd-floor"), (&myself, "xtask")] {
         std::fs::copy(program, scratch.0.join(name)).with_context(|| format!("copy {}", program.display()))?;
     }
+    let load = std::fs::read_to_string("/proc/loadavg").context("read /proc/loadavg")?;
     let measured = measure_as(account.as_ref(), &scratch.0, arguments.rounds)?;
     let memory = memory::idle_job(account.as_ref(), &scratch.0);
-    let report = report::Report::new(&measured, memory, arguments.rounds);
+    let report = report::Report::new(&measured, memory, arguments.rounds, &load);
     println!("{report}");
     if arguments.write {
         report.write(&workspace::root().join("docs/benchmarks.md"))?;

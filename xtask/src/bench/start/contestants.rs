@@ -55,6 +55,17 @@ pub(super) fn environment(directory: &Path) -> [(&'static str, PathBuf); 2] {
     [("XDG_DATA_HOME", directory.join("data")), ("XDG_STATE_HOME", directory.join("state"))]
 }
 
+/// bwrap's flags that cover what agentd covers in /proc, as far as this machine has it.
+fn masks() -> Vec<String> {
+    let there = |name: &&&str| Path::new("/proc").join(name).metadata().is_ok();
+    let files = ["kcore", "keys", "key-users", "timer_list", "latency_stats", "sched_debug", "interrupts"];
+    let directories = ["acpi", "scsi", "asound"];
+    let file = |name: &&str| ["--ro-bind".to_owned(), "/dev/null".to_owned(), format!("/proc/{name}")];
+    let directory = |name: &&str| ["--tmpfs".to_owned(), format!("/proc/{name}")];
+    let files = files.iter().filter(there).flat_map(file);
+    files.chain(directories.iter().filter(there).flat_map(directory)).collect()
+}
+
 /// Everybody, with `payload`. Missing programs are found out by running them.
 pub(super) fn all(files: &Files, payload: Payload) -> Result<Vec<Contestant>> {
     let text = |path: &Path| path.to_string_lossy().into_owned();
@@ -84,12 +95,40 @@ pub(super) fn all(files: &Files, payload: Payload) -> Result<Vec<Contestant>> {
     let on_host = contestant("agentd, host root", agentd, &["run", "--workspace", &workspace, "--"]);
 
     let flags = [
-        "--unshare-all", "--die-with-parent", "--new-session", "--uid", "1000", "--gid", "1000", "--hostname", "box",
-        "--cap-drop", "ALL", "--clearenv", "--chdir", "/workspace",
+        "--unshare-all",
+        "--die-with-parent",
+        "--new-session",
+        "--uid",
+        "1000",
+        "--gid",
+        "1000",
+        "--hostname",
+        "box",
+        "--cap-drop",
+        "ALL",
+        "--clearenv",
     ];
     let over_root = [
-        "--ro-bind", &root, "/", "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--tmpfs", "/run", "--tmpfs",
-        "/scratch", "--tmpfs", "/home", "--bind", &workspace, "/workspace",
+        "--ro-bind",
+        &root,
+        "/",
+        "--proc",
+        "/proc",
+        "--dev",
+        "/dev",
+        "--tmpfs",
+        "/tmp",
+        "--tmpfs",
+        "/run",
+        "--tmpfs",
+        "/scratch",
+        "--tmpfs",
+        "/home",
+        "--bind",
+        &workspace,
+        "/workspace",
+        "--chdir",
+        "/workspace",
     ];
     let masks = masks();
     let masks: Vec<&str> = masks.iter().map(String::as_str).collect();
@@ -99,11 +138,32 @@ pub(super) fn all(files: &Files, payload: Payload) -> Result<Vec<Contestant>> {
     filtered.stdin = Some(files.filter.clone());
     let fewer = contestant("bwrap, no /sys, no masks", "bwrap".into(), &[&flags[..], &over_root].concat());
     let host = [
-        "--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--tmpfs", "/run", "--tmpfs",
-        "/home", "--bind", &workspace, "/tmp/workspace",
+        "--ro-bind",
+        "/",
+        "/",
+        "--proc",
+        "/proc",
+        "--dev",
+        "/dev",
+        "--tmpfs",
+        "/tmp",
+        "--tmpfs",
+        "/run",
+        "--tmpfs",
+        "/home",
+        "--bind",
+        &workspace,
+        "/tmp/workspace",
+        "--chdir",
+        "/tmp/workspace",
     ];
+    let mut on_bwraps_host = contestant("bwrap, host root", "bwrap".into(), &[&flags[..], &host].concat());
+    // A read-only root has no /workspace to mount on.
+    if let Some(last) = on_bwraps_host.arguments.last_mut() {
+        *last = last.replace("/workspace", "/tmp/workspace");
+    }
 
-    let mut everybody = vec![spawn, floor, in_image, on_host, bare, filtered];
+    let mut everybody = vec![spawn, floor, in_image, on_host, bare, filtered, fewer, on_bwraps_host];
     for (runtime, flags, plain, with_filter) in [
         ("crun", "--cgroup-manager=disabled", "crun", CRUN_SECCOMP),
         ("runc", "--rootless=true", "runc", "runc + seccomp"),

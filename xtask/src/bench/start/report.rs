@@ -35,9 +35,12 @@ impl fmt::Display for Report {
 }
 
 impl Report {
-    pub(super) fn new(measured: &Measured, memory: Result<Memory>, rounds: u32) -> Self {
+    pub(super) fn new(measured: &Measured, memory: Result<Memory>, rounds: u32, load: &str) -> Self {
         let mut report = Self { text: String::new(), within_budgets: true };
-        report.line(format_args!("{}\n\n`cargo xtask bench start --rounds {rounds}`, {}\n", machine(), today()));
+        // A busy machine's times are not worth comparing with another run's.
+        let load = load.split(' ').next().unwrap_or("unknown");
+        report.line(format_args!("{} Load before: {load}.\n", machine()));
+        report.line(format_args!("`cargo xtask bench start --rounds {rounds}`, {}\n", today()));
         report.starts(measured);
         report.wide(measured);
         report.line(format_args!("| budget | measured | |\n|---|---|---|"));
@@ -203,7 +206,7 @@ mod tests {
 
     #[test]
     fn a_ratio_above_its_budget_is_told_and_fails() {
-        let report = |agentd| Report::new(&measured(agentd), Err(anyhow::anyhow!("no job")), 4);
+        let report = |agentd| Report::new(&measured(agentd), Err(anyhow::anyhow!("no job")), 4, "0.10 0 0");
         assert!(report(4.0).text.contains("| ≤ 1.4 × floor | 1.333 / 1.333 | ok |"));
         assert!(report(4.6).text.contains("| ≤ 1.4 × floor | 1.533 / 1.533 | **over** |"));
         assert!(report(4.0).text.contains("| ≤ 0.05 × podman | – | not measured |"));
