@@ -80,7 +80,7 @@ pub(crate) fn build(plan: &BoxPlan, stage: &Stage, root: &OwnedFd, channel: &Own
     Ok(built)
 }
 
-/// Attaches `mount` at `target` inside `root`; gives the place it ended up at.
+/// Attaches `mount` at `target` inside `root`; gives the place it ended up at, which a link of the image may have moved.
 fn attach(mount: &OwnedFd, root: &OwnedFd, target: &str, kind: Kind, step: Step) -> Result<String, Failure> {
     let found = tree::find_or_make(root.as_fd(), target, kind, step)?;
     let place = root::place(&found).at(step, target)?;

@@ -36,7 +36,11 @@ fn copy(log: &Path, out: impl Write + 'static, strip: bool) -> Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error).with_context(|| format!("cannot read {}", log.display())),
     };
-    if strip { pour(&mut file, anstream::StripStream::new(Box::new(out) as Box<dyn Write>)) } else { pour(&mut file, out) }
+    if strip {
+        pour(&mut file, anstream::StripStream::new(Box::new(out) as Box<dyn Write>))
+    } else {
+        pour(&mut file, out)
+    }
 }
 
 fn pour(file: &mut impl Read, mut out: impl Write) -> Result<()> {

@@ -77,7 +77,9 @@ pub fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             // A reader that went away (`agentd ps | head`) is no failure worth words.
-            let is_closed = error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe);
+            let is_closed = error
+                .downcast_ref::<std::io::Error>()
+                .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe);
             if !is_closed {
                 eprintln!("agentd: {error:#}");
             }

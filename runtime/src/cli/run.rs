@@ -125,7 +125,9 @@ pub(super) fn run(args: Args) -> Result<u8> {
     let (quiet, remove, dry_run, format) = (args.quiet, args.rm, args.dry_run, args.format);
     let spec = spec_of(args)?;
     if spec.network == Network::Host && !quiet {
-        eprintln!("agentd: --net host: the job reaches everything this host reaches, its own loopback services included");
+        eprintln!(
+            "agentd: --net host: the job reaches everything this host reaches, its own loopback services included"
+        );
     }
     let id = JobId::random().context("cannot make a job id")?;
     let mut layers = LayerLines { quiet, begun: Vec::new() };
@@ -188,9 +190,8 @@ fn spec_of(args: Args) -> Result<JobSpec> {
         bail!("the command holds a NUL byte");
     }
     let workspace = args.workspace.as_deref().map(workspace).transpose()?;
-    let mounts = args.mount.into_iter().map(|mount| {
-        Ok(BindMount { source: absolute(&mount.source, "mount source")?, ..mount })
-    });
+    let mounts =
+        args.mount.into_iter().map(|mount| Ok(BindMount { source: absolute(&mount.source, "mount source")?, ..mount }));
     let image = match args.image {
         ImageRef::Host => ImageRef::Host,
         ImageRef::Dir(path) => ImageRef::Dir(absolute(&path, "image")?),
@@ -261,7 +262,11 @@ fn print_plan(plan: &Plan, format: Format) -> Result<()> {
             writeln!(out, "command    {}", super::printable(&inside.process.argv.join(" ")))?;
             writeln!(out, "directory  {}", inside.process.cwd)?;
             let ids = &inside.identity;
-            writeln!(out, "user       {}:{} inside, {}:{} outside", ids.box_uid, ids.box_gid, ids.host_uid, ids.host_gid)?;
+            writeln!(
+                out,
+                "user       {}:{} inside, {}:{} outside",
+                ids.box_uid, ids.box_gid, ids.host_uid, ids.host_gid
+            )?;
             writeln!(out, "network    {:?}", inside.network)?;
             writeln!(out, "root       {}", if inside.root.writable { "writable, thrown away" } else { "read-only" })?;
             for mount in &inside.mounts {
@@ -284,9 +289,15 @@ fn describe(mount: &agentd_init::plan::Mount) -> String {
         Mount::Proc { .. } | Mount::Dev { .. } => format!("{target} (fresh)"),
         Mount::Sys { .. } => format!("{target} (read-only)"),
         Mount::Scratch { .. } | Mount::Writable { .. } => format!("{target} (writable, thrown away)"),
-        Mount::HostTree { source, .. } => format!("{target} (read-only, {} without its secrets)", source.path.display()),
-        Mount::Bind { source, access: Access::ReadOnly, .. } => format!("{target} (read-only, {})", source.path.display()),
-        Mount::Bind { source, access: Access::ReadWrite, .. } => format!("{target} (writable, {})", source.path.display()),
+        Mount::HostTree { source, .. } => {
+            format!("{target} (read-only, {} without its secrets)", source.path.display())
+        }
+        Mount::Bind { source, access: Access::ReadOnly, .. } => {
+            format!("{target} (read-only, {})", source.path.display())
+        }
+        Mount::Bind { source, access: Access::ReadWrite, .. } => {
+            format!("{target} (writable, {})", source.path.display())
+        }
     }
 }
 

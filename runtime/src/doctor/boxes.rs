@@ -4,14 +4,14 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use agentd_init::plan::{Mount, Network, Source};
+use agentd_init::plan::{BoxPlan, Mount, Network, Source};
 use agentd_init::step::{Failure, Step};
 use agentd_rootfs::ImageRef;
 use rustix::fs::{CWD, Mode, OFlags, fstat, openat};
 
 use super::host::Host;
-use super::trial::{Reached, plan, reach};
-use super::{Finding, refusal};
+use super::trial::{Reached, reach};
+use super::{Finding, refusal, trial};
 use crate::job::id::JobId;
 use crate::job::spec::{AskedLimits, JobSpec};
 use crate::launch::plan::{Plan, Surroundings};
@@ -39,30 +39,32 @@ pub(super) fn examine(host: &Host, findings: &mut Vec<Finding>) -> Boxes {
     boxes
 }
 
-/// The mounts and the namespaces; gives the box that goes on to the last steps, if there is one.
+/// The namespaces and the mounts; gives the box that goes on to the last steps, if there is one.
 fn parts(host: &Host, abi: u32, findings: &mut Vec<Finding>) -> (Boxes, Option<Reached>) {
     let mut judge = |subject, found, reached: &Reached, step| {
         findings.push(judge(subject, found, reached, step, host));
         reached.past(step)
     };
-    let least = reach(&plan(Vec::new(), Vec::new(), abi));
-    if !judge("user-namespaces", "this user may make every namespace of a box", &least, Step::MakePrivate)
+    let least = reach(&trial::least());
+    if !judge("user-namespaces", "this user may make what a box is made of", &least, Step::MakePrivate)
         || !judge("tmpfs", "mounts in a box", &least, Step::Stage)
     {
         return (Boxes::Fail, None);
     }
-    judge("network", "a box has a loopback interface of its own", &least, Step::MakeNetwork);
+    let network = reach(&BoxPlan { network: Network::None, ..trial::least() });
+    judge("network", "a box has a loopback interface and a /sys of its own", &network, Step::MountSys);
     if let Some(etc) = source("/etc") {
-        let overlay = reach(&plan(vec![etc], Vec::new(), abi));
-        judge("overlay", "mounts in a box", &overlay, Step::AssembleRoot);
+        judge("overlay", "mounts in a box", &reach(&trial::overlay(etc)), Step::AssembleRoot);
     }
-    let dev = reach(&plan(Vec::new(), vec![Mount::Dev { nodes: vec!["null".into()] }], abi));
-    judge("dev", "a box has a /dev of its own, with terminals", &dev, Step::MountDev);
-    let sys = reach(&plan(Vec::new(), vec![Mount::Sys { masked: Vec::new() }], abi));
-    judge("sys", "a box has a /sys of its own", &sys, Step::MountSys);
+    let dev = Mount::Dev { nodes: vec!["null".into()] };
+    let mut terminal = BoxPlan { mounts: vec![dev.clone()], ..trial::least() };
+    terminal.process.terminal = true;
+    judge("dev", "a box has a /dev and a terminal of its own", &reach(&terminal), Step::OpenTerminal);
     // With a /proc a box passes its own checks: this one goes on to the execution of a program that is not there.
     let proc = Mount::Proc { read_only: Vec::new(), masked: Vec::new() };
-    let complete = reach(&plan(Vec::new(), vec![proc], abi));
+    let mut complete = BoxPlan { mounts: vec![proc, dev], ..trial::least() };
+    complete.landlock.abi = abi;
+    let complete = reach(&complete);
     let good = judge("proc", "a box has a /proc of its own", &complete, Step::MountProc);
     (Boxes::Work, good.then_some(complete))
 }

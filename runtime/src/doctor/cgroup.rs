@@ -63,7 +63,11 @@ pub(super) fn examine(host: &Host, runtime: Option<&Path>) -> Finding {
     }
     if runtime.is_some_and(manager_answers) {
         let remedy = "systemd-run --user --scope -p Delegate=yes agentd run …";
-        return Finding::limited(subject, format!("not delegated, but systemd would give a scope; {NOT_YET}"), remedy.to_owned());
+        return Finding::limited(
+            subject,
+            format!("not delegated, but systemd would give a scope; {NOT_YET}"),
+            remedy.to_owned(),
+        );
     }
     let remedy = match &host.enclosure {
         Enclosure::Service(unit) => format!("in `systemctl edit {unit}` set Delegate=yes"),
@@ -79,7 +83,7 @@ fn place(host: &Host) -> Place {
     let Some(own) = own_cgroup(&host.cgroups) else { return Place::NoHierarchy };
     // A path with `..` is relative to a cgroup namespace that this process has been moved out of (cgroup_namespaces(7)).
     match Path::new(own).strip_prefix(&mount.root) {
-        Ok(below) if !own.contains("/..") => Place::At(Path::new(&mount.point).join(below)),
+        Ok(below) if !own.contains("/..") => Place::At(Path::new(&mount.point).join(below).components().collect()),
         _ => Place::Elsewhere,
     }
 }

@@ -14,8 +14,8 @@ use rustix::io::Errno;
 
 use super::boxes::{Boxes, source};
 use super::host::Host;
-use super::trial::{plan, reach};
-use super::{Finding, refusal};
+use super::trial::reach;
+use super::{Finding, refusal, trial};
 
 /// Bytes below which an image of common size does not fit.
 const SCARCE: u64 = 2 << 30;
@@ -34,7 +34,9 @@ pub(super) fn store(path: &Path, host: &Host, boxes: Boxes) -> Finding {
     let elsewhere = "set XDG_DATA_HOME to a directory of another file system";
     let ground = match ground(path, host) {
         Ok(ground) => ground,
-        Err(problem) => return Finding::limited(subject, problem, elsewhere.to_owned()),
+        Err(problem) => {
+            return Finding::limited(subject, problem, "set XDG_DATA_HOME to a directory of this user".to_owned());
+        }
     };
     let described = describe(path, &ground);
     let limited = |problem: String, remedy: &str| {
@@ -54,7 +56,7 @@ pub(super) fn store(path: &Path, host: &Host, boxes: Boxes) -> Finding {
     if boxes == Boxes::Work
         && let Some(source) = source(&ground.path)
     {
-        let reached = reach(&plan(vec![source], Vec::new(), 0));
+        let reached = reach(&trial::overlay(source));
         if !reached.past(Step::AssembleRoot) {
             let Finding { found, remedy, .. } = refusal::finding(subject, &reached, host);
             return limited(found, remedy.as_deref().unwrap_or(elsewhere));
@@ -72,7 +74,9 @@ pub(super) fn records(path: &Path, host: &Host) -> Finding {
     match ground(path, host) {
         Err(problem) => Finding::broken(subject, problem, "set XDG_STATE_HOME to a directory of this user".to_owned()),
         Ok(ground) => match unwritable(&ground, "XDG_STATE_HOME") {
-            Some((problem, remedy)) => Finding::broken(subject, format!("{}; {problem}", describe(path, &ground)), remedy),
+            Some((problem, remedy)) => {
+                Finding::broken(subject, format!("{}; {problem}", describe(path, &ground)), remedy)
+            }
             None => Finding::ok(subject, describe(path, &ground)),
         },
     }
@@ -110,7 +114,10 @@ fn unwritable(ground: &Ground, variable: &str) -> Option<(String, String)> {
         return Some((format!("{path} is not a directory"), format!("move it away, or set {variable}")));
     }
     let errno = access(&ground.path, Access::WRITE_OK | Access::EXEC_OK).err()?;
-    Some((format!("{path} cannot be written: {errno}"), format!("make it this user's, or set {variable} to a directory that is")))
+    Some((
+        format!("{path} cannot be written: {errno}"),
+        format!("make it this user's, or set {variable} to a directory that is"),
+    ))
 }
 
 /// Layers are marked with user extended attributes (opaque directories). Where no nameless file can be made there is
@@ -135,7 +142,9 @@ mod tests {
 
     #[test]
     fn sizes_are_written_with_a_unit() {
-        for (bytes, text) in [(0, "0.0 MiB"), (3 << 19, "1.5 MiB"), (1 << 30, "1.0 GiB"), (u64::MAX, "17179869183.9 GiB")] {
+        for (bytes, text) in
+            [(0, "0.0 MiB"), (3 << 19, "1.5 MiB"), (1 << 30, "1.0 GiB"), (u64::MAX, "17179869183.9 GiB")]
+        {
             assert_eq!(size(bytes), text);
         }
     }

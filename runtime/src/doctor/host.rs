@@ -87,20 +87,11 @@ impl Host {
     pub(super) fn look() -> Self {
         let status = read("/proc/self/status");
         let cgroups = read("/proc/self/cgroup");
-        let is_there = |path: &str| fs::symlink_metadata(path).is_ok();
         Host {
             release: rustix::system::uname().release().to_string_lossy().into_owned(),
             uid: geteuid().as_raw(),
             mounts: parse_mounts(&read("/proc/self/mountinfo")),
-            enclosure: if is_there("/.dockerenv") {
-                Enclosure::Docker
-            } else if is_there("/run/.containerenv") {
-                Enclosure::Podman
-            } else if is_there("/run/secrets/kubernetes.io") {
-                Enclosure::Pod
-            } else {
-                service(&cgroups).map_or(Enclosure::None, Enclosure::Service)
-            },
+            enclosure: enclosure(&cgroups),
             cgroups,
             filtered: status_field(&status, "Seccomp") == Some("2"),
             no_new_privs: status_field(&status, "NoNewPrivs") == Some("1"),
@@ -130,7 +121,8 @@ impl Host {
 
     /// What is mounted over parts of `tree`, other than over directories made for it.
     pub(super) fn covered(&self, tree: &str) -> Vec<&str> {
-        let made_for_it = ["/proc/sys/fs/binfmt_misc", "/proc/fs/nfsd", "/sys/fs/", "/sys/kernel/", "/sys/firmware/efi/"];
+        let made_for_it =
+            ["/proc/sys/fs/binfmt_misc", "/proc/fs/nfsd", "/sys/fs/", "/sys/kernel/", "/sys/firmware/efi/"];
         self.mounts
             .iter()
             .map(|mount| mount.point.as_str())
@@ -144,6 +136,23 @@ impl Host {
         let mut parts = self.release.split(|c: char| !c.is_ascii_digit());
         Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
     }
+}
+
+fn is_there(path: &str) -> bool {
+    fs::symlink_metadata(path).is_ok()
+}
+
+fn enclosure(cgroups: &str) -> Enclosure {
+    // A machine may be made of a container's image, its marks included; but it has the kernel's first pid namespace,
+    // whose number is fixed (PROC_PID_INIT_INO).
+    let is_machine = fs::read_link("/proc/self/ns/pid").is_ok_and(|name| name == Path::new("pid:[4026531836]"));
+    let marks = [
+        ("/.dockerenv", Enclosure::Docker),
+        ("/run/.containerenv", Enclosure::Podman),
+        ("/run/secrets/kubernetes.io", Enclosure::Pod),
+    ];
+    let container = marks.into_iter().find(|(mark, _)| !is_machine && is_there(mark));
+    container.map(|(_, container)| container).or_else(|| service(cgroups).map(Enclosure::Service)).unwrap_or_default()
 }
 
 fn read(path: &str) -> String {
@@ -167,7 +176,8 @@ fn confined(label: &str) -> Option<String> {
 
 /// The systemd service that a process is in; those of a user's own manager are no enclosure.
 fn service(cgroups: &str) -> Option<String> {
-    let path = own_cgroup(cgroups).or_else(|| cgroups.lines().find_map(|line| Some(line.split_once(":name=systemd:")?.1)))?;
+    let path =
+        own_cgroup(cgroups).or_else(|| cgroups.lines().find_map(|line| Some(line.split_once(":name=systemd:")?.1)))?;
     let unit = path.rsplit('/').find(|part| part.ends_with(".service"))?;
     (!path.contains("/user@")).then(|| unit.to_owned())
 }

@@ -15,6 +15,8 @@ use super::trial::Reached;
 /// The oldest kernel that has all a box uses; the newest piece is overlayfs' `lowerdir+`.
 const OLDEST: (u32, u32) = (6, 8);
 
+const MOUNT_PROC: &str = "mount /proc: sudo mount -t proc proc /proc";
+
 /// A subject that did not get past its step.
 pub(super) fn finding(subject: &'static str, reached: &Reached, host: &Host) -> Finding {
     let (found, remedy) = match reached {
@@ -24,7 +26,7 @@ pub(super) fn finding(subject: &'static str, reached: &Reached, host: &Host) -> 
         }
         Reached::Stopped(failure) => (failure.to_string(), of_step(failure, host)),
         Reached::Ran(status) => (format!("a box ended with wait status {status:#x}"), None),
-        Reached::Silent => ("PID 1 of a box was killed before it could report".into(), None),
+        Reached::Silent => ("PID 1 of a box was killed, or hung, before it could report".into(), None),
     };
     Finding::broken(subject, found, remedy)
 }
@@ -41,7 +43,11 @@ fn of_clone(errno: i32, host: &Host) -> Option<String> {
              wait until fewer boxes run; 32 namespaces deep is the kernel's own limit"
                 .into(),
         ),
-        libc::EAGAIN => Some("raise the limit on this user's processes (`ulimit -u`, limits.conf(5), TasksMax=)".into()),
+        // Asked for its own threads before the clone.
+        libc::ENOENT if host.mounts.is_empty() => Some(MOUNT_PROC.into()),
+        libc::EAGAIN => {
+            Some("raise the limit on this user's processes (`ulimit -u`, limits.conf(5), TasksMax=)".into())
+        }
         libc::EINVAL if !host.missing_namespaces.is_empty() => {
             let missing = host.missing_namespaces.join(", ");
             Some(format!("boot a kernel that has the namespaces {missing} (CONFIG_USER_NS=y and its like)"))
@@ -60,11 +66,14 @@ fn of_step(failure: &Failure, host: &Host) -> Option<String> {
         (_, libc::ENOSYS) if host.filtered => Some(loosen(host)),
         (_, libc::ENOSYS) => newer_kernel(host),
         (_, libc::ENODEV) => Some(format!("load the kernel's module, or build it in: sudo modprobe {object}")),
-        (_, libc::ENOSPC) => Some("raise fs.mount-max, or look for what made so many mounts in /proc/self/mountinfo".into()),
-        (Step::WriteIdMaps, libc::ENOENT) => Some("mount /proc: sudo mount -t proc proc /proc".into()),
+        (Step::MakeNetwork, libc::ENOSPC) => of_clone(*errno, host),
+        (_, libc::ENOSPC) => {
+            Some("raise fs.mount-max, or look for what made so many mounts in /proc/self/mountinfo".into())
+        }
+        (Step::WriteIdMaps, libc::ENOENT) => Some(MOUNT_PROC.into()),
         (Step::WriteIdMaps, libc::EROFS) => Some("mount /proc writable: sudo mount -o remount,rw /proc".into()),
         (Step::MountProc, libc::EPERM) => uncover("/proc", host).or_else(|| denied(false, host)),
-        (Step::MountSys, libc::EPERM) => uncover("/sys", host).or_else(|| denied(false, host)),
+        (Step::MakeNetwork, libc::EPERM) if object == "sysfs" => uncover("/sys", host).or_else(|| denied(false, host)),
         (Step::MountDev, libc::ENOENT) => Some("give this machine or container a complete /dev".into()),
         (Step::AssembleRoot | Step::MountHostTree, libc::EINVAL | libc::EPERM) => {
             newer_kernel(host).or_else(|| denied(false, host))
@@ -91,7 +100,9 @@ pub(super) fn of_landlock(error: &io::Error, host: &Host) -> Option<String> {
 /// EPERM or EACCES: who said no? `at_clone` is whether the namespaces themselves were refused.
 fn denied(at_clone: bool, host: &Host) -> Option<String> {
     if host.unmapped {
-        return Some("map this user in the user namespace that agentd is started in (unshare -U --map-current-user)".into());
+        return Some(
+            "map this user in the user namespace that agentd is started in (unshare -U --map-current-user)".into(),
+        );
     }
     if at_clone && host.clone_forbidden && host.uid != 0 {
         return Some(persistent("kernel.unprivileged_userns_clone=1", "60-userns.conf"));
@@ -115,7 +126,9 @@ fn denied(at_clone: bool, host: &Host) -> Option<String> {
         ));
     }
     if host.selinux {
-        return Some("see what SELinux refused (`sudo ausearch -m avc -ts recent`), and allow it to agentd's domain".into());
+        return Some(
+            "see what SELinux refused (`sudo ausearch -m avc -ts recent`), and allow it to agentd's domain".into(),
+        );
     }
     None
 }
@@ -167,9 +180,11 @@ fn loosen(host: &Host) -> String {
         Enclosure::Podman => "start the container with --security-opt seccomp=unconfined --security-opt unmask=ALL \
                               --security-opt label=disable"
             .into(),
-        Enclosure::Pod => "give the pod hostUsers: false, and its securityContext seccompProfile and appArmorProfile of \
+        Enclosure::Pod => {
+            "give the pod hostUsers: false, and its securityContext seccompProfile and appArmorProfile of \
                            type Unconfined and procMount: Unmasked"
-            .into(),
+                .into()
+        }
         Enclosure::Service(unit) => format!(
             "in `systemctl edit {unit}` set RestrictNamespaces=no, and take out a SystemCallFilter= without @mount and clone3"
         ),

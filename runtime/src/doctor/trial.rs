@@ -1,20 +1,22 @@
 //! Boxes that are started only to see how far they get.
 //!
 //! A trial is a real plan given to the real PID 1, so it needs exactly what a job needs and cannot drift from it. The
-//! steps of a start have an order: a box that stopped at one has done all before it.
+//! steps of a start have an order: a box that stopped at one has done all before it. But for the network, which the
+//! payload's process makes meanwhile: only the trial of the network asks for one.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use agentd_init::Descriptors;
-use agentd_init::plan::{BoxPlan, Identity, Landlock, Mount, Network, PathAccess, PathGrant, Process, Root, Source};
+use agentd_init::plan::{BoxPlan, Identity, Landlock, Network, PathAccess, PathGrant, Process, Root, Source};
 use agentd_init::reaper::RELAYED;
 use agentd_init::report::{self, Report};
 use agentd_init::step::{Failure, Step};
-use agentd_sys::process::{BOX_NAMESPACES, Cloned, NET_NAMESPACE, clone, exit_now};
-use nix::sys::signal::SigSet;
+use agentd_sys::process::{BOX_NAMESPACES, Cloned, clone, exit_now};
+use nix::sys::signal::{SigSet, Signal};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags, openat};
-use rustix::process::{WaitId, WaitIdOptions, getegid, geteuid, waitid};
+use rustix::process::{WaitId, WaitIdOptions, getegid, geteuid, pidfd_send_signal, waitid};
 
 /// How far a box got.
 #[derive(Debug)]
@@ -25,7 +27,7 @@ pub(super) enum Reached {
     Stopped(Failure),
     /// The payload ran and ended with this wait status.
     Ran(i32),
-    /// PID 1 ended without a word.
+    /// PID 1 ended, or had to be ended, without a word.
     Silent,
 }
 
@@ -40,12 +42,18 @@ impl Reached {
     }
 }
 
+/// Between two reports of a box; a start takes milliseconds, but a network file system may be slow.
+const PATIENCE: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
+
 /// Starts the box of `plan` and waits for its end.
 pub(super) fn reach(plan: &BoxPlan) -> Reached {
     match start(plan) {
         Ok((channel, init)) => {
+            // A box that has stopped already hears nothing; why is in the channel.
+            report::release(&channel).unwrap_or_default();
             let reached = listen(&channel);
-            // PID 1 ends by itself once it has reported; only its zombie is to be had here.
+            // It ends by itself unless it hangs, or the channel failed. One that has ended needs no signal.
+            pidfd_send_signal(&init, rustix::process::Signal::KILL).unwrap_or_default();
             waitid(WaitId::PidFd(init.as_fd()), WaitIdOptions::EXITED).map_or(Reached::Silent, |_status| reached)
         }
         Err(error) => Reached::Refused(error),
@@ -56,10 +64,11 @@ fn start(plan: &BoxPlan) -> io::Result<(OwnedFd, OwnedFd)> {
     let null = openat(CWD, "/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     let stdio = [null.try_clone()?, null.try_clone()?, null];
     let (channel, inside) = agentd_sys::channel::pair()?;
-    match clone(BOX_NAMESPACES | NET_NAMESPACE, None)? {
+    match clone(BOX_NAMESPACES, None)? {
         Cloned::Child => {
-            let relayed: SigSet = RELAYED.iter().copied().collect();
-            if relayed.thread_block().is_err() {
+            let mut awaited: SigSet = RELAYED.iter().copied().collect();
+            awaited.add(Signal::SIGCHLD);
+            if awaited.thread_block().is_err() {
                 exit_now(1);
             }
             agentd_init::run(plan, Descriptors { channel: inside, stdio })
@@ -70,11 +79,15 @@ fn start(plan: &BoxPlan) -> io::Result<(OwnedFd, OwnedFd)> {
 
 fn listen(channel: &OwnedFd) -> Reached {
     let mut reached = Reached::Silent;
-    while let Ok(Some((report, _))) = report::receive(channel) {
-        match report {
-            Report::Failed(failure) => reached = Reached::Stopped(failure),
-            Report::Exited(status) => reached = Reached::Ran(status),
-            Report::Terminal | Report::Started => {}
+    let mut ready = [PollFd::new(channel, PollFlags::IN)];
+    while let Ok(1) = poll(&mut ready, Some(&PATIENCE)) {
+        match report::receive(channel) {
+            Ok(Some((Report::Failed(failure), _))) => reached = Reached::Stopped(failure),
+            Ok(Some((Report::Exited(status), _))) => reached = Reached::Ran(status),
+            Ok(Some((Report::Terminal | Report::Started, _))) => {}
+            // It ended without having read its release; what it said before comes after this error (unix(7)).
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
+            Ok(None) | Err(_) => break,
         }
     }
     reached
@@ -86,25 +99,24 @@ const NO_PROGRAM: &str = "/agentd-doctor";
 /// Bytes of a trial's tmpfs; nothing is written to it but names.
 const STORAGE: u64 = 16 << 20;
 
-/// The least box, with a root of `layers` and with `mounts`.
-pub(super) fn plan(layers: Vec<Source>, mounts: Vec<Mount>, landlock_abi: u32) -> BoxPlan {
+/// The least box, on the host's network.
+pub(super) fn least() -> BoxPlan {
     BoxPlan {
         hostname: "doctor".into(),
-        identity: Identity {
-            host_uid: geteuid().as_raw(),
-            host_gid: getegid().as_raw(),
-            box_uid: 1000,
-            box_gid: 1000,
-        },
-        network: Network::None,
-        root: Root { layers, writable: false, storage: STORAGE, additions: Vec::new(), ensure: Vec::new() },
-        mounts,
+        identity: Identity { host_uid: geteuid().as_raw(), host_gid: getegid().as_raw(), box_uid: 1000, box_gid: 1000 },
+        network: Network::Host,
+        root: Root { layers: Vec::new(), writable: false, storage: STORAGE, additions: Vec::new(), ensure: Vec::new() },
+        mounts: Vec::new(),
         limits: Vec::new(),
-        landlock: Landlock {
-            abi: landlock_abi,
-            paths: vec![PathGrant { path: "/".into(), access: PathAccess::ReadExecute }],
-        },
+        landlock: Landlock { abi: 0, paths: vec![PathGrant { path: "/".into(), access: PathAccess::ReadExecute }] },
         seccomp: "default".into(),
         process: Process { argv: vec![NO_PROGRAM.into()], env: Vec::new(), cwd: "/".into(), terminal: false },
     }
+}
+
+/// A box whose root is an overlay of `layer`.
+pub(super) fn overlay(layer: Source) -> BoxPlan {
+    let mut plan = least();
+    plan.root.layers.push(layer);
+    plan
 }

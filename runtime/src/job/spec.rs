@@ -240,7 +240,8 @@ mod tests {
         let mount: BindMount = "type=bind,src=/a,dst=/b".parse().unwrap();
         assert_eq!((mount.target.as_str(), mount.access), ("/b", Access::ReadOnly));
         assert_eq!("source=/a,target=/b,rw".parse::<BindMount>().unwrap().access, Access::ReadWrite);
-        for bad in ["", "src=/a", "dst=/b", "src=/a,dst=b", "src=/a,dst=/b,shared", "type=tmpfs,dst=/b", "src=,dst=/b"] {
+        for bad in ["", "src=/a", "dst=/b", "src=/a,dst=b", "src=/a,dst=/b,shared", "type=tmpfs,dst=/b", "src=,dst=/b"]
+        {
             assert!(bad.parse::<BindMount>().is_err(), "{bad}");
         }
     }

@@ -126,8 +126,7 @@ impl Jobs {
             private_directory(&directory).doing("create", &directory)?;
         }
         let made = (|| {
-            let file =
-                File::options().append(true).create_new(true).mode(0o600).open(&live).doing("create", &live)?;
+            let file = File::options().append(true).create_new(true).mode(0o600).open(&live).doing("create", &live)?;
             file.try_lock().map_err(io::Error::from).doing("lock", &live)?;
             if let Some(name) = &record.name {
                 self.claim(name, &record.id)?;
@@ -288,7 +287,7 @@ impl Jobs {
 
     /// Removes everything of a job whose lock is held here, or that has ended.
     fn erase(&self, id: &JobId) -> Result<()> {
-        for name in self.names_of(id)? {
+        if let Some(name) = self.name_of(id) {
             fs::remove_file(&name).or_else(ignore_missing).doing("remove", &name)?;
         }
         let directory = self.directory_of(id);
@@ -297,11 +296,10 @@ impl Jobs {
         fs::remove_file(&live).or_else(ignore_missing).doing("remove", &live)
     }
 
-    /// The link in `names/` that leads to a job, whatever its record says.
-    fn names_of(&self, id: &JobId) -> Result<Option<PathBuf>> {
-        let Ok(Record { name: Some(name), .. }) = self.read(id) else { return Ok(None) };
-        let link = self.names().join(name.as_str());
-        Ok(fs::read_link(&link).is_ok_and(|target| target == Path::new(id.as_str())).then_some(link))
+    /// The link in `names/` that leads to a job.
+    fn name_of(&self, id: &JobId) -> Option<PathBuf> {
+        let link = self.names().join(self.read(id).ok()?.name?.as_str());
+        fs::read_link(&link).is_ok_and(|target| target == Path::new(id.as_str())).then_some(link)
     }
 
     /// Where a job's files are.

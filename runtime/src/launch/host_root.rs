@@ -68,11 +68,7 @@ pub(super) struct HostRoot {
 
 /// Looks at the host's root. `private` are host paths (homes, state) that must not be seen even if they lie in one of
 /// the directories of software; `replacements` are the files of /etc that the box has of its own.
-pub(super) fn plan(
-    as_root: bool,
-    private: &[PathBuf],
-    replacements: Vec<Addition>,
-) -> Result<HostRoot, PlanError> {
+pub(super) fn plan(as_root: bool, private: &[PathBuf], replacements: Vec<Addition>) -> Result<HostRoot, PlanError> {
     let error = |path: &str, errno: Errno| PlanError::HostPath {
         what: "the host's",
         path: path.into(),

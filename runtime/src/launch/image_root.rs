@@ -46,8 +46,6 @@ pub(super) fn user(image: Option<&ImageRoot>, asked: Option<&str>) -> Result<use
     match asked {
         None => Ok(user::ResolvedUser { uid: 1000, gid: 1000, home: None }),
         Some("root") => Ok(user::ResolvedUser { uid: 0, gid: 0, home: Some("/root".into()) }),
-        Some(asked) => {
-            user::resolve(paths, asked).map_err(|source| PlanError::User { user: asked.to_owned(), source })
-        }
+        Some(asked) => user::resolve(paths, asked).map_err(|source| PlanError::User { user: asked.to_owned(), source }),
     }
 }

@@ -10,7 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use agentd_init::plan::{Kind, Source};
-use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat};
+use rustix::fs::{AtFlags, CWD, FileType, statat};
 
 /// A spec that this host or this image cannot fulfil.
 #[derive(Debug, thiserror::Error)]
@@ -33,7 +33,7 @@ pub enum PlanError {
     #[error(transparent)]
     ImageFile(agentd_rootfs::user::UserError),
     /// A host path.
-    #[error("{what} {} cannot be used: {source}{}", path.display(), hint.unwrap_or(""))]
+    #[error("{what} {} cannot be used{}", path.display(), hint.unwrap_or(""))]
     HostPath {
         /// What it was to be.
         what: &'static str,
@@ -79,9 +79,12 @@ pub enum PlanError {
 
 /// Looks a host object up: its absolute path, device, inode and kind.
 fn source(path: &Path, what: &'static str) -> Result<(Source, Kind), PlanError> {
-    let error = |source: io::Error| PlanError::HostPath { what, path: path.to_owned(), source, hint: None };
-    let opened = openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(|errno| error(errno.into()))?;
-    let stat = fstat(&opened).map_err(|errno| error(errno.into()))?;
+    let stat = statat(CWD, path, AtFlags::empty()).map_err(|errno| PlanError::HostPath {
+        what,
+        path: path.to_owned(),
+        source: errno.into(),
+        hint: None,
+    })?;
     let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
     let kind = if is_directory { Kind::Directory } else { Kind::File };
     Ok((Source { path: path.to_owned(), device: stat.st_dev, inode: stat.st_ino }, kind))

@@ -42,8 +42,18 @@ const DEVICES: &[&str] = &["null", "zero", "full", "random", "urandom", "tty"];
 const PROC_READ_ONLY: &[&str] = &["sys", "sysrq-trigger", "irq", "bus", "fs"];
 
 /// Under /proc: what tells about the machine or the user's other sessions (the OCI runtimes' list).
-const PROC_MASKED: &[&str] =
-    &["kcore", "keys", "key-users", "timer_list", "latency_stats", "sched_debug", "acpi", "scsi", "asound", "interrupts"];
+const PROC_MASKED: &[&str] = &[
+    "kcore",
+    "keys",
+    "key-users",
+    "timer_list",
+    "latency_stats",
+    "sched_debug",
+    "acpi",
+    "scsi",
+    "asound",
+    "interrupts",
+];
 
 /// Under /sys: firmware tables, power counters (a side channel).
 const SYS_MASKED: &[&str] = &["firmware", "devices/virtual/powercap"];
@@ -200,9 +210,8 @@ fn unenforced(spec: &JobSpec, warnings: &mut Vec<String>) -> Result<(), PlanErro
 
 /// HOME: what was asked for, what the image says, what its passwd says, or one of agentd's own.
 fn home(spec: &JobSpec, image: Option<&ImageRoot>, of_user: Option<&str>) -> String {
-    let named = |env: &[(String, String)]| {
-        env.iter().rev().find(|(name, _)| name == "HOME").map(|(_, value)| value.clone())
-    };
+    let named =
+        |env: &[(String, String)]| env.iter().rev().find(|(name, _)| name == "HOME").map(|(_, value)| value.clone());
     let said = named(&spec.env)
         .or_else(|| image.and_then(|image| named(&image.config.env)))
         .or_else(|| of_user.filter(|home| *home != "/nonexistent").map(str::to_owned));
@@ -263,7 +272,8 @@ fn own_files(
     });
     let group = group.unwrap_or_else(|| "root:x:0:\nnogroup:x:65534:\n".to_owned());
     let shell = "/bin/sh";
-    let passwd = with_entry(passwd, ids.box_uid, &format!("agent:x:{}:{}:agent:{home}:{shell}", ids.box_uid, ids.box_gid));
+    let passwd =
+        with_entry(passwd, ids.box_uid, &format!("agent:x:{}:{}:agent:{home}:{shell}", ids.box_uid, ids.box_gid));
     let group = with_entry(group, ids.box_gid, &format!("agent:x:{}:", ids.box_gid));
     let (hosts, resolv) = match network {
         Network::None => (
@@ -387,4 +397,3 @@ fn half_of_memory() -> Result<u64, PlanError> {
     let info = rustix::system::sysinfo();
     Ok(u64::from(info.mem_unit).saturating_mul(info.totalram) / 2)
 }
-

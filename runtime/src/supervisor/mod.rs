@@ -84,7 +84,7 @@ pub fn run(plan: &Plan, jobs: &Jobs) -> Result<Finished, SuperviseError> {
     let mut record = first_record(plan);
     let job = jobs.create(&record)?;
     job.write_plan(plan)?;
-    let supervised = supervisor.release().and_then(|()| supervisor.supervise(jobs));
+    let supervised = supervisor.release().and_then(|()| supervisor.supervise());
     record.output_dropped = supervisor.streams.dropped();
     // Here at the latest the terminal has its modes back and no process of the box is left.
     drop(supervisor);
@@ -201,8 +201,7 @@ impl<'a> Supervisor<'a> {
     }
 
     /// Until PID 1 is gone and its output is passed on.
-    fn supervise(&mut self, jobs: &Jobs) -> Result<Ending, SuperviseError> {
-        let mut swept = false;
+    fn supervise(&mut self) -> Result<Ending, SuperviseError> {
         while self.alive || !(self.streams.done() || self.abandoned) {
             let ready = self.wait()?;
             if ready.channel {
@@ -216,18 +215,13 @@ impl<'a> Supervisor<'a> {
                 self.stop(Reason::Hangup)?;
             }
             self.keep_time()?;
-            self.streams.pass().to("pass the output on")?;
+            if ready.streams {
+                self.streams.pass().to("pass the output on")?;
+            }
             if ready.init {
                 self.alive = false;
                 self.bury()?;
                 self.streams.box_is_gone();
-            }
-            if self.started && !swept {
-                // Off the way to the payload's start: what other supervisors left when they were killed.
-                swept = true;
-                if let Err(error) = jobs.sweep() {
-                    tracing::warn!("{error}");
-                }
             }
         }
         let timeout = self.plan.timeout_ms.map(Duration::from_millis);
@@ -247,20 +241,32 @@ impl<'a> Supervisor<'a> {
                 fds.push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
             }
         }
+        let own = fds.len();
         self.streams.interest(&mut fds);
         let timeout = self.next_deadline().map(|deadline| {
             let left = deadline.saturating_duration_since(Instant::now());
             // Rounded up, so that the deadline has passed when the poll returns.
-            Timespec { tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX), tv_nsec: i64::from(left.subsec_nanos()) }
+            Timespec {
+                tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+                tv_nsec: i64::from(left.subsec_nanos()),
+            }
         });
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) => {}
             Err(Errno::INTR) => return Ok(Ready::default()),
             Err(error) => return Err(error).to("wait for the box"),
         }
-        let is_ready = |place: Option<usize>| place.and_then(|at| fds.get(at)).is_some_and(|fd| !fd.revents().is_empty());
+        let streams = fds.iter().skip(own).any(|fd| !fd.revents().is_empty());
+        let is_ready =
+            |place: Option<usize>| place.and_then(|at| fds.get(at)).is_some_and(|fd| !fd.revents().is_empty());
         let [init, channel, parent] = places;
-        Ok(Ready { signals: is_ready(Some(0)), init: is_ready(init), channel: is_ready(channel), parent: is_ready(parent) })
+        Ok(Ready {
+            signals: is_ready(Some(0)),
+            init: is_ready(init),
+            channel: is_ready(channel),
+            parent: is_ready(parent),
+            streams,
+        })
     }
 
     fn next_deadline(&self) -> Option<Instant> {
@@ -298,7 +304,9 @@ impl<'a> Supervisor<'a> {
 
     fn relay(&mut self) -> Result<(), SuperviseError> {
         while let Some(info) = self.signals.read_signal().to("read signals")? {
-            let Some(signal) = i32::try_from(info.ssi_signo).ok().and_then(|raw| Signal::try_from(raw).ok()) else { continue };
+            let Some(signal) = i32::try_from(info.ssi_signo).ok().and_then(|raw| Signal::try_from(raw).ok()) else {
+                continue;
+            };
             match signal {
                 Signal::SIGWINCH => self.streams.resize(),
                 Signal::SIGCHLD => {}
@@ -362,6 +370,7 @@ struct Ready {
     init: bool,
     channel: bool,
     parent: bool,
+    streams: bool,
 }
 
 fn gone(error: Errno) -> Result<(), Errno> {
