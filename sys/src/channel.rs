@@ -4,6 +4,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
@@ -55,7 +56,12 @@ pub fn receive(socket: impl AsFd) -> io::Result<Option<Message>> {
     let mut bytes = vec![0; MAX_MESSAGE];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let message = recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let mut next = || recvmsg(&socket, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC);
+    let message = match next() {
+        // The peer went with a message of ours unread. That is told once, before what it had sent.
+        Err(Errno::CONNRESET) => next()?,
+        received => received?,
+    };
     let mut descriptor = None;
     for ancillary in control.drain() {
         if let RecvAncillaryMessage::ScmRights(mut received) = ancillary {
@@ -93,6 +99,16 @@ mod tests {
         assert_eq!(receive(&theirs).unwrap().unwrap().bytes, b"two");
         drop(ours);
         assert!(receive(&theirs).unwrap().is_none());
+    }
+
+    #[test]
+    fn what_a_peer_sent_before_it_went_is_heard() {
+        let (ours, theirs) = pair().unwrap();
+        send(ours.as_fd(), b"never read", None).unwrap();
+        send(theirs.as_fd(), b"last words", None).unwrap();
+        drop(theirs);
+        assert_eq!(receive(&ours).unwrap().unwrap().bytes, b"last words");
+        assert!(receive(&ours).unwrap().is_none());
     }
 
     #[test]

@@ -341,6 +341,10 @@ fn mounts(spec: &JobSpec, home: &str, inside: &mut BoxPlan) -> Result<(), PlanEr
     for target in ["proc", "dev", "sys", "tmp", "run", "scratch"] {
         inside.root.additions.push(Addition::Directory { path: target.into() });
     }
+    if home == HOME {
+        // Made with the rest: in a directory of the image that belongs to somebody else nothing can be made later.
+        inside.root.additions.push(Addition::Directory { path: HOME.trim_start_matches('/').into() });
+    }
     if let Some(workspace) = &spec.workspace {
         inside.root.additions.push(Addition::Directory { path: "workspace".into() });
         inside.mounts.push(Mount::Bind {
