@@ -9,9 +9,13 @@
     reason = "test support: a test ends by a panic, a skip is told on stderr"
 )]
 
+pub mod attack;
+pub mod kernel;
 pub mod messages_api;
 pub mod oci;
 mod ran;
+mod started;
+mod terminal;
 
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -22,6 +26,8 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 pub use ran::{Ran, run, run_with_input};
+pub use started::Started;
+pub use terminal::Terminal;
 
 /// A private home: every path agentd keeps state under lies inside, and goes away with the value.
 #[derive(Debug)]
@@ -29,6 +35,8 @@ pub struct Home {
     dir: TempDir,
     image: OnceLock<PathBuf>,
 }
+
+const PLACES: [&str; 6] = ["data", "state", "cache", "config", "run", "work"];
 
 impl Default for Home {
     fn default() -> Self {
@@ -42,7 +50,7 @@ impl Home {
     pub fn new() -> Self {
         let dir = tempfile::Builder::new().prefix("agentd-test-").tempdir().unwrap_or_else(|e| panic!("tempdir: {e}"));
         let home = Self { dir, image: OnceLock::new() };
-        for name in ["data", "state", "cache", "config", "run", "work"] {
+        for name in PLACES {
             let made = std::fs::DirBuilder::new().mode(0o700).create(home.path().join(name));
             made.unwrap_or_else(|e| panic!("{name}: {e}"));
         }
@@ -78,6 +86,55 @@ impl Home {
         }
         command.env("XDG_CONFIG_HOME", self.path().join("config")).env("XDG_RUNTIME_DIR", self.path().join("run"));
         command
+    }
+
+    /// `agentd run`, of the host's own software; add flags, `--` and a command.
+    #[must_use]
+    pub fn run(&self) -> Command {
+        let mut command = self.agentd();
+        command.arg("run");
+        command
+    }
+
+    /// `agentd run -q` of [`Home::busybox_image`].
+    #[must_use]
+    pub fn run_busybox(&self) -> Command {
+        let mut command = self.run();
+        command.args(["-q", "--image"]).arg(format!("oci:{}", self.busybox_image().display()));
+        command
+    }
+
+    /// The record of every job, newest first, as `agentd ps -a` has it.
+    #[track_caller]
+    #[must_use]
+    pub fn jobs(&self) -> Vec<serde_json::Value> {
+        let listed = run(self.agentd().args(["ps", "-a", "--format", "json"])).expect_success();
+        serde_json::from_str(&listed.stdout).unwrap_or_else(|e| panic!("{e}\n{listed}"))
+    }
+
+    /// Every path below this home but those that [`Home::new`] and [`Home::busybox_image`] made, relative to it.
+    #[must_use]
+    pub fn paths(&self) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        let mut directories = vec![self.path().to_owned()];
+        while let Some(directory) = directories.pop() {
+            // What is removed meanwhile is not there.
+            for entry in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
+                let path = entry.path();
+                let relative = path.strip_prefix(self.path()).unwrap_or(&path).to_owned();
+                if Some(path.as_path()) == self.image.get().map(PathBuf::as_path) {
+                    continue;
+                }
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    directories.push(path);
+                }
+                if !PLACES.iter().any(|name| relative == Path::new(name)) {
+                    found.push(relative);
+                }
+            }
+        }
+        found.sort();
+        found
     }
 
     /// An OCI layout in this home with busybox at `/bin/busybox` and a link for each applet; made at the first call.

@@ -2,16 +2,14 @@
 //!
 //! Invariant: no command runs longer than [`LIMIT`]: a hanging box fails its own test, not the whole run.
 
-use std::io::{Read, Write};
-use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::Duration;
+use std::{fmt, io, os::unix::process::ExitStatusExt};
 
-use crate::wait_until;
+use crate::Started;
 
 /// Longer than any sound test, shorter than patience.
-const LIMIT: Duration = Duration::from_secs(120);
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
 /// A command that ended.
 #[derive(Debug)]
@@ -20,13 +18,23 @@ pub struct Ran {
     pub status: ExitStatus,
     /// Standard output; bytes that are not UTF-8 are replaced.
     pub stdout: String,
-    /// Standard error, the same.
+    /// Standard output as it was.
+    pub stdout_bytes: Vec<u8>,
+    /// Standard error; bytes that are not UTF-8 are replaced.
     pub stderr: String,
+    /// Standard error as it was.
+    pub stderr_bytes: Vec<u8>,
     /// Wall time.
     pub took: Duration,
 }
 
 impl Ran {
+    pub(crate) fn new(status: ExitStatus, stdout_bytes: Vec<u8>, stderr_bytes: Vec<u8>, took: Duration) -> Self {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let (stdout, stderr) = (text(&stdout_bytes), text(&stderr_bytes));
+        Self { status, stdout, stdout_bytes, stderr, stderr_bytes, took }
+    }
+
     /// The exit code; a death by signal N is -N.
     #[must_use]
     pub fn code(&self) -> i32 {
@@ -48,6 +56,14 @@ impl Ran {
         self.expect_code(0)
     }
 
+    /// Fails the test unless the command succeeded and said nothing on standard error.
+    #[track_caller]
+    #[must_use]
+    pub fn expect_silent_success(self) -> Self {
+        assert!(self.stderr.is_empty(), "expected nothing on stderr\n{self}");
+        self.expect_code(0)
+    }
+
     /// Fails the test unless stderr is one line that starts with `agentd:` and contains all of `words`.
     #[track_caller]
     pub fn expect_one_error_line(&self, words: &[&str]) {
@@ -58,8 +74,8 @@ impl Ran {
     }
 }
 
-impl std::fmt::Display for Ran {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Ran {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{} after {:?}\n--- stdout\n{}\n--- stderr\n{}", self.status, self.took, self.stdout, self.stderr)
     }
 }
@@ -67,54 +83,17 @@ impl std::fmt::Display for Ran {
 /// Runs `command` to its end, with the stdin it was given.
 #[track_caller]
 pub fn run(command: &mut Command) -> Ran {
-    finish(command, &[])
+    Started::new(command).finish()
 }
 
 /// Runs `command` to its end with `input` on stdin.
 #[track_caller]
 pub fn run_with_input(command: &mut Command, input: &[u8]) -> Ran {
-    finish(command.stdin(Stdio::piped()), input)
-}
-
-#[track_caller]
-fn finish(command: &mut Command, input: &[u8]) -> Ran {
-    let start = Instant::now();
-    let mut child = command
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap_or_else(|e| panic!("cannot start {command:?}: {e}"));
-    let (stdout, stderr) = (reader(child.stdout.take()), reader(child.stderr.take()));
-    if let Some(mut stdin) = child.stdin.take() {
+    let mut started = Started::new(command.stdin(Stdio::piped()));
+    if let Some(mut stdin) = started.stdin() {
         let input = input.to_owned();
         // A payload that does not read its input makes this fail; that is its right.
-        std::thread::spawn(move || stdin.write_all(&input).ok());
+        std::thread::spawn(move || io::Write::write_all(&mut stdin, &input).ok());
     }
-    let status = wait(&mut child);
-    let took = start.elapsed();
-    let Some(status) = status else {
-        child.kill().ok();
-        child.wait().ok();
-        panic!("{command:?} still ran after {LIMIT:?}\n--- stderr\n{}", stderr.join().unwrap_or_default());
-    };
-    let text = |thread: JoinHandle<String>| thread.join().unwrap_or_default();
-    Ran { status, stdout: text(stdout), stderr: text(stderr), took }
-}
-
-fn wait(child: &mut Child) -> Option<ExitStatus> {
-    let mut status = None;
-    wait_until(LIMIT, || {
-        status = child.try_wait().unwrap_or_else(|e| panic!("wait: {e}"));
-        status.is_some()
-    });
-    status
-}
-
-fn reader(pipe: Option<impl Read + Send + 'static>) -> JoinHandle<String> {
-    std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        // What came before a broken read is still worth showing.
-        pipe.map(|mut pipe| pipe.read_to_end(&mut bytes).ok());
-        String::from_utf8_lossy(&bytes).into_owned()
-    })
+    started.finish()
 }

@@ -36,7 +36,6 @@ fn must(name: &str, line: u32, ret: libc::c_long) -> i32 {
 }
 
 const HERE: i32 = libc::AT_FDCWD;
-const RECURSIVE: i32 = libc::AT_RECURSIVE;
 const RDONLY: u64 = libc::MOUNT_ATTR_RDONLY;
 const NOSUID: u64 = libc::MOUNT_ATTR_NOSUID;
 const NODEV: u64 = libc::MOUNT_ATTR_NODEV;
@@ -45,7 +44,7 @@ const NOEXEC: u64 = libc::MOUNT_ATTR_NOEXEC;
 const SET_FLAG: u32 = 0;
 const SET_STRING: u32 = 1;
 const CMD_CREATE: u32 = 6;
-const LAST_CAPABILITY: u32 = 40;
+const DEVICES: &str = "null zero full random urandom tty";
 
 /// fsopen, one fsconfig an option, create, fsmount: a detached mount.
 fn file_system(kind: &CStr, options: &[(&CStr, &CStr)], attributes: u64) -> i32 {
@@ -107,6 +106,10 @@ fn make_file(directory: i32, path: &CStr, text: &str) {
     sys!(SYS_close, file);
 }
 
+fn names(prefix: &str, list: &str) -> impl Iterator<Item = CString> {
+    list.split(' ').map(move |name| CString::new(format!("{prefix}{name}")).unwrap_or_default())
+}
+
 fn make_directory(directory: i32, path: &CStr) {
     sys!(SYS_mkdirat, directory, path.as_ptr(), 0o755);
 }
@@ -119,16 +122,15 @@ fn is_there(path: &CStr) -> bool {
 fn make_stage() -> i32 {
     let stage = file_system(c"tmpfs", &[(c"size", c"1g"), (c"mode", c"0700")], NOSUID | NODEV);
     attach(stage, c"/");
-    for name in [c"root", c"upper", c"work", c"nothing.d", c"dev", c"shm", c"tmp", c"run", c"scratch"] {
-        make_directory(stage, name);
+    for name in names("", "root upper work nothing.d dev shm tmp run scratch") {
+        make_directory(stage, &name);
     }
     make_file(stage, c"nothing", "");
-    for name in [c"proc", c"dev", c"sys", c"tmp", c"run", c"scratch", c"workspace", c"home", c"home/agent", c"etc"] {
-        let below = CString::new([b"upper/", name.to_bytes()].concat()).unwrap_or_default();
-        make_directory(stage, &below);
+    for name in names("upper/", "proc dev sys tmp run scratch workspace home home/agent etc") {
+        make_directory(stage, &name);
     }
-    for name in [c"upper/etc/passwd", c"upper/etc/group", c"upper/etc/hostname", c"upper/etc/hosts"] {
-        make_file(stage, name, "what a box has of its own\n");
+    for name in names("upper/etc/", "passwd group hostname hosts resolv.conf") {
+        make_file(stage, &name, "root:x:0:0::/root:/bin/sh\n");
     }
     stage
 }
@@ -145,24 +147,16 @@ fn build_root(layers: &[CString], workspace: &CStr) {
     sys!(SYS_move_mount, root, c"".as_ptr(), stage, c"root".as_ptr(), libc::MOVE_MOUNT_F_EMPTY_PATH);
     sys!(SYS_fchdir, root);
     mount(c"proc", &[], c"proc", NOSUID | NODEV | NOEXEC);
-    for name in [c"proc/sys", c"proc/sysrq-trigger", c"proc/irq", c"proc/bus", c"proc/fs"] {
-        if is_there(name) {
-            bind(HERE, name, name, RDONLY | NOSUID | NODEV, 0);
+    for name in names("proc/", "sys sysrq-trigger irq bus fs") {
+        if is_there(&name) {
+            bind(HERE, &name, &name, RDONLY | NOSUID | NODEV, 0);
         }
     }
-    for name in [
-        c"proc/kcore",
-        c"proc/keys",
-        c"proc/key-users",
-        c"proc/timer_list",
-        c"proc/latency_stats",
-        c"proc/sched_debug",
-        c"proc/interrupts",
-    ] {
-        mask(stage, c"nothing", name);
+    for name in names("proc/", "kcore keys key-users timer_list latency_stats sched_debug interrupts") {
+        mask(stage, c"nothing", &name);
     }
-    for name in [c"proc/acpi", c"proc/scsi", c"proc/asound"] {
-        mask(stage, c"nothing.d", name);
+    for name in names("proc/", "acpi scsi asound") {
+        mask(stage, c"nothing.d", &name);
     }
 
     make_dev(stage);
@@ -174,10 +168,12 @@ fn build_root(layers: &[CString], workspace: &CStr) {
         own(stage, name, name);
     }
     own(root, c"home/agent", c"home/agent");
-    bind(HERE, workspace, c"workspace", NOSUID | NODEV, RECURSIVE);
+    bind(HERE, workspace, c"workspace", NOSUID | NODEV, libc::AT_RECURSIVE);
     loopback_up();
 
     sys!(SYS_pivot_root, c".".as_ptr(), c".".as_ptr());
+    // The stage lies over the host's root: it goes first, then the host's root itself.
+    sys!(SYS_umount2, c".".as_ptr(), libc::MNT_DETACH);
     sys!(SYS_umount2, c".".as_ptr(), libc::MNT_DETACH);
     sys!(SYS_chdir, c"/".as_ptr());
     sys!(SYS_close, stage);
@@ -201,16 +197,9 @@ fn own(directory: i32, source: &CStr, target: &CStr) {
 fn make_dev(stage: i32) {
     let dev = clone_tree(stage, c"dev", 0);
     attach(dev, c"dev");
-    for (device, target) in [
-        (c"/dev/null", c"dev/null"),
-        (c"/dev/zero", c"dev/zero"),
-        (c"/dev/full", c"dev/full"),
-        (c"/dev/random", c"dev/random"),
-        (c"/dev/urandom", c"dev/urandom"),
-        (c"/dev/tty", c"dev/tty"),
-    ] {
-        make_file(HERE, target, "");
-        own(HERE, device, target);
+    for (device, target) in names("/dev/", DEVICES).zip(names("dev/", DEVICES)) {
+        make_file(HERE, &target, "");
+        own(HERE, &device, &target);
     }
     for (text, name) in [
         (c"/proc/self/fd", c"dev/fd"),
@@ -259,17 +248,8 @@ fn landlock() {
     // struct landlock_ruleset_attr: file system, network, scopes.
     let attributes = [handled, 0, 0b11];
     let ruleset = sys!(SYS_landlock_create_ruleset, attributes.as_ptr(), size_of_val(&attributes), 0);
-    for (path, access) in [
-        (c"/", 0b1101_u64),
-        (c"/dev", 0b1111),
-        (c"/dev/shm", handled),
-        (c"/proc", 0b1111),
-        (c"/tmp", handled),
-        (c"/run", handled),
-        (c"/scratch", handled),
-        (c"/home/agent", handled),
-        (c"/workspace", handled),
-    ] {
+    for (number, path) in names("/", " dev proc dev/shm tmp run scratch home/agent workspace").enumerate() {
+        let access = if number < 3 { 0b1101 } else { handled };
         let directory = sys!(SYS_openat, HERE, path.as_ptr(), libc::O_PATH | libc::O_CLOEXEC, 0);
         // struct landlock_path_beneath_attr is packed: eight bytes of access, four of descriptor.
         let mut rule = [0u8; 12];
@@ -321,8 +301,8 @@ fn init(layers: &[CString], workspace: &CStr, command: &[CString], ids: (i32, i3
     sys!(SYS_setsid);
     build_root(layers, workspace);
     limit();
-    for capability in 0..=LAST_CAPABILITY {
-        prctl(libc::PR_CAPBSET_DROP, capability.into());
+    for capability in 0..41 {
+        prctl(libc::PR_CAPBSET_DROP, capability);
     }
     prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as libc::c_ulong);
     prctl(libc::PR_SET_NO_NEW_PRIVS, 1);
@@ -348,17 +328,9 @@ fn init(layers: &[CString], workspace: &CStr, command: &[CString], ids: (i32, i3
     seccomp();
     // End-of-file: the payload's program runs.
     sys!(SYS_read, start[0], [0u8; 1].as_mut_ptr(), 1);
-    loop {
-        let mut status = 0;
-        let reaped = must("wait", line!(), unsafe { libc::wait(&raw mut status) }.into());
-        if reaped == payload {
-            std::process::exit(exit_code(status));
-        }
-    }
-}
-
-fn exit_code(status: i32) -> i32 {
-    if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { 128 + libc::WTERMSIG(status) }
+    let mut status = 0;
+    while must("wait", line!(), unsafe { libc::wait(&raw mut status) }.into()) != payload {}
+    std::process::exit(if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { 128 + libc::WTERMSIG(status) })
 }
 
 fn pipe() -> [i32; 2] {

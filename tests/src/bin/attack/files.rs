@@ -1,0 +1,74 @@
+//! Attacks on files: reading, writing, and the ways round a refusal of either.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, Read};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+/// Tries attack `name`; `None` when it is not one of these.
+pub(crate) fn attempt(name: &str, argument: &str) -> Result<Option<io::Result<()>>> {
+    let result = match name {
+        "read" => read(argument),
+        "list" => fs::read_dir(argument).and_then(|mut entries| entries.next().transpose()).map(drop),
+        "write" => OpenOptions::new().write(true).open(argument).map(drop),
+        "write-back" => write_back(argument),
+        "create" => create(argument, 0),
+        "create-setuid" => OpenOptions::new().write(true).create_new(true).mode(0o6755).open(argument).map(drop),
+        "chmod-setuid" => fs::set_permissions(argument, Permissions::from_mode(0o6755)),
+        "mkdir" => fs::create_dir(argument).and_then(|()| fs::remove_dir(argument)),
+        "remove" => fs::remove_file(argument),
+        "tmpfile" => create(argument, libc::O_TMPFILE),
+        "reopen" => reopen(argument),
+        // To the mode it has: harmless where it works, and still a change of the inode.
+        "chmod" => fs::metadata(argument)
+            .and_then(|found| fs::set_permissions(argument, Permissions::from_mode(found.permissions().mode()))),
+        "hardlink" => pair(argument)?.try_with(|from, to| fs::hard_link(from, to).and_then(|()| fs::remove_file(to))),
+        "rename" => pair(argument)?.try_with(|from, to| fs::rename(from, to).and_then(|()| fs::rename(to, from))),
+        _ => return Ok(None),
+    };
+    Ok(Some(result))
+}
+
+/// `FROM,TO`
+struct Pair<'a>(&'a str, &'a str);
+
+impl Pair<'_> {
+    fn try_with(&self, attack: impl Fn(&Path, &Path) -> io::Result<()>) -> io::Result<()> {
+        attack(Path::new(self.0), Path::new(self.1))
+    }
+}
+
+fn pair(argument: &str) -> Result<Pair<'_>> {
+    argument.split_once(',').map(|(from, to)| Pair(from, to)).context("FROM,TO")
+}
+
+fn read(path: &str) -> io::Result<()> {
+    let flags = libc::O_NONBLOCK;
+    File::open(path)
+        .or_else(|_| OpenOptions::new().read(true).custom_flags(flags).open(path))?
+        .read(&mut [0; 16])
+        .map(drop)
+}
+
+/// Writes into a file what is in it: a sysctl is as it was, and yet it was written.
+fn write_back(path: &str) -> io::Result<()> {
+    let mut file = OpenOptions::new().read(true).write(true).open(path)?;
+    let mut contents = Vec::new();
+    file.read_to_end(&mut contents)?;
+    fs::write(path, contents)
+}
+
+fn create(path: &str, flags: i32) -> io::Result<()> {
+    let anonymous = flags != 0;
+    OpenOptions::new().write(true).create_new(!anonymous).custom_flags(flags).open(path)?;
+    if anonymous { Ok(()) } else { fs::remove_file(path) }
+}
+
+/// Opens for reading, then what was opened for writing, by its link in /proc.
+fn reopen(path: &str) -> io::Result<()> {
+    let reading = File::open(path)?;
+    OpenOptions::new().write(true).open(format!("/proc/self/fd/{}", reading.as_raw_fd())).map(drop)
+}

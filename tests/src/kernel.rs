@@ -1,0 +1,60 @@
+//! What the kernel says of processes and mounts, seen from the host.
+
+use std::fs;
+use std::path::Path;
+
+/// A process that was seen; its number alone may mean another one later.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    /// On the host.
+    pub pid: i32,
+    /// Ticks after boot, `starttime` of proc_pid_stat(5).
+    started: u64,
+}
+
+impl Process {
+    /// The process that has this number now.
+    #[must_use]
+    pub fn of(pid: i32) -> Option<Self> {
+        stat(pid).map(|(_, process)| process)
+    }
+
+    /// Whether it still exists; a zombie does not.
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        Self::of(self.pid).as_ref() == Some(self)
+    }
+
+    /// The host pids of everything it started, directly or not, that still exists.
+    #[must_use]
+    pub fn descendants(&self) -> Vec<Self> {
+        let entries = fs::read_dir("/proc").unwrap_or_else(|e| panic!("/proc: {e}"));
+        let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        let all: Vec<(i32, Self)> = pids.filter_map(stat).collect();
+        let mut found = vec![self.clone()];
+        let mut at = 0;
+        while let Some(parent) = found.get(at).map(|process| process.pid) {
+            found.extend(all.iter().filter(|(of, _)| *of == parent).map(|(_, process)| process.clone()));
+            at += 1;
+        }
+        found.split_off(1)
+    }
+}
+
+/// Parent and identity; none for a zombie.
+fn stat(pid: i32) -> Option<(i32, Process)> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may hold anything, parentheses too.
+    let mut fields = text.rsplit_once(") ")?.1.split(' ');
+    let (state, parent) = (fields.next()?, fields.next()?.parse().ok()?);
+    let started = fields.nth(17)?.parse().ok()?;
+    (state != "Z").then_some((parent, Process { pid, started }))
+}
+
+/// Lines of this namespace's mount table that mention `path`.
+#[must_use]
+pub fn mounts_at(path: &Path) -> Vec<String> {
+    let path = path.display().to_string();
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_else(|e| panic!("mountinfo: {e}"));
+    table.lines().filter(|line| line.contains(&path)).map(str::to_owned).collect()
+}

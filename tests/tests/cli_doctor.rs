@@ -1,0 +1,147 @@
+//! `agentd doctor`: its verdict is what `agentd run` then meets, and a refusal comes with its remedy.
+#![expect(clippy::panic, reason = "these are tests, helpers included")]
+
+use std::process::Command;
+
+use agentd_tests::{Feature, Home, Ran, require, run};
+use serde_json::Value;
+
+/// `agentd WORDS` in namespaces of its own, as their root, after the shell commands `before`.
+fn confined(home: &Home, before: &str, words: &str) -> Ran {
+    let agentd = home.agentd();
+    let mut command = Command::new("unshare");
+    command.args(["-Urmpf", "--mount-proc", "sh", "-c"]);
+    command.arg(format!("{before} && exec \"$0\" {words}")).arg(agentd.get_program()).env_clear();
+    command.envs(agentd.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    run(&mut command)
+}
+
+fn findings(ran: &Ran) -> Vec<Value> {
+    serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{error}\n{ran}"))
+}
+
+#[track_caller]
+fn of<'a>(subject: &str, findings: &'a [Value]) -> &'a Value {
+    let found = findings.iter().find(|finding| finding["subject"] == subject);
+    found.unwrap_or_else(|| panic!("no `{subject}` in {findings:#?}"))
+}
+
+/// That `agentd doctor` and `agentd run` both fail there, and that `subject` is what is said to be broken.
+#[track_caller]
+fn broken(before: &str, subject: &str, words: &[&str]) {
+    let home = Home::new();
+    let ran = confined(&home, before, "doctor --format json").expect_code(1);
+    let findings = findings(&ran);
+    let broken: Vec<_> = findings.iter().filter(|finding| finding["verdict"] == "broken").collect();
+    let [finding] = broken[..] else { panic!("expected one broken subject\n{ran}") };
+    assert_eq!(finding["subject"], subject, "{ran}");
+    let remedy = finding["remedy"].as_str().unwrap_or_default();
+    assert!(words.iter().all(|word| remedy.contains(word)), "expected {words:?} in {remedy:?}\n{ran}");
+    let table = confined(&home, before, "doctor").expect_code(1);
+    assert!(table.stdout.contains(&format!("fix: {remedy}")), "{table}");
+    assert!(table.stdout.ends_with("agentd run cannot work here\n"), "{table}");
+    let job = confined(&home, before, "run -- true").expect_code(125);
+    assert!(job.stderr.contains("agentd doctor"), "{job}");
+}
+
+#[test]
+fn a_host_that_can_run_jobs_is_told_so() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let home = Home::new();
+    let before = home.paths();
+    let ran = run(home.agentd().arg("doctor")).expect_success();
+    assert_eq!(ran.stderr, "", "{ran}");
+    assert!(ran.stdout.ends_with("agentd run works here\n"), "{ran}");
+    for line in ran.stdout.lines().filter(|line| !line.starts_with("agentd run")) {
+        let word = line.split(' ').next().unwrap();
+        assert!(["ok", "limited"].contains(&word) || line.trim_start().starts_with("fix: "), "{line}");
+    }
+    assert_eq!(home.paths(), before, "the doctor left something behind");
+    assert_eq!(run(home.run().arg("true")).code(), 0);
+}
+
+#[test]
+fn the_json_form_has_every_subject() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let ran = run(Home::new().agentd().args(["doctor", "--format", "json"])).expect_success();
+    let findings = findings(&ran);
+    let subjects: Vec<_> = findings.iter().map(|finding| finding["subject"].as_str().unwrap()).collect();
+    let expected = [
+        "kernel",
+        "user",
+        "user-namespaces",
+        "tmpfs",
+        "network",
+        "overlay",
+        "dev",
+        "proc",
+        "landlock",
+        "seccomp",
+        "store",
+        "records",
+        "cgroups",
+        "processes",
+        "open-files",
+        "id-ranges",
+        "box",
+    ];
+    assert_eq!(subjects, expected);
+    for finding in &findings {
+        assert!(!finding["found"].as_str().unwrap().is_empty(), "{finding}");
+        assert!(finding["remedy"].is_string() || finding["remedy"].is_null(), "{finding}");
+        assert!(finding["verdict"] != "ok" || finding["remedy"].is_null(), "{finding}");
+        assert_eq!(finding.as_object().unwrap().len(), 4, "{finding}");
+    }
+    for subject in ["user-namespaces", "overlay", "proc", "network", "landlock", "seccomp", "box"] {
+        assert_eq!(of(subject, &findings)["verdict"], "ok", "{ran}");
+    }
+}
+
+#[test]
+fn forbidden_user_namespaces_are_explained() {
+    if require(Feature::Userns) {
+        broken(
+            "echo 0 > /proc/sys/user/max_user_namespaces",
+            "user-namespaces",
+            &["sysctl -w user.max_user_namespaces="],
+        );
+    }
+}
+
+#[test]
+fn forbidden_network_namespaces_are_explained() {
+    if require(Feature::Userns) {
+        broken("echo 0 > /proc/sys/user/max_net_namespaces", "network", &["sysctl -w user.max_net_namespaces="]);
+    }
+}
+
+#[test]
+fn a_masked_proc_is_explained() {
+    if require(Feature::Userns) {
+        broken("mount -t tmpfs none /proc/irq", "proc", &["uncover /proc/irq"]);
+    }
+}
+
+#[test]
+fn records_that_cannot_be_written_stop_jobs_and_a_store_that_cannot_does_not() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let home = Home::new();
+    let file = home.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let ran = run(home.agentd().args(["doctor", "--format", "json"]).env("XDG_STATE_HOME", &file)).expect_code(1);
+    assert_eq!(of("records", &findings(&ran))["verdict"], "broken", "{ran}");
+    assert_eq!(of("store", &findings(&ran))["verdict"], "ok", "{ran}");
+    assert_eq!(run(home.run().arg("true").env("XDG_STATE_HOME", &file)).code(), 125);
+
+    let ran = run(home.agentd().args(["doctor", "--format", "json"]).env("XDG_DATA_HOME", &file)).expect_success();
+    let findings = findings(&ran);
+    assert_eq!(of("store", &findings)["verdict"], "limited", "{ran}");
+    assert!(of("store", &findings)["remedy"].as_str().unwrap().contains("XDG_DATA_HOME"), "{ran}");
+    assert_eq!(run(home.run().arg("true").env("XDG_DATA_HOME", &file)).code(), 0);
+}

@@ -1,0 +1,109 @@
+//! Bounds on output and time, limits that need a cgroup, and the plan that `--dry-run` prints.
+
+use agentd_tests::run;
+use serde_json::Value;
+
+use crate::{busybox_home, home, sh};
+
+#[test]
+fn a_log_is_bounded_and_the_record_says_what_it_lacks() {
+    let Some(home) = home() else { return };
+    let script = "head -c 10000 /dev/zero | tr '\\0' a; head -c 300 /dev/zero | tr '\\0' b >&2";
+    let ran = sh(&home, &["--max-output", "1k"], script).expect_success();
+    assert_eq!(ran.stdout, "a".repeat(10_000), "all of it is passed on");
+    let record = &home.jobs()[0];
+    assert_eq!(record["output_dropped"], 10_000 - 1024);
+    let id = record["id"].as_str().unwrap();
+    let logs = run(home.agentd().args(["logs", id])).expect_success();
+    assert_eq!((logs.stdout, logs.stderr), ("a".repeat(1024), "b".repeat(300)));
+    let on_disk = |name: &str| std::fs::metadata(home.state().join("jobs").join(id).join(name)).unwrap().len();
+    assert_eq!((on_disk("stdout.log"), on_disk("stderr.log")), (1024, 300));
+    assert!(ran.stderr.contains("8976 bytes"), "{ran}");
+}
+
+#[test]
+fn limits_that_cannot_be_enforced_are_refused_or_recorded() {
+    let Some(home) = home() else { return };
+    for flags in [["--memory", "1g"], ["--cpus", "0.5"], ["--pids", "100"]] {
+        let refused = sh(&home, &flags, "true").expect_code(125);
+        refused.expect_one_error_line(&[flags[0], "--best-effort-limits"]);
+        assert!(home.jobs().is_empty());
+        let flags = [&flags[..], &["--best-effort-limits", "--rm", "--name", "w"]].concat();
+        let ran = sh(&home, &flags, "true").expect_success();
+        ran.expect_one_error_line(&["warning", flags[0]]);
+    }
+    let _ran = sh(&home, &["--memory", "1g", "--pids", "5", "--best-effort-limits"], "true").expect_success();
+    let warnings = home.jobs()[0]["warnings"].to_string();
+    assert!(warnings.contains("--memory") && warnings.contains("--pids"), "{warnings}");
+    let _ran = sh(&home, &["--best-effort-limits"], "true").expect_silent_success();
+    assert!(home.jobs()[0]["warnings"].is_null());
+}
+
+/// A plan without what is random: the job's id, which is also its default host name.
+fn anonymous(plan: &Value) -> Value {
+    let id = plan["id"].as_str().unwrap();
+    serde_json::from_str(&plan.to_string().replace(id, "ID")).unwrap()
+}
+
+#[test]
+fn the_plan_of_a_dry_run_is_the_plan_of_the_run() {
+    let Some(home) = busybox_home() else { return };
+    let image = format!("oci:{}", home.busybox_image().display());
+    let workspace = home.workspace().display().to_string();
+    let mount = format!("src={},dst=/in,rw", home.path().join("config").display());
+    let all = [
+        "-q",
+        "--image",
+        &image,
+        "--workspace",
+        &workspace,
+        "--mount",
+        &mount,
+        "--env",
+        "A=b",
+        "--user",
+        "root",
+        "--workdir",
+        "/in",
+        "--timeout",
+        "1h",
+        "--storage",
+        "1g",
+        "--writable",
+        "--memory",
+        "1g",
+        "--best-effort-limits",
+        "--max-output",
+        "5",
+        "-i",
+    ];
+    for flags in [&[][..], &["--net", "host", "-q"], &all] {
+        let dry =
+            run(home.run().args(flags).args(["--dry-run", "--format", "json", "--", "true"])).expect_silent_success();
+        assert!(home.jobs().is_empty(), "a dry run is no job");
+        let dry: Value = serde_json::from_str(&dry.stdout).unwrap();
+        let _ran = run(home.run().args(flags).args(["--", "true"])).expect_silent_success();
+        let id = home.jobs()[0]["id"].as_str().unwrap().to_owned();
+        let shown = run(home.agentd().args(["inspect", &id])).expect_success();
+        let shown: Value = serde_json::from_str(&shown.stdout).unwrap();
+        assert_ne!(dry["id"], shown[0]["plan"]["id"]);
+        assert_eq!(anonymous(&dry), anonymous(&shown[0]["plan"]), "{flags:?}");
+        let _ran = run(home.agentd().args(["rm", &id])).expect_success();
+    }
+}
+
+#[test]
+fn a_dry_run_for_people_says_what_matters_and_runs_nothing() {
+    let Some(home) = home() else { return };
+    let workspace = home.workspace().display().to_string();
+    let flags = ["--dry-run", "--workspace", &workspace, "--env", "ESCAPE=\u{1b}[2J"];
+    let ran = sh(&home, &flags, "touch ran; echo \u{1b}[31m").expect_silent_success();
+    for word in ["host", "touch ran", "/workspace", &workspace, "read-only", "landlock", "seccomp"] {
+        assert!(ran.stdout.contains(word), "{word:?} is missing\n{ran}");
+    }
+    assert!(!ran.stdout.contains('\u{1b}'), "{ran}");
+    assert_eq!(std::fs::read_dir(home.workspace()).unwrap().count(), 0);
+    assert!(home.state().symlink_metadata().is_err());
+    let _ran = sh(&home, &["--dry-run", "--format", "yaml"], "true").expect_code(125);
+    let _ran = sh(&home, &["--format", "json"], "true").expect_code(125);
+}

@@ -1,0 +1,174 @@
+//! What the box sees of files: its mount table, its devices, what it may write and for how long.
+
+#![expect(clippy::unwrap_used, reason = "a test ends by a panic")]
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use agentd_tests::{Feature, Home, require};
+
+/// A line of mountinfo: mount point, mount options, file-system type, root within the file system.
+struct Mount {
+    point: String,
+    options: Vec<String>,
+    kind: String,
+    root: String,
+}
+
+fn table(home: &Home, flags: &[&str]) -> Vec<Mount> {
+    let said = home.said(flags, "cat /proc/self/mountinfo");
+    let mount = |line: &str| {
+        let (left, right) = line.split_once(" - ").unwrap();
+        let left: Vec<&str> = left.split(' ').collect();
+        Mount {
+            root: left[3].to_owned(),
+            point: left[4].to_owned(),
+            options: left[5].split(',').map(str::to_owned).collect(),
+            kind: right.split(' ').next().unwrap().to_owned(),
+        }
+    };
+    said.lines().map(mount).collect()
+}
+
+impl Mount {
+    fn has(&self, option: &str) -> bool {
+        self.options.iter().any(|has| has == option)
+    }
+}
+
+const NODES: [&str; 6] = ["full", "null", "random", "tty", "urandom", "zero"];
+
+#[test]
+fn userns_no_mount_honours_setuid_bits_or_device_nodes_of_others() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let home = Home::new();
+    let work = home.workspace();
+    let mut wrong = Vec::new();
+    for flags in [&[][..], &["--writable"], &["--net", "host"], &["--workspace", work.to_str().unwrap()]] {
+        for mount in table(&home, flags) {
+            let is_node = mount.point.strip_prefix("/dev/").is_some_and(|name| NODES.contains(&name));
+            if !mount.has("nosuid") {
+                wrong.push(format!("{flags:?} {}: suid", mount.point));
+            }
+            if !mount.has("nodev") && !is_node && mount.kind != "devpts" {
+                wrong.push(format!("{flags:?} {}: dev", mount.point));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn userns_what_is_not_scratch_or_workspace_is_read_only() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let home = Home::new();
+    let work = home.workspace();
+    let writable: Vec<String> = table(&home, &["--workspace", work.to_str().unwrap()])
+        .into_iter()
+        .filter(|mount| !mount.has("ro") && !mount.point.strip_prefix("/dev/").is_some_and(|n| NODES.contains(&n)))
+        .map(|mount| mount.point)
+        .collect();
+    let mut expected =
+        ["/proc", "/dev/shm", "/dev/pts", "/tmp", "/run", "/scratch", "/home/agent", "/workspace"].to_vec();
+    let mut found: Vec<&str> = writable.iter().map(String::as_str).collect();
+    expected.sort_unstable();
+    found.sort_unstable();
+    assert_eq!(found, expected);
+    let read_only = table(&home, &["--workspace", &format!("{}:ro", work.display())]);
+    assert!(read_only.iter().any(|mount| mount.point == "/workspace" && mount.has("ro")));
+}
+
+#[test]
+fn userns_the_mount_table_names_nothing_of_the_host_but_what_was_given() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let home = Home::new();
+    let given = home.path().join("given");
+    fs::create_dir(&given).unwrap();
+    let own = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let own: Vec<&str> = own.lines().map(|line| line.split(' ').nth(4).unwrap()).collect();
+    let mount = format!("type=bind,src={},dst=/given", given.display());
+    // Fresh in the box, whatever the host has there.
+    let fresh = ["/", "/proc", "/sys", "/dev", "/dev/shm", "/dev/pts", "/tmp", "/run"];
+    for network in ["none", "host"] {
+        for mount in table(&home, &["--net", network, "--mount", &mount]) {
+            let place = mount.point.as_str();
+            // What lies below the software that the host root shows may be mounts of the host.
+            let software = ["/usr", "/opt", "/bin", "/sbin", "/lib", "/lib64", "/nix", "/gnu", "/etc"];
+            let is_software = software.iter().any(|name| place == *name || place.starts_with(&format!("{name}/")));
+            let shared = own.contains(&place) && !fresh.contains(&place) && !is_software;
+            assert!(!shared, "{place} is a mount of the host, with --net {network}");
+            let root = mount.root;
+            let names_home = root.contains(home.path().to_str().unwrap());
+            assert!(!names_home || place == "/given" || place == "/attack", "{place}: {root}");
+        }
+    }
+}
+
+#[test]
+fn userns_dev_holds_the_listed_nodes_and_no_other() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let home = Home::new();
+    let said =
+        home.said(&[], "cd /dev && for name in *; do echo \"$name $(stat -c '%F %t:%T' $name)\"; done; ls pts shm");
+    let numbers: BTreeMap<&str, &str> = BTreeMap::from([
+        ("full", "1:7"),
+        ("null", "1:3"),
+        ("random", "1:8"),
+        ("tty", "5:0"),
+        ("urandom", "1:9"),
+        ("zero", "1:5"),
+    ]);
+    let mut expected: Vec<String> =
+        numbers.iter().map(|(name, number)| format!("{name} character special file {number}")).collect();
+    expected.extend(["fd", "ptmx", "stderr", "stdin", "stdout"].map(|name| format!("{name} symbolic link 0:0")));
+    expected.extend(["pts", "shm"].map(|name| format!("{name} directory 0:0")));
+    let (nodes, inside) = said.split_once("pts:\n").unwrap();
+    let mut found: Vec<&str> = nodes.lines().collect();
+    expected.sort();
+    found.sort_unstable();
+    assert_eq!(found, expected);
+    assert_eq!(inside, "ptmx\n\nshm:\n");
+}
+
+#[test]
+fn userns_scratch_is_writable_one_tmpfs_and_gone_in_the_next_run() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let home = Home::new();
+    let places = "/tmp /run /scratch /home/agent /dev/shm";
+    let left = format!("for d in {places}; do echo x > $d/left || exit 1; done; stat -c %d {places} | sort -u | wc -l");
+    assert_eq!(home.said(&[], &left), "1\n", "scratch space is one file system");
+    let again = home.said(&[], &format!("for d in {places}; do ls -A $d; done"));
+    assert_eq!(again, "", "something survived");
+    let writable = "echo x > /usr/left && echo x > /left && ls /left";
+    assert_eq!(home.said(&["--image", &busybox(&home), "--writable"], writable), "/left\n");
+    assert_ne!(home.sh(&["--image", &busybox(&home), "--writable"], "ls /left /usr/left").code(), 0);
+    assert_ne!(home.sh(&["--image", &busybox(&home)], "echo x > /usr/left").code(), 0);
+}
+
+fn busybox(home: &Home) -> String {
+    format!("oci:{}", home.busybox_image().display())
+}
+
+/// One bound for everything: bytes, and files too, whose inodes are memory of the kernel.
+#[test]
+fn userns_storage_bounds_bytes_and_files() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let home = Home::new();
+    let fill = "for d in /tmp /run /scratch /home/agent /dev/shm; do head -c 1200000 /dev/zero > $d/x || exit 3; done";
+    assert_eq!(home.sh(&["--storage", "4m"], fill).code(), 3);
+    assert_eq!(home.sh(&["--storage", "64m"], fill).code(), 0, "the same fits into more");
+    let inodes: u64 = home.said(&["--storage", "4m"], "stat -f -c %c /tmp").trim().parse().unwrap();
+    assert!(inodes <= 65_536, "{inodes} files fit into 4 MiB");
+}

@@ -1,0 +1,102 @@
+//! The order in which a start gives up rights, as the kernel was asked for it: DESIGN's list, seen by strace.
+
+use std::fs;
+use std::process::Command;
+
+use agentd_tests::{Feature, Home, require};
+
+/// What PID 1 asks for, in the order it must: a mark in the line of the call. Once PID 1 is not dumpable, an ordinary
+/// user's strace sees numbers and flags, but no memory: no mark below that line is a string.
+const OF_INIT: &[(&str, &str)] = &[
+    ("tied to the supervisor", "prctl(PR_SET_PDEATHSIG, SIGKILL"),
+    ("setgroups denied", "\"/proc/self/setgroups\""),
+    ("uid map", "\"/proc/self/uid_map\""),
+    ("gid map", "\"/proc/self/gid_map\""),
+    ("not dumpable", "prctl(PR_SET_DUMPABLE, SUID_DUMP_DISABLE"),
+    ("host name", "sethostname("),
+    ("session", "setsid("),
+    ("limits", "RLIMIT_NPROC"),
+    ("bounding set", "prctl(PR_CAPBSET_DROP"),
+    ("no new privileges", "prctl(PR_SET_NO_NEW_PRIVS, 1"),
+    ("read back", "prctl(PR_GET_NO_NEW_PRIVS"),
+    ("payload's process", "clone3("),
+    ("private mounts", "MS_REC|MS_PRIVATE"),
+    ("stage", "fsopen("),
+    ("/proc or the like", "fsopen("),
+    ("network", "CLONE_NEWNET"),
+    ("root", "pivot_root("),
+    ("the stage", "umount2("),
+    ("the host's root", "umount2("),
+    ("checks", "open"),
+    ("capabilities", "capset("),
+    ("filter", "seccomp(SECCOMP_SET_MODE_FILTER"),
+];
+
+/// The same for the process that becomes the payload; it is forked before the mounts are made (ADR 0004).
+const OF_PAYLOAD: &[(&str, &str)] = &[
+    ("network", "unshare(CLONE_NEWNET"),
+    ("session", "setsid("),
+    ("working directory", "chdir("),
+    ("Landlock", "landlock_restrict_self("),
+    ("capabilities", "capset("),
+    ("filter", "seccomp(SECCOMP_SET_MODE_FILTER"),
+    ("program", "execve("),
+];
+
+/// The calls of the process that made the call with `mark`, the last one such.
+fn calls_of<'t>(trace: &'t str, mark: &str) -> Vec<&'t str> {
+    let pid = |line: &'t str| line.split_whitespace().next();
+    let of = trace.lines().rfind(|line| line.contains(mark)).and_then(pid);
+    assert!(of.is_some(), "{mark} was not called\n{trace}");
+    trace.lines().filter(|line| pid(line) == of).collect()
+}
+
+#[track_caller]
+fn assert_order(calls: &[&str], order: &[(&str, &str)]) {
+    let mut rest = calls.iter();
+    for (what, mark) in order {
+        let elsewhere = calls.iter().any(|call| call.contains(mark));
+        assert!(
+            rest.any(|call| call.contains(mark)),
+            "{what} ({mark}) is not next (anywhere: {elsewhere})\n{calls:#?}"
+        );
+    }
+}
+
+#[test]
+fn userns_rights_are_given_up_in_the_order_of_the_design() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let home = Home::new();
+    let trace = home.path().join("trace");
+    let agentd = home.boxed(&[]);
+    let mut traced = Command::new("strace");
+    traced.args(["-f", "-qq", "-s", "64", "-o"]).arg(&trace).arg("--").arg(agentd.get_program());
+    traced.args(agentd.get_args()).arg("/usr/bin/true").env_clear();
+    traced.envs(agentd.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let Ok(output) = traced.output() else {
+        eprintln!("skipped: no strace");
+        return;
+    };
+    let said = String::from_utf8_lossy(&output.stderr);
+    if said.contains("PTRACE") || said.contains("ptrace(") {
+        eprintln!("skipped: this machine does not let strace trace: {said}");
+        return;
+    }
+    assert!(output.status.success(), "{said}");
+    let trace = fs::read_to_string(&trace).unwrap();
+    assert_order(&calls_of(&trace, "pivot_root("), OF_INIT);
+    let payload = calls_of(&trace, "landlock_restrict_self(");
+    assert_order(&payload, OF_PAYLOAD);
+    // After the filter there is nothing but the program: whatever else were needed would have to be allowed to it too.
+    let filter = payload.iter().position(|call| call.contains("SECCOMP_SET_MODE_FILTER")).unwrap();
+    let next = payload[filter + 1..].iter().find(|call| !call.contains("resumed>"));
+    assert!(next.is_some_and(|call| call.contains("execve(")), "{next:?}");
+    // The working directory is entered when the host's root is gone.
+    let place = |mark: &str| trace.lines().position(|line| line.contains(mark));
+    let detached = trace.lines().enumerate().filter(|(_, line)| line.contains("umount2(")).map(|(at, _)| at).last();
+    let own_chdir = payload.iter().find(|call| call.contains("chdir("));
+    assert!(detached < own_chdir.and_then(|call| place(call)));
+    assert!(!trace.contains("PR_CAP_AMBIENT_RAISE"));
+}
