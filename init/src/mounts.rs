@@ -21,6 +21,7 @@ use crate::tree;
 
 const CONFINED: Attributes = Attributes { read_only: false, no_suid: true, no_dev: true, no_exec: false };
 const READ_ONLY: Attributes = Attributes { read_only: true, ..CONFINED };
+const NODE: Attributes = Attributes { read_only: true, no_suid: true, no_dev: false, no_exec: true };
 
 /// What [`build`] leaves behind.
 #[derive(Debug)]
@@ -36,7 +37,7 @@ pub(crate) fn build(plan: &BoxPlan, stage: &Stage, root: &OwnedFd, channel: &Own
     let mut built = Built { terminal: None, targets: Vec::with_capacity(plan.mounts.len()) };
     for mount in &plan.mounts {
         let target = match mount {
-            Mount::Proc { read_only, masked } => proc(stage, root, read_only, masked)?,
+            Mount::Proc { access, read_only, masked } => proc(stage, root, *access, read_only, masked)?,
             Mount::Dev { nodes } => {
                 let (target, pts) = dev(stage, root, nodes)?;
                 if plan.process.terminal {
@@ -53,9 +54,10 @@ pub(crate) fn build(plan: &BoxPlan, stage: &Stage, root: &OwnedFd, channel: &Own
             }
             Mount::Writable { target } => {
                 let directory = tree::find_or_make(root.as_fd(), target, Kind::Directory, Step::MountScratch)?;
+                let place = own_place(&directory, target, Step::MountScratch)?;
                 let clone = clone_mount(directory.as_fd(), false).at(Step::MountScratch, target)?;
                 attach_to(&clone, directory.as_fd()).at(Step::MountScratch, target)?;
-                root::place(&directory).at(Step::MountScratch, target)?
+                place
             }
             Mount::HostTree { source, target, writable, additions } => {
                 let tree = overlay(stage, std::slice::from_ref(source), additions, Step::MountHostTree)?;
@@ -72,12 +74,32 @@ pub(crate) fn build(plan: &BoxPlan, stage: &Stage, root: &OwnedFd, channel: &Own
                     Access::ReadWrite => CONFINED,
                 };
                 set_attributes(clone.as_fd(), attributes, true).at(Step::Bind, object())?;
-                attach(&clone, root, target, *kind, Step::Bind)?
+                let found = tree::find_or_make(root.as_fd(), target, *kind, Step::Bind)?;
+                let place = own_place(&found, target, Step::Bind)?;
+                attach_to(&clone, found.as_fd()).at(Step::Bind, target)?;
+                place
             }
         };
         built.targets.push(target);
     }
+    // After the mounts: it may lie in one of them.
+    for path in &plan.root.ensure {
+        tree::find_or_make(root.as_fd(), path, Kind::Directory, Step::MountScratch)?;
+    }
     Ok(built)
+}
+
+/// Where `found` is, unless that is part of what the kernel or agentd shows: a mount there could uncover what is masked
+/// (CVE-2025-31133), and the image chooses where its links and its home directory lead.
+fn own_place(found: &OwnedFd, target: &str, at: Step) -> Result<String, Failure> {
+    let place = root::place(found).at(at, target)?;
+    let kernels = ["/proc", "/sys", "/dev"];
+    let is_kernels =
+        kernels.iter().any(|top| place.strip_prefix(top).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')));
+    if is_kernels || place.is_empty() || place == "/" {
+        return Err(Failure::new(at, format!("{target} leads to {place}, where nothing may be mounted"), libc::EPERM));
+    }
+    Ok(place)
 }
 
 /// Attaches `mount` at `target` inside `root`; gives the place it ended up at, which a link of the image may have moved.
@@ -98,11 +120,22 @@ fn attach_at(mount: &OwnedFd, parent: &OwnedFd, name: &str) -> Result<(), Errno>
     move_mount(mount, "", parent, name, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
 }
 
-fn proc(stage: &Stage, root: &OwnedFd, read_only: &[String], masked: &[String]) -> Result<String, Failure> {
+fn proc(
+    stage: &Stage,
+    root: &OwnedFd,
+    access: Access,
+    read_only: &[String],
+    masked: &[String],
+) -> Result<String, Failure> {
     let at = Step::MountProc;
     let context = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC).at(at, "proc")?;
-    let hardened =
+    // What a process may not trace it does not see: PID 1's command line is the user's.
+    fsconfig_set_string(&context, "hidepid", "ptraceable").at(at, "hidepid")?;
+    let mut hardened =
         MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    if access == Access::ReadOnly {
+        hardened |= MountAttrFlags::MOUNT_ATTR_RDONLY;
+    }
     let proc = attach_new(&context, hardened).at(at, "proc")?;
     let target = attach(&proc, root, "/proc", Kind::Directory, at)?;
     // Where the invoking user is the host's root, the mapped id owns these files, and sysctls ask for no capability.
@@ -145,6 +178,8 @@ fn dev(stage: &Stage, root: &OwnedFd, nodes: &[String]) -> Result<(String, Owned
         let host =
             openat(CWD, &path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()).at(at, &path)?;
         let clone = clone_mount(host.as_fd(), false).at(at, &path)?;
+        // Writing to a device asks nothing of its mount; changing the host's node does.
+        set_attributes(clone.as_fd(), NODE, false).at(at, &path)?;
         let place = tree::file(dev.as_fd(), node, 0o644).at(at, &path)?;
         attach_to(&clone, place.as_fd()).at(at, &path)?;
     }

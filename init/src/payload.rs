@@ -130,6 +130,11 @@ fn become_payload(plan: &BoxPlan, channel: &OwnedFd, terminal: Option<OwnedFd>) 
         rustix::stdio::dup2_stdout(&terminal).at(Step::PayloadSession, "stdout")?;
         rustix::stdio::dup2_stderr(&terminal).at(Step::PayloadSession, "stderr")?;
     }
+    if !plan.process.terminal && !plan.process.input {
+        // Until here it was the host's, whose node a job of the host's root could change through the descriptor.
+        let null = openat(CWD, "/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+        rustix::stdio::dup2_stdin(null.at(Step::PayloadSession, "/dev/null")?).at(Step::PayloadSession, "stdin")?;
+    }
     check::descriptors([channel.as_raw_fd()])?;
     umask(Mode::from_raw_mode(0o022));
     // The working directory was resolved in the new root: there is no other (CVE-2024-21626).
@@ -165,6 +170,9 @@ impl Program {
             list.iter().map(|text| CString::new(text.as_str()).at(at, text)).collect()
         };
         let name = process.argv.first().cloned().unwrap_or_default();
+        if name.is_empty() {
+            return Err(Failure::new(at, "an empty name", libc::ENOENT));
+        }
         let candidates = if name.contains('/') {
             vec![name.clone()]
         } else {

@@ -76,7 +76,7 @@ pub struct Root {
     pub storage: u64,
     /// Directories, files and links laid over the layers.
     pub additions: Vec<Addition>,
-    /// Directories that must exist in the root; those that do not are created, following the image's links in-root.
+    /// Directories that must exist when all is mounted; those that do not are created, following the image's links in-root.
     pub ensure: Vec<String>,
 }
 
@@ -136,6 +136,8 @@ pub enum Kind {
 pub enum Mount {
     /// A fresh /proc of the box's pid namespace.
     Proc {
+        /// Read-only as a whole where the mapped id is the host's root: it owns files there whose modes are the machine's.
+        access: Access,
         /// Paths under /proc that become read-only where they exist.
         read_only: Vec<String>,
         /// Paths under /proc that are covered by something empty where they exist.
@@ -255,4 +257,6 @@ pub struct Process {
     pub cwd: String,
     /// Whether it gets a terminal of the box's own devpts.
     pub terminal: bool,
+    /// Whether standard input is passed on; else it is the box's /dev/null.
+    pub input: bool,
 }

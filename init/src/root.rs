@@ -28,6 +28,13 @@ use crate::plan::{Addition, BoxPlan, Kind, Source};
 use crate::step::{At, Failure, Step};
 use crate::tree;
 
+/// One file for so many bytes of `--storage`; and what the box itself needs, many times over.
+const BYTES_PER_FILE: u64 = 4096;
+const LEAST_FILES: u64 = 1024;
+
+/// Layers whose names fit the 255 bytes of one fsconfig(2) string.
+const LAYERS_IN_ONE_OPTION: usize = 12;
+
 /// The box's one tmpfs: everything it may write that is not the workspace, under one bound.
 #[derive(Debug)]
 pub(crate) struct Stage {
@@ -73,6 +80,9 @@ pub(crate) fn stage(plan: &BoxPlan) -> Result<Stage, Failure> {
     let at = Step::Stage;
     let tmpfs = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).at(at, "tmpfs")?;
     fsconfig_set_string(&tmpfs, "size", plan.root.storage.to_string()).at(at, "size")?;
+    // A file costs kernel memory beside its bytes: as many as a disk of that size would have.
+    let files = (plan.root.storage / BYTES_PER_FILE).max(LEAST_FILES);
+    fsconfig_set_string(&tmpfs, "nr_inodes", files.to_string()).at(at, "nr_inodes")?;
     fsconfig_set_string(&tmpfs, "mode", "0700").at(at, "mode")?;
     let directory = attach_new(&tmpfs, MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV)
         .and_then(|mount| {
@@ -97,9 +107,6 @@ pub(crate) fn assemble(plan: &BoxPlan, stage: &Stage) -> Result<OwnedFd, Failure
         overlay(stage, &plan.root.layers, &plan.root.additions, at)?
     };
     move_mount(&root, "", &stage.directory, "root", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).at(at, "/")?;
-    for path in &plan.root.ensure {
-        tree::find_or_make(root.as_fd(), path, Kind::Directory, at)?;
-    }
     Ok(root)
 }
 
@@ -110,13 +117,18 @@ pub(crate) fn overlay(stage: &Stage, layers: &[Source], additions: &[Addition], 
     let work = tree::directory(&writable, "work", 0o700).at(at, "workdir")?;
     tree::lay(upper.as_fd(), additions, at)?;
     let overlay = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).at(at, "overlay")?;
-    // By descriptor, through /proc: no length limit is met however deep the store lies, and no `:` or `,` of a path is
-    // read as an option. `lowerdir+` takes the topmost first (Linux 6.8).
-    let mut held = Vec::with_capacity(layers.len());
-    for layer in layers.iter().rev() {
-        let opened = tree::open_source(layer, at)?;
-        fsconfig_set_string(&overlay, "lowerdir+", by_descriptor(&opened)).at(at, layer.path.display().to_string())?;
-        held.push(opened);
+    // By descriptor, through /proc: however deep the store lies, and whatever its path holds, the options stay short and
+    // plain. The topmost layer comes first.
+    let opened: Vec<OwnedFd> =
+        layers.iter().rev().map(|layer| tree::open_source(layer, at)).collect::<Result<_, _>>()?;
+    let lowers: Vec<String> = opened.iter().map(by_descriptor).collect();
+    if opened.len() <= LAYERS_IN_ONE_OPTION {
+        fsconfig_set_string(&overlay, "lowerdir", lowers.join(":")).at(at, "lowerdir")?;
+    } else {
+        // One option a layer: Linux 6.8.
+        for lower in lowers {
+            fsconfig_set_string(&overlay, "lowerdir+", lower).at(at, "lowerdir+")?;
+        }
     }
     fsconfig_set_string(&overlay, "upperdir", by_descriptor(&upper)).at(at, "upperdir")?;
     fsconfig_set_string(&overlay, "workdir", by_descriptor(&work)).at(at, "workdir")?;

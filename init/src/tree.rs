@@ -18,6 +18,9 @@ use crate::step::{At, Failure, Step};
 
 const DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
+/// How often a lookup is begun anew that others' renames disturb.
+const MOST_TRIES: u32 = 1000;
+
 /// Device number 0:0 makes a character device a whiteout (Documentation/filesystems/overlayfs.rst).
 const WHITEOUT: Dev = 0;
 
@@ -49,7 +52,15 @@ pub(crate) fn in_root(root: BorrowedFd<'_>, path: &str, kind: Kind) -> Result<Ow
         Kind::Directory => OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
         Kind::File => OFlags::PATH | OFlags::CLOEXEC,
     };
-    openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let mut tries = 0;
+    loop {
+        match openat2(root, path, flags, Mode::empty(), resolve) {
+            // A rename or mount anywhere on the machine came between a step up and the look where it led (openat2(2)).
+            Err(Errno::AGAIN) if tries < MOST_TRIES => tries += 1,
+            found => return found,
+        }
+    }
 }
 
 fn make(parent: BorrowedFd<'_>, name: &str, kind: Kind) -> Result<OwnedFd, Errno> {

@@ -35,9 +35,6 @@ pub const BOX_NAMESPACES: NamespaceFlags = (libc::CLONE_NEWUSER
     | libc::CLONE_NEWUTS
     | libc::CLONE_NEWCGROUP) as u64;
 
-/// The network namespace, which the payload's process makes for itself (docs/adr/0004).
-pub const NET_NAMESPACE: NamespaceFlags = libc::CLONE_NEWNET as u64;
-
 /// `CLONE_INTO_CGROUP` of linux/sched.h; libc's constant is an `int`, which it does not fit.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 

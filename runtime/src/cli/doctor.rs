@@ -1,15 +1,12 @@
 //! `agentd doctor`.
 
-use std::env;
 use std::io::Write;
-use std::path::PathBuf;
 
 use anyhow::Result;
 
 use super::environment::Directories;
-use super::{Format, printable};
+use super::{Format, print_json, printable};
 use crate::doctor::{self, Places, Verdict};
-use crate::job::id::JobId;
 
 /// Say what this host can and cannot do, and how to mend it
 ///
@@ -24,20 +21,16 @@ pub(super) struct Args {
 /// Runs the verb; gives the exit code.
 pub(super) fn run(args: &Args) -> Result<u8> {
     let directories = Directories::find()?;
-    let record = directories.jobs().directory_of(&JobId::random()?);
     let findings = doctor::examine(&Places {
         surroundings: directories.surroundings(),
-        records: record.parent().unwrap_or(&record).to_owned(),
-        runtime: env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from),
+        records: directories.state().to_owned(),
+        runtime: directories.runtime(),
     });
     let can_run = findings.iter().all(|finding| finding.verdict != Verdict::Broken);
-    let mut out = std::io::stdout().lock();
     match args.format {
-        Format::Json => {
-            serde_json::to_writer_pretty(&mut out, &findings)?;
-            writeln!(out)?;
-        }
+        Format::Json => print_json(&findings)?,
         Format::Table => {
+            let mut out = std::io::stdout().lock();
             for finding in &findings {
                 writeln!(out, "{:7} {:15} {}", finding.verdict.word(), finding.subject, printable(&finding.found))?;
                 if let Some(remedy) = &finding.remedy {

@@ -15,6 +15,7 @@ pub(super) struct Directories {
     data: PathBuf,
     state: PathBuf,
     home: Option<PathBuf>,
+    runtime: Option<PathBuf>,
 }
 
 impl Directories {
@@ -34,12 +35,22 @@ impl Directories {
         };
         let data: Result<PathBuf> = place("XDG_DATA_HOME", ".local/share", "/var/lib/agentd");
         let state = place("XDG_STATE_HOME", ".local/state", "/var/lib/agentd");
-        Ok(Directories { data: data?, state: state?, home })
+        Ok(Directories { data: data?, state: state?, home, runtime: absolute("XDG_RUNTIME_DIR") })
     }
 
     /// The jobs of this user.
     pub(super) fn jobs(&self) -> Jobs {
         Jobs::at(self.state.clone())
+    }
+
+    /// The directory of everything that is kept of jobs.
+    pub(super) fn state(&self) -> &Path {
+        &self.state
+    }
+
+    /// `$XDG_RUNTIME_DIR`, where a user's systemd listens.
+    pub(super) fn runtime(&self) -> Option<PathBuf> {
+        self.runtime.clone()
     }
 
     /// The directory of the store.
@@ -49,9 +60,12 @@ impl Directories {
 
     /// What a plan has to know.
     pub(super) fn surroundings(&self) -> Surroundings {
-        let private = [Some(&self.data), Some(&self.state), self.home.as_ref()];
-        let private = private.into_iter().flatten().filter(|path| path.as_path() != Path::new("/")).cloned().collect();
-        Surroundings { store: self.store(), private }
+        #[expect(clippy::disallowed_methods, reason = "compared with paths that were resolved the same way")]
+        let real = |path: &PathBuf| std::fs::canonicalize(path).unwrap_or_else(|_not_there| path.clone());
+        let mut own = vec![real(&self.data), real(&self.state)];
+        own.dedup();
+        let home = self.home.as_ref().map(real).filter(|home| home != Path::new("/"));
+        Surroundings { store: self.store(), home, own }
     }
 }
 

@@ -1,7 +1,5 @@
 //! `agentd inspect`.
 
-use std::io::Write;
-
 use anyhow::{Context, Result};
 
 use super::environment::Directories;
@@ -29,8 +27,5 @@ pub(super) fn run(args: &Args) -> Result<()> {
         }
         found.push(document);
     }
-    let mut out = std::io::stdout().lock();
-    serde_json::to_writer_pretty(&mut out, &found)?;
-    writeln!(out)?;
-    Ok(())
+    super::print_json(&found)
 }

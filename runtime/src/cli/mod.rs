@@ -11,9 +11,11 @@ mod ps;
 mod rm;
 mod run;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use serde::Serialize;
 
 /// Runs coding agents in a locked box, as your plain user: no daemon, no root, no setuid helper.
 ///
@@ -81,11 +83,32 @@ pub fn main() -> ExitCode {
                 .downcast_ref::<std::io::Error>()
                 .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe);
             if !is_closed {
-                eprintln!("agentd: {error:#}");
+                say(&format!("{error:#}"));
             }
             ExitCode::from(FAILED)
         }
     }
+}
+
+/// Says something of agentd's own on standard error; what it quotes may come from anywhere.
+fn say(text: &str) {
+    eprintln!("agentd: {}", printable(text));
+}
+
+/// Writes a document to standard output. JSON escapes C0 controls; C1 ones, which some terminals obey, are escaped here.
+fn print_json(document: &impl Serialize) -> anyhow::Result<()> {
+    let text = serde_json::to_string_pretty(document)?;
+    let mut escaped = String::with_capacity(text.len() + 1);
+    for c in text.chars() {
+        if c.is_control() && c != '\n' {
+            escaped.push_str(&format!("\\u{:04x}", u32::from(c)));
+        } else {
+            escaped.push(c);
+        }
+    }
+    escaped.push('\n');
+    std::io::stdout().lock().write_all(escaped.as_bytes())?;
+    Ok(())
 }
 
 /// Text from a job, safe for a terminal: control characters are shown, not sent.

@@ -7,7 +7,7 @@ use anyhow::Result;
 use comfy_table::{ContentArrangement, Table, presets};
 
 use super::environment::Directories;
-use super::{Format, printable};
+use super::{Format, print_json, printable, say};
 use crate::job::record::{Record, State};
 
 /// List jobs: those that run, or all
@@ -30,21 +30,18 @@ pub(super) fn run(args: &Args) -> Result<()> {
     jobs.sweep()?;
     let (mut records, troubles) = jobs.list()?;
     for trouble in troubles {
-        eprintln!("agentd: {:#}", anyhow::Error::from(trouble));
+        say(&format!("{:#}", anyhow::Error::from(trouble)));
     }
     records.retain(|record| args.all || record.state == State::Running);
-    let mut out = std::io::stdout().lock();
     match (args.quiet, args.format) {
         (true, _) => {
+            let mut out = std::io::stdout().lock();
             for record in &records {
                 writeln!(out, "{}", record.id)?;
             }
         }
-        (false, Format::Json) => {
-            serde_json::to_writer_pretty(&mut out, &records)?;
-            writeln!(out)?;
-        }
-        (false, Format::Table) => writeln!(out, "{}", table(&records))?,
+        (false, Format::Json) => print_json(&records)?,
+        (false, Format::Table) => writeln!(std::io::stdout().lock(), "{}", table(&records))?,
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use agentd_rootfs::{ImageRef, Progress};
 use anyhow::{Context, Result, bail};
 
 use super::environment::Directories;
-use super::{FAILED, Format};
+use super::{FAILED, Format, print_json, printable, say};
 use crate::job::id::{JobId, JobName};
 use crate::job::spec::{self, AskedLimits, BindMount, JobSpec, SpecError, Workspace};
 use crate::launch::plan::Plan;
@@ -107,7 +107,7 @@ pub(super) struct Args {
     #[arg(short, long)]
     quiet: bool,
     /// Command and arguments
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    #[arg(trailing_var_arg = true, value_name = "COMMAND")]
     command: Vec<String>,
 }
 
@@ -125,9 +125,7 @@ pub(super) fn run(args: Args) -> Result<u8> {
     let (quiet, remove, dry_run, format) = (args.quiet, args.rm, args.dry_run, args.format);
     let spec = spec_of(args)?;
     if spec.network == Network::Host && !quiet {
-        eprintln!(
-            "agentd: --net host: the job reaches everything this host reaches, its own loopback services included"
-        );
+        say("--net host: the job reaches everything this host reaches, its own loopback services included");
     }
     let id = JobId::random().context("cannot make a job id")?;
     let mut layers = LayerLines { quiet, begun: Vec::new() };
@@ -139,17 +137,17 @@ pub(super) fn run(args: Args) -> Result<u8> {
     let finished = supervisor::run(&plan, &jobs)?;
     if !quiet {
         for warning in &finished.record.warnings {
-            eprintln!("agentd: warning: {warning}");
+            say(&format!("warning: {warning}"));
         }
         if finished.record.output_dropped > 0 {
             let bytes = finished.record.output_dropped;
-            eprintln!("agentd: {bytes} bytes of output are not in the log (--max-output)");
+            say(&format!("{bytes} bytes of output are not in the log (--max-output)"));
         }
     }
     match &finished.ending {
-        Ending::Exited { reason: Some(reason), .. } if !quiet => eprintln!("agentd: {reason}"),
+        Ending::Exited { reason: Some(reason), .. } if !quiet => say(reason),
         Ending::Exited { .. } => {}
-        Ending::Failed { failure, code } => eprintln!("agentd: {failure}{}", remedy(*code, &plan)),
+        Ending::Failed { failure, code } => say(&format!("{failure}{}", remedy(*code, &plan))),
     }
     if remove {
         jobs.remove(&plan.id)?;
@@ -250,17 +248,14 @@ fn absolute(path: &Path, what: &str) -> Result<PathBuf> {
 }
 
 fn print_plan(plan: &Plan, format: Format) -> Result<()> {
-    let mut out = std::io::stdout().lock();
     match format {
-        Format::Json => {
-            serde_json::to_writer_pretty(&mut out, plan)?;
-            writeln!(out)?;
-        }
+        Format::Json => print_json(plan)?,
         Format::Table => {
+            let mut out = std::io::stdout().lock();
             let inside = &plan.inside;
-            writeln!(out, "image      {}", plan.image)?;
-            writeln!(out, "command    {}", super::printable(&inside.process.argv.join(" ")))?;
-            writeln!(out, "directory  {}", inside.process.cwd)?;
+            writeln!(out, "image      {}", printable(&plan.image))?;
+            writeln!(out, "command    {}", printable(&inside.process.argv.join(" ")))?;
+            writeln!(out, "directory  {}", printable(&inside.process.cwd))?;
             let ids = &inside.identity;
             writeln!(
                 out,
@@ -270,12 +265,12 @@ fn print_plan(plan: &Plan, format: Format) -> Result<()> {
             writeln!(out, "network    {:?}", inside.network)?;
             writeln!(out, "root       {}", if inside.root.writable { "writable, thrown away" } else { "read-only" })?;
             for mount in &inside.mounts {
-                writeln!(out, "mount      {}", describe(mount))?;
+                writeln!(out, "mount      {}", printable(&describe(mount)))?;
             }
             writeln!(out, "landlock   ABI {}", inside.landlock.abi)?;
             writeln!(out, "seccomp    {}", inside.seccomp)?;
             for warning in &plan.warnings {
-                writeln!(out, "warning    {warning}")?;
+                writeln!(out, "warning    {}", printable(warning))?;
             }
         }
     }
@@ -316,10 +311,10 @@ impl LayerLines {
         let mebibytes = progress.bytes_total.div_ceil(1 << 20);
         if !self.begun.contains(&progress.digest) {
             self.begun.push(progress.digest.clone());
-            eprintln!("agentd: unpacking layer {name} ({mebibytes} MiB)");
+            say(&format!("unpacking layer {name} ({mebibytes} MiB)"));
         }
         if progress.done {
-            eprintln!("agentd: unpacked  layer {name}");
+            say(&format!("unpacked  layer {name}"));
         }
     }
 }

@@ -12,8 +12,8 @@ use super::Finding;
 use super::host::{Enclosure, Host};
 use super::trial::Reached;
 
-/// The oldest kernel that has all a box uses; the newest piece is overlayfs' `lowerdir+`.
-const OLDEST: (u32, u32) = (6, 8);
+/// The oldest kernel that has all a box uses; the newest piece is Landlock.
+const OLDEST: (u32, u32) = (5, 13);
 
 const MOUNT_PROC: &str = "mount /proc: sudo mount -t proc proc /proc";
 
@@ -25,7 +25,7 @@ pub(super) fn finding(subject: &'static str, reached: &Reached, host: &Host) -> 
             (format!("cannot create namespaces: {error}"), of_clone(errno, host))
         }
         Reached::Stopped(failure) => (failure.to_string(), of_step(failure, host)),
-        Reached::Ran(status) => (format!("a box ended with wait status {status:#x}"), None),
+        Reached::Ran(status) => (format!("a box's program ended with wait status {status:#x}"), None),
         Reached::Silent => ("PID 1 of a box was killed, or hung, before it could report".into(), None),
     };
     Finding::broken(subject, found, remedy)
@@ -107,16 +107,17 @@ fn denied(at_clone: bool, host: &Host) -> Option<String> {
     if at_clone && host.clone_forbidden && host.uid != 0 {
         return Some(persistent("kernel.unprivileged_userns_clone=1", "60-userns.conf"));
     }
-    if host.filtered && (at_clone || host.enclosure != Enclosure::None) {
+    let in_container = !matches!(host.enclosure, Enclosure::None | Enclosure::Service(_));
+    if host.filtered && (at_clone || in_container) {
         return Some(loosen(host));
     }
-    if host.apparmor_restricts && host.enclosure == Enclosure::None {
+    if host.apparmor_restricts && !in_container {
         return Some(apparmor_profile(host.program.as_deref()));
     }
     if at_clone && host.is_chroot() {
         return Some("start agentd outside of the chroot, or enter the tree with pivot_root(8) in its place".into());
     }
-    if host.enclosure != Enclosure::None {
+    if in_container {
         return Some(loosen(host));
     }
     if let Some(label) = &host.apparmor {

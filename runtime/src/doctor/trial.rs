@@ -85,8 +85,6 @@ fn listen(channel: &OwnedFd) -> Reached {
             Ok(Some((Report::Failed(failure), _))) => reached = Reached::Stopped(failure),
             Ok(Some((Report::Exited(status), _))) => reached = Reached::Ran(status),
             Ok(Some((Report::Terminal | Report::Started, _))) => {}
-            // It ended without having read its release; what it said before comes after this error (unix(7)).
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
             Ok(None) | Err(_) => break,
         }
     }
@@ -110,7 +108,13 @@ pub(super) fn least() -> BoxPlan {
         limits: Vec::new(),
         landlock: Landlock { abi: 0, paths: vec![PathGrant { path: "/".into(), access: PathAccess::ReadExecute }] },
         seccomp: "default".into(),
-        process: Process { argv: vec![NO_PROGRAM.into()], env: Vec::new(), cwd: "/".into(), terminal: false },
+        process: Process {
+            argv: vec![NO_PROGRAM.into()],
+            env: Vec::new(),
+            cwd: "/".into(),
+            terminal: false,
+            input: false,
+        },
     }
 }
 

@@ -154,6 +154,9 @@ impl FromStr for BindMount {
         }
         let source = source.ok_or_else(|| problem("src is missing".into()))?;
         let target = absolute(&target.ok_or_else(|| problem("dst is missing".into()))?)?;
+        if target == "/" {
+            return Err(problem("dst is the root itself, which --image chooses".into()));
+        }
         Ok(BindMount { source, target, access })
     }
 }
@@ -163,12 +166,12 @@ impl FromStr for BindMount {
 /// # Errors
 /// [`SpecError::NotAbsolute`].
 pub fn absolute(text: &str) -> Result<String, SpecError> {
-    let mut parts = text.split('/').filter(|part| !part.is_empty() && *part != ".").peekable();
-    let is_plain = text.starts_with('/') && !text.contains('\0') && text.split('/').all(|part| part != "..");
-    if !is_plain || parts.peek().is_none() {
+    if !text.starts_with('/') || text.contains('\0') || text.split('/').any(|part| part == "..") {
         return Err(SpecError::NotAbsolute(text.to_owned()));
     }
-    Ok(parts.fold(String::new(), |path, part| path + "/" + part))
+    let parts = text.split('/').filter(|part| !part.is_empty() && *part != ".");
+    let path = parts.fold(String::new(), |path, part| path + "/" + part);
+    Ok(if path.is_empty() { "/".into() } else { path })
 }
 
 /// A size in bytes; `k`, `m`, `g`, `t` are powers of 1024, as podman's are.
@@ -240,8 +243,16 @@ mod tests {
         let mount: BindMount = "type=bind,src=/a,dst=/b".parse().unwrap();
         assert_eq!((mount.target.as_str(), mount.access), ("/b", Access::ReadOnly));
         assert_eq!("source=/a,target=/b,rw".parse::<BindMount>().unwrap().access, Access::ReadWrite);
-        for bad in ["", "src=/a", "dst=/b", "src=/a,dst=b", "src=/a,dst=/b,shared", "type=tmpfs,dst=/b", "src=,dst=/b"]
-        {
+        for bad in [
+            "",
+            "src=/a",
+            "dst=/b",
+            "src=/a,dst=b",
+            "src=/a,dst=/",
+            "src=/a,dst=/b,shared",
+            "type=tmpfs,dst=/b",
+            "src=,dst=/b",
+        ] {
             assert!(bad.parse::<BindMount>().is_err(), "{bad}");
         }
     }
@@ -249,7 +260,8 @@ mod tests {
     #[test]
     fn box_paths_are_absolute_and_have_no_way_up() {
         assert_eq!(absolute("//a/./b/").unwrap(), "/a/b");
-        for bad in ["", "/", "a", "../a", "/a/../..", "/\0"] {
+        assert_eq!(absolute("/.").unwrap(), "/");
+        for bad in ["", "a", "../a", "/a/../..", "/\0"] {
             assert!(absolute(bad).is_err(), "{bad:?}");
         }
     }

@@ -15,6 +15,7 @@
 //! Invariant: a file in `live/` whose lock can be taken belongs to a supervisor that is gone: whoever takes the lock
 //! writes the record's end. What a crash leaves is thus found in `live/` alone, however many records there are.
 
+use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -118,29 +119,43 @@ impl Jobs {
     /// [`JobStoreError::NameTaken`]; [`JobStoreError::Io`].
     pub fn create(&self, record: &Record) -> Result<LiveJob> {
         let (directory, live) = (self.directory_of(&record.id), self.live(&record.id));
-        if private_directory(&directory).is_err() {
-            for parent in ["jobs", "live", "names"] {
-                let parent = self.directory.join(parent);
-                fs::DirBuilder::new().recursive(true).mode(0o700).create(&parent).doing("create", &parent)?;
-            }
-            private_directory(&directory).doing("create", &directory)?;
-        }
+        let file = self.make_live(&live)?;
         let made = (|| {
-            let file = File::options().append(true).create_new(true).mode(0o600).open(&live).doing("create", &live)?;
-            file.try_lock().map_err(io::Error::from).doing("lock", &live)?;
-            if let Some(name) = &record.name {
-                self.claim(name, &record.id)?;
-            }
             append(&file, record).doing("write", &live)?;
-            Ok(file)
+            fs::DirBuilder::new().mode(0o700).create(&directory).doing("create", &directory)?;
+            match &record.name {
+                Some(name) => self.claim(name, &record.id),
+                None => Ok(()),
+            }
         })();
         match made {
-            Ok(file) => Ok(LiveJob { directory, live, file }),
+            Ok(()) => Ok(LiveJob { directory, live, file }),
             Err(error) => {
                 // The error that is returned says more than one of these could.
                 fs::remove_file(&live).unwrap_or_default();
                 fs::remove_dir(&directory).unwrap_or_default();
                 Err(error)
+            }
+        }
+    }
+
+    /// Makes `live/ID`, locked. Another command may lock the empty file first, take it for a crashed job's and remove it:
+    /// then it is made again.
+    fn make_live(&self, live: &Path) -> Result<File> {
+        loop {
+            let file = match File::options().append(true).create_new(true).mode(0o600).open(live) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    for parent in ["jobs", "live", "names"] {
+                        let parent = self.directory.join(parent);
+                        fs::DirBuilder::new().recursive(true).mode(0o700).create(&parent).doing("create", &parent)?;
+                    }
+                    continue;
+                }
+                made => made.doing("create", live)?,
+            };
+            file.lock().doing("lock", live)?;
+            if is_at(&file, live)? {
+                return Ok(file);
             }
         }
     }
@@ -208,10 +223,16 @@ impl Jobs {
         let ended = self.directory_of(id).join(RECORD);
         // A job may end between the first look and the second.
         for path in [&ended, &self.live(id), &ended] {
-            match read_bounded(path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                text => return last_record(&text.doing("read", path)?, path),
+            let text = match read_bounded(path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                text => text.doing("read", path)?,
+            };
+            let mut record = last_record(&text, path)?;
+            if *path == ended && record.state == State::Running {
+                let reason = "its record has no end: the machine went down before it was on disk".to_owned();
+                record.state = State::Lost { reason };
             }
+            return Ok(record);
         }
         Err(JobStoreError::Io { action: "read", path: ended, source: io::ErrorKind::NotFound.into() })
     }
@@ -265,11 +286,7 @@ impl Jobs {
             Err(TryLockError::Error(error)) => return Err(error).doing("lock", &live),
         }
         // Its supervisor, or another command, may have finished it before the lock was taken.
-        match fs::metadata(&live) {
-            Ok(now) if now.ino() == file.metadata().doing("look at", &live)?.ino() => Ok(Some(file)),
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).doing("look at", &live),
-            _ => Ok(None),
-        }
+        Ok(is_at(&file, &live)?.then_some(file))
     }
 
     /// Removes a job that has ended, and its name.
@@ -287,7 +304,7 @@ impl Jobs {
 
     /// Removes everything of a job whose lock is held here, or that has ended.
     fn erase(&self, id: &JobId) -> Result<()> {
-        if let Some(name) = self.name_of(id) {
+        for name in self.names_of(id)? {
             fs::remove_file(&name).or_else(ignore_missing).doing("remove", &name)?;
         }
         let directory = self.directory_of(id);
@@ -296,10 +313,15 @@ impl Jobs {
         fs::remove_file(&live).or_else(ignore_missing).doing("remove", &live)
     }
 
-    /// The link in `names/` that leads to a job.
-    fn name_of(&self, id: &JobId) -> Option<PathBuf> {
-        let link = self.names().join(self.read(id).ok()?.name?.as_str());
-        fs::read_link(&link).is_ok_and(|target| target == Path::new(id.as_str())).then_some(link)
+    /// The links in `names/` that lead to a job: the one its record tells; every one, if the record cannot be read.
+    fn names_of(&self, id: &JobId) -> Result<Vec<PathBuf>> {
+        let directory = self.names();
+        let mut links = match self.read(id) {
+            Ok(record) => record.name.iter().map(|name| directory.join(name.as_str())).collect(),
+            Err(_unreadable) => entries(&directory)?.into_iter().map(|name| directory.join(name)).collect::<Vec<_>>(),
+        };
+        links.retain(|link| fs::read_link(link).is_ok_and(|target| target == Path::new(id.as_str())));
+        Ok(links)
     }
 
     /// Where a job's files are.
@@ -317,18 +339,27 @@ impl Jobs {
     }
 
     fn ids(&self, directory: &str) -> Result<Vec<JobId>> {
-        let path = self.directory.join(directory);
-        let entries = match fs::read_dir(&path) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(error).doing("list", &path),
-        };
-        let mut ids = Vec::new();
-        for entry in entries {
-            let name = entry.doing("list", &path)?.file_name();
-            ids.extend(name.to_str().and_then(|name| name.parse::<JobId>().ok()));
-        }
-        Ok(ids)
+        let names = entries(&self.directory.join(directory))?;
+        Ok(names.iter().filter_map(|name| name.to_str()?.parse().ok()).collect())
+    }
+}
+
+/// The names in a directory; none where there is no directory.
+fn entries(path: &Path) -> Result<Vec<OsString>> {
+    let entries = match fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error).doing("list", path),
+    };
+    entries.map(|entry| Ok(entry.doing("list", path)?.file_name())).collect()
+}
+
+/// Whether `path` still names `file`.
+fn is_at(file: &File, path: &Path) -> Result<bool> {
+    match fs::metadata(path) {
+        Ok(now) => Ok(now.ino() == file.metadata().doing("look at", path)?.ino()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).doing("look at", path),
     }
 }
 
@@ -358,10 +389,6 @@ impl LiveJob {
 #[must_use]
 pub fn now() -> String {
     humantime::format_rfc3339_millis(std::time::SystemTime::now()).to_string()
-}
-
-fn private_directory(path: &Path) -> io::Result<()> {
-    fs::DirBuilder::new().mode(0o700).create(path)
 }
 
 fn ignore_missing(error: io::Error) -> io::Result<()> {

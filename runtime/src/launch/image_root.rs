@@ -44,8 +44,9 @@ pub(super) fn user(image: Option<&ImageRoot>, asked: Option<&str>) -> Result<use
     let asked = asked.or_else(|| image.and_then(|image| image.config.user.as_deref())).filter(|user| !user.is_empty());
     let paths = image.map_or(&[][..], |image| image.paths.as_slice());
     match asked {
-        None => Ok(user::ResolvedUser { uid: 1000, gid: 1000, home: None }),
+        None if paths.is_empty() => Ok(user::ResolvedUser { uid: 1000, gid: 1000, home: None }),
+        None => Ok(user::resolve(paths, "1000:1000")?),
         Some("root") => Ok(user::ResolvedUser { uid: 0, gid: 0, home: Some("/root".into()) }),
-        Some(asked) => user::resolve(paths, asked).map_err(|source| PlanError::User { user: asked.to_owned(), source }),
+        Some(asked) => Ok(user::resolve(paths, asked)?),
     }
 }

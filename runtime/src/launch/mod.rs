@@ -10,7 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use agentd_init::plan::{Kind, Source};
-use rustix::fs::{AtFlags, CWD, FileType, statat};
+use rustix::fs::{Access, AtFlags, CWD, FileType, accessat, statat};
 
 /// A spec that this host or this image cannot fulfil.
 #[derive(Debug, thiserror::Error)]
@@ -22,16 +22,8 @@ pub enum PlanError {
     #[error(transparent)]
     Store(#[from] agentd_rootfs::StoreError),
     /// The user, in the image's passwd and group files.
-    #[error("user `{}`", user.escape_debug())]
-    User {
-        /// As asked for.
-        user: String,
-        /// Why not.
-        source: agentd_rootfs::user::UserError,
-    },
-    /// A file of the image.
     #[error(transparent)]
-    ImageFile(agentd_rootfs::user::UserError),
+    User(#[from] agentd_rootfs::user::UserError),
     /// A host path.
     #[error("{what} {} cannot be used{}", path.display(), hint.unwrap_or(""))]
     HostPath {
@@ -64,6 +56,14 @@ pub enum PlanError {
         /// Why not.
         why: &'static str,
     },
+    /// agentd's own directories stay out of boxes.
+    #[error("{} cannot be shown to a job: agentd keeps its own files in {}; give a directory beside it", path.display(), own.display())]
+    OwnDirectory {
+        /// What was to be shown.
+        path: PathBuf,
+        /// agentd's own.
+        own: PathBuf,
+    },
     /// Two mounts at one place.
     #[error("--mount target {0} is where agentd puts something of its own; choose another")]
     TargetTaken(String),
@@ -88,6 +88,16 @@ fn source(path: &Path, what: &'static str) -> Result<(Source, Kind), PlanError> 
     let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
     let kind = if is_directory { Kind::Directory } else { Kind::File };
     Ok((Source { path: path.to_owned(), device: stat.st_dev, inode: stat.st_ino }, kind))
+}
+
+/// Whether the user may list and enter a directory. PID 1 could, with the capabilities it has over the user's own files.
+fn may_enter(path: &Path, what: &'static str) -> Result<(), PlanError> {
+    accessat(CWD, path, Access::READ_OK | Access::EXEC_OK, AtFlags::EACCESS).map_err(|errno| PlanError::HostPath {
+        what,
+        path: path.to_owned(),
+        source: errno.into(),
+        hint: Some("; you may not list and enter it"),
+    })
 }
 
 /// The same for what has to be a directory.

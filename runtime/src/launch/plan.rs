@@ -27,7 +27,7 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 const HOME: &str = "/home/agent";
 
 /// The newest Landlock ABI whose rights agentd handles (Linux 6.15); a newer kernel's further rights are left alone.
-const NEWEST_ABI: u32 = 7;
+pub const NEWEST_ABI: u32 = 7;
 
 /// Processes and threads of a box, where nothing else bounds them.
 const PROCESSES: u64 = 4096;
@@ -55,6 +55,19 @@ const PROC_MASKED: &[&str] = &[
     "interrupts",
 ];
 
+/// Under /proc: what only root may read, and the id of a box that root starts is root's.
+const PROC_OF_ROOT: &[&str] = &[
+    "kpagecount",
+    "kpageflags",
+    "kpagecgroup",
+    "slabinfo",
+    "vmallocinfo",
+    "pagetypeinfo",
+    "kmsg",
+    "kallsyms",
+    "modules",
+];
+
 /// Under /sys: firmware tables, power counters (a side channel).
 const SYS_MASKED: &[&str] = &["firmware", "devices/virtual/powercap"];
 
@@ -78,8 +91,6 @@ pub struct Plan {
     pub timeout_ms: Option<u64>,
     /// Milliseconds between SIGTERM and SIGKILL.
     pub grace_ms: u64,
-    /// Whether standard input is passed on.
-    pub interactive: bool,
     /// Bytes of each output stream that are kept.
     pub max_output: u64,
     /// What was asked for or is usual and is not done, and why.
@@ -94,8 +105,10 @@ pub struct Plan {
 pub struct Surroundings {
     /// The store of unpacked layers.
     pub store: PathBuf,
-    /// The user's home directory and agentd's own: never visible inside.
-    pub private: Vec<PathBuf>,
+    /// The user's home directory: never visible inside unless it is given.
+    pub home: Option<PathBuf>,
+    /// agentd's own directories: never visible inside.
+    pub own: Vec<PathBuf>,
 }
 
 impl Plan {
@@ -111,6 +124,7 @@ impl Plan {
     ) -> Result<Self, PlanError> {
         let abi = agentd_sys::landlock::abi().map_err(|source| PlanError::NoLandlock { source })?.min(NEWEST_ABI);
         let mut warnings = Vec::new();
+        keep_apart(&spec, &surroundings.own)?;
         unenforced(&spec, &mut warnings)?;
         let image = image_root::find(&spec.image, &surroundings.store, progress)?;
         let user = image_root::user(image.as_ref(), spec.user.as_deref())?;
@@ -134,7 +148,7 @@ impl Plan {
             writable: spec.writable,
             storage: spec.storage.map_or_else(half_of_memory, Ok)?,
             additions: Vec::new(),
-            ensure: vec![process.cwd.clone()],
+            ensure: ensure(&spec, &process.cwd),
         };
         let mut inside = BoxPlan {
             hostname,
@@ -151,7 +165,8 @@ impl Plan {
             let in_etc = replacements.into_iter().map(|file| below("etc", file));
             inside.root.additions.extend(in_etc);
         } else {
-            let host = host_root::plan(geteuid().is_root(), &surroundings.private, replacements)?;
+            let private: Vec<PathBuf> = surroundings.own.iter().chain(&surroundings.home).cloned().collect();
+            let host = host_root::plan(geteuid().is_root(), &private, replacements)?;
             inside.root.additions.extend(host.additions);
             inside.mounts.extend(host.mounts);
         }
@@ -165,7 +180,6 @@ impl Plan {
             image_digest: image.and_then(|image| image.digest),
             timeout_ms: spec.timeout.map(milliseconds),
             grace_ms: milliseconds(spec.grace),
-            interactive: spec.interactive,
             max_output: spec.max_output,
             warnings,
             inside,
@@ -184,6 +198,26 @@ impl Plan {
 
 fn milliseconds(duration: std::time::Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Refuses to show agentd's own directories: whoever writes a record or a layer there has every later job, and renaming
+/// a directory above them would be enough.
+fn keep_apart(spec: &JobSpec, own: &[PathBuf]) -> Result<(), PlanError> {
+    let given =
+        spec.workspace.iter().map(|workspace| &workspace.path).chain(spec.mounts.iter().map(|mount| &mount.source));
+    for path in given {
+        if let Some(own) = own.iter().find(|own| own.starts_with(path) || path.starts_with(own)) {
+            return Err(PlanError::OwnDirectory { path: path.clone(), own: own.clone() });
+        }
+    }
+    Ok(())
+}
+
+/// The working directory, unless it lies in something of the host: there nothing is made.
+fn ensure(spec: &JobSpec, cwd: &str) -> Vec<String> {
+    let mut binds = spec.mounts.iter().map(|mount| mount.target.as_str()).chain([WORKSPACE]);
+    let is_below = |top: &str| cwd.strip_prefix(top).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    if cwd == "/" || binds.any(is_below) { Vec::new() } else { vec![cwd.to_owned()] }
 }
 
 /// Refuses, or notes, the limits that need a cgroup.
@@ -215,7 +249,8 @@ fn home(spec: &JobSpec, image: Option<&ImageRoot>, of_user: Option<&str>) -> Str
     let said = named(&spec.env)
         .or_else(|| image.and_then(|image| named(&image.config.env)))
         .or_else(|| of_user.filter(|home| *home != "/nonexistent").map(str::to_owned));
-    said.and_then(|home| crate::job::spec::absolute(&home).ok()).unwrap_or_else(|| HOME.to_owned())
+    let said = said.and_then(|home| crate::job::spec::absolute(&home).ok()).filter(|home| home != "/");
+    said.unwrap_or_else(|| HOME.to_owned())
 }
 
 fn process(spec: &JobSpec, image: Option<&ImageRoot>, home: &str) -> Result<Process, PlanError> {
@@ -248,7 +283,7 @@ fn process(spec: &JobSpec, image: Option<&ImageRoot>, home: &str) -> Result<Proc
         .or_else(|| config.working_dir.as_deref().and_then(|path| crate::job::spec::absolute(path).ok()))
         .unwrap_or_else(|| "/".to_owned());
     let env = env.into_iter().map(|(name, value)| format!("{name}={value}")).collect();
-    Ok(Process { argv, env, cwd, terminal: spec.terminal })
+    Ok(Process { argv, env, cwd, terminal: spec.terminal, input: spec.interactive })
 }
 
 /// Files of /etc that the box has of its own, relative to /etc.
@@ -262,7 +297,7 @@ fn own_files(
     let file = |path: &str, contents: String| Addition::File { path: path.to_owned(), contents };
     let (passwd, group) = match image {
         Some(image) => {
-            let read = |file| agentd_rootfs::user::read(&image.paths, file).map_err(PlanError::ImageFile);
+            let read = |file| agentd_rootfs::user::read(&image.paths, file);
             (read("etc/passwd")?, read("etc/group")?)
         }
         None => (None, None),
@@ -326,13 +361,33 @@ fn below(directory: &str, addition: Addition) -> Addition {
     }
 }
 
+/// File systems that the host has mounted below /sys (cgroups, tracing, security): a box gets none of them. With the
+/// host's network its /sys is the host's, and these come along.
+fn below_sys() -> Result<Vec<String>, PlanError> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo")
+        .map_err(|source| PlanError::Host { what: "what is mounted below /sys", source })?;
+    let points = table.lines().filter_map(|line| line.split(' ').nth(4)?.strip_prefix("/sys/"));
+    Ok(points.map(str::to_owned).collect())
+}
+
 fn mounts(spec: &JobSpec, home: &str, inside: &mut BoxPlan) -> Result<(), PlanError> {
     let strings = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect();
     let scratch = |target: &str, mode| Mount::Scratch { target: target.to_owned(), mode };
+    let mut masked: Vec<String> = strings(PROC_MASKED);
+    let proc = if inside.identity.host_uid == 0 {
+        masked.extend(strings(PROC_OF_ROOT));
+        Mount::Proc { access: Access::ReadOnly, read_only: Vec::new(), masked }
+    } else {
+        Mount::Proc { access: Access::ReadWrite, read_only: strings(PROC_READ_ONLY), masked }
+    };
+    let mut sys: Vec<String> = strings(SYS_MASKED);
+    if inside.network == Network::Host {
+        sys.extend(below_sys()?);
+    }
     inside.mounts.extend([
-        Mount::Proc { read_only: strings(PROC_READ_ONLY), masked: strings(PROC_MASKED) },
+        proc,
         Mount::Dev { nodes: strings(DEVICES) },
-        Mount::Sys { masked: strings(SYS_MASKED) },
+        Mount::Sys { masked: sys },
         scratch("/tmp", 0o1777),
         scratch("/run", 0o755),
         scratch("/scratch", 0o755),
@@ -347,8 +402,10 @@ fn mounts(spec: &JobSpec, home: &str, inside: &mut BoxPlan) -> Result<(), PlanEr
     }
     if let Some(workspace) = &spec.workspace {
         inside.root.additions.push(Addition::Directory { path: "workspace".into() });
+        let source = super::directory(&workspace.path, "workspace")?;
+        super::may_enter(&source.path, "workspace")?;
         inside.mounts.push(Mount::Bind {
-            source: super::directory(&workspace.path, "workspace")?,
+            source,
             target: WORKSPACE.into(),
             kind: Kind::Directory,
             access: workspace.access,

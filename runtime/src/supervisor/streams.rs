@@ -24,6 +24,8 @@ use crate::launch::plan::Plan;
 /// Bytes a poll guarantees room for when it calls a pipe writable (pipe(7)).
 const PIPE_BUF: usize = 4096;
 const BUFFER: usize = 64 * 1024;
+/// VEOF, as a terminal has it by default (termios(3)): closing one end of a terminal's input would close all of it.
+const END_OF_INPUT: &[u8] = &[4];
 /// Reads and writes of each stream between two looks at signals and clock.
 const ROUNDS: usize = 64;
 
@@ -38,6 +40,8 @@ struct Copy {
     /// Bytes to ask for; few until a read fills them, because most jobs say little and fresh memory costs a fault a page.
     ask: usize,
     log: Option<Log>,
+    /// Bytes that say at the destination that there is no more.
+    farewell: &'static [u8],
     /// Whether the source is the box, whose end means that no more bytes will come.
     is_output: bool,
 }
@@ -72,7 +76,7 @@ impl Streams {
             let streams = Streams {
                 copies: Vec::new(),
                 terminal: None,
-                interactive: plan.interactive,
+                interactive: plan.inside.process.input,
                 log: Some(log("stdout.log")),
                 dropped: 0,
             };
@@ -84,14 +88,15 @@ impl Streams {
             Copy::new(out, own(stdout())?, Some(log("stdout.log")), true),
             Copy::new(err, own(stderr())?, Some(log("stderr.log")), true),
         ];
-        let payload_in = if plan.interactive {
+        let interactive = plan.inside.process.input;
+        let payload_in = if interactive {
             let (payload_in, into) = pipe_with(PipeFlags::CLOEXEC)?;
             copies.push(Copy::new(own(stdin())?, into, None, false));
             payload_in
         } else {
             null()?
         };
-        let streams = Streams { copies, terminal: None, interactive: plan.interactive, log: None, dropped: 0 };
+        let streams = Streams { copies, terminal: None, interactive, log: None, dropped: 0 };
         Ok((streams, [payload_in, payload_out, payload_err]))
     }
 
@@ -99,7 +104,9 @@ impl Streams {
     pub(super) fn attach(&mut self, controller: OwnedFd) -> io::Result<()> {
         self.copies.push(Copy::new(controller.try_clone()?, own(stdout())?, self.log.take(), true));
         if self.interactive {
-            self.copies.push(Copy::new(own(stdin())?, controller.try_clone()?, None, false));
+            let mut input = Copy::new(own(stdin())?, controller.try_clone()?, None, false);
+            input.farewell = END_OF_INPUT;
+            self.copies.push(input);
         }
         self.terminal = Some(Terminal::new(controller, self.interactive)?);
         self.resize();
@@ -168,7 +175,16 @@ fn own(stream: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 
 impl Copy {
     fn new(from: OwnedFd, to: OwnedFd, log: Option<Log>, is_output: bool) -> Self {
-        Copy { from: Some(from), to: Some(to), buffer: Vec::new(), written: 0, ask: PIPE_BUF, log, is_output }
+        Copy {
+            from: Some(from),
+            to: Some(to),
+            buffer: Vec::new(),
+            written: 0,
+            ask: PIPE_BUF,
+            log,
+            farewell: &[],
+            is_output,
+        }
     }
 
     /// What this copy waits for: room for the bytes it holds, or more bytes.
@@ -217,6 +233,10 @@ impl Copy {
             Err(_) => self.from = None,
         }
         self.buffer.clear();
+        if self.from.is_none() && !self.farewell.is_empty() {
+            self.buffer.extend_from_slice(self.farewell);
+            return;
+        }
         if self.from.is_none() && !self.is_output {
             // End of input: the payload sees it when the last writing end is closed.
             self.to = None;

@@ -72,6 +72,12 @@ fn every_known_cause_has_its_remedy() {
             &["profile agentd"],
         ),
         (
+            "Ubuntu 24.04, a system service",
+            map_refused(),
+            Host { apparmor_restricts: true, enclosure: Enclosure::Service("ci.service".into()), ..user() },
+            &["profile agentd"],
+        ),
+        (
             "Ubuntu 24.04, a path that could mean something else",
             map_refused(),
             Host { apparmor_restricts: true, program: Some("/home/ann/my 'tools'/agentd".into()), ..user() },
@@ -137,10 +143,10 @@ fn every_known_cause_has_its_remedy() {
         ),
         ("no /proc", refused(libc::ENOENT), user(), &["mount /proc"]),
         (
-            "Debian 12: an overlay without lowerdir+",
-            stopped(Step::AssembleRoot, "overlay", libc::EINVAL),
-            Host { release: "6.1.0-25-amd64".into(), ..user() },
-            &["Linux 6.8", "6.1.0-25-amd64"],
+            "Debian 10: no overlay in a user namespace",
+            stopped(Step::AssembleRoot, "overlay", libc::EPERM),
+            Host { release: "4.19.0-27-amd64".into(), ..user() },
+            &["Linux 5.13", "4.19.0-27-amd64"],
         ),
         ("no overlay", stopped(Step::AssembleRoot, "overlay", libc::ENODEV), user(), &["modprobe overlay"]),
     ] {
