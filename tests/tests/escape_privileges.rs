@@ -131,7 +131,7 @@ fn escape_setuid_bits_and_file_capabilities_of_an_image_give_nothing() {
         assert!(!said.contains("\tok"), "{said}");
         let rights = home.said(
             flags,
-            "cp /id /tmp/sh; chmod 6755 /tmp/sh; \
+            "cat /id > /tmp/sh; chmod 755 /tmp/sh; chmod 6755 /tmp/sh 2>/dev/null && echo set; \
                                        /tmp/sh -c 'grep -e CapEff -e CapPrm -e NoNewPrivs /proc/self/status; true'",
         );
         assert_eq!(rights, "CapPrm:\t0000000000000000\nCapEff:\t0000000000000000\nNoNewPrivs:\t1\n");
