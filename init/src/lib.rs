@@ -82,14 +82,18 @@ fn start(plan: &BoxPlan, channel: &OwnedFd, stdio: [OwnedFd; 3]) -> Result<Paylo
     // The payload's process makes the network namespace, which takes as long as all the mounts do.
     let payload = Payload::fork(plan)?;
     root::make_private()?;
+    let host_sys = match plan.network {
+        Network::None => None,
+        Network::Host => Some(mounts::host_sys()?),
+    };
     let stage = root::stage(plan)?;
     let root = root::assemble(plan, &stage)?;
     let mounts::Built { terminal, mut targets } = mounts::build(plan, &stage, &root, channel)?;
-    let network = match plan.network {
-        Network::None => Some(payload.network()?),
-        Network::Host => None,
+    let sys = match host_sys {
+        Some(sys) => sys,
+        None => payload.join_network()?,
     };
-    targets.push(mounts::sys(plan, &stage, &root, network)?);
+    targets.push(mounts::sys(plan, &stage, &root, sys)?);
     root::enter(root, stage, plan)?;
     check::mounts(&targets)?;
     let open = [channel.as_raw_fd(), payload.channel.as_raw_fd()];

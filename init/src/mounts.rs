@@ -10,9 +10,7 @@ use rustix::fs::{CWD, Mode, OFlags, openat, symlinkat};
 use rustix::io::Errno;
 use rustix::mount::{FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_set_string, fsopen, move_mount};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use crate::payload::OwnNetwork;
 use crate::plan::{Access, BoxPlan, Kind, Mount};
 use crate::report::{self, Report};
 use crate::root::{self, Stage, attach_new, clone_mount, overlay};
@@ -219,28 +217,18 @@ pub(crate) fn fresh_sys() -> Result<OwnedFd, Errno> {
     attach_new(&context, attributes)
 }
 
-/// Joins the box's network, if it has one of its own, and mounts the /sys that shows it; gives its place.
-pub(crate) fn sys(
-    plan: &BoxPlan,
-    stage: &Stage,
-    root: &OwnedFd,
-    network: Option<OwnNetwork>,
-) -> Result<String, Failure> {
+/// A detached, read-only copy of the host's /sys: only the owner of a network namespace may mount a fresh one.
+pub(crate) fn host_sys() -> Result<OwnedFd, Failure> {
     let at = Step::MountSys;
-    let sys = match network {
-        Some(OwnNetwork { namespace, sys }) => {
-            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
-                .at(Step::JoinNetwork, "setns")?;
-            sys
-        }
-        // Only the owner of a network namespace may mount a /sys of it: bind the host's.
-        None => {
-            let host = openat(CWD, "/sys", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).at(at, "/sys")?;
-            let clone = clone_mount(host.as_fd(), true).at(at, "/sys")?;
-            set_attributes(clone.as_fd(), READ_ONLY, true).at(at, "/sys")?;
-            clone
-        }
-    };
+    let host = openat(CWD, "/sys", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).at(at, "/sys")?;
+    let clone = clone_mount(host.as_fd(), true).at(at, "/sys")?;
+    set_attributes(clone.as_fd(), READ_ONLY, true).at(at, "/sys")?;
+    Ok(clone)
+}
+
+/// Mounts /sys and covers what it should not show; gives its place.
+pub(crate) fn sys(plan: &BoxPlan, stage: &Stage, root: &OwnedFd, sys: OwnedFd) -> Result<String, Failure> {
+    let at = Step::MountSys;
     let target = attach(&sys, root, "/sys", Kind::Directory, at)?;
     for mount in &plan.mounts {
         if let Mount::Sys { masked } = mount {

@@ -18,6 +18,7 @@ use agentd_sys::process::{Cloned, clone, exit_now};
 use nix::sched::{CloneFlags, unshare};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::process::{Pid, chdir, ioctl_tiocsctty, setsid, umask};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::plan::{BoxPlan, Network, Process};
 use crate::report::Report;
@@ -31,16 +32,9 @@ pub(crate) struct Payload {
     pub(crate) channel: OwnedFd,
 }
 
-/// A network namespace, and a detached mount of the /sys that shows it.
-#[derive(Debug)]
-pub(crate) struct OwnNetwork {
-    pub(crate) namespace: OwnedFd,
-    pub(crate) sys: OwnedFd,
-}
-
 /// What PID 1 sends when the box is ready.
 const GO: &[u8] = b"G";
-/// What the payload's process sends with the descriptors of an [`OwnNetwork`].
+/// What the payload's process sends with a network namespace, and with a detached mount of the /sys that shows it.
 const NETWORK: &[u8] = b"N";
 
 impl Payload {
@@ -60,13 +54,16 @@ impl Payload {
         }
     }
 
-    /// The network that the payload's process has made.
-    pub(crate) fn network(&self) -> Result<OwnNetwork, Failure> {
+    /// Joins the network namespace that the payload's process has made; gives the /sys that shows it.
+    pub(crate) fn join_network(&self) -> Result<OwnedFd, Failure> {
         let receive = || match self.hear(Step::MakeNetwork)? {
             Some(Message { bytes, descriptor: Some(descriptor) }) if bytes == NETWORK => Ok(descriptor),
             _ => Err(Failure::new(Step::MakeNetwork, "the payload's process", libc::EPROTO)),
         };
-        Ok(OwnNetwork { namespace: receive()?, sys: receive()? })
+        let (namespace, sys) = (receive()?, receive()?);
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
+            .at(Step::JoinNetwork, "setns")?;
+        Ok(sys)
     }
 
     /// The box is ready: lets the process become the payload, on `terminal` if there is one.

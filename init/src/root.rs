@@ -1,7 +1,7 @@
 //! The root of the box: the stage (its one tmpfs), the overlay, the change of root.
 //!
 //! ```text
-//! stage (tmpfs, bounded)     attached over the host's "/", where only descriptors reach it
+//! stage (tmpfs, bounded)     over the host's /sys, until the host's root goes and takes it along
 //! ├── root/                  mount point of the new root
 //! ├── upper/ work/           the overlay's writable side
 //! ├── own/0, own/1, …        bound as /tmp, /run, /scratch, /dev, and over masked paths
@@ -31,6 +31,9 @@ use crate::tree;
 /// One file for so many bytes of `--storage`; and what the box itself needs, many times over.
 const BYTES_PER_FILE: u64 = 4096;
 const LEAST_FILES: u64 = 1024;
+
+/// Where the stage is while the box is built.
+const STAGE: &str = "/sys";
 
 /// Layers whose names fit the 255 bytes of one fsconfig(2) string.
 const LAYERS_IN_ONE_OPTION: usize = 12;
@@ -75,7 +78,8 @@ pub(crate) fn make_private() -> Result<(), Failure> {
     mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE).at(Step::MakePrivate, "/")
 }
 
-/// Mounts the stage over the host's root, where path lookups do not see it, and makes its directories.
+/// Mounts the stage and makes its directories. It has to be part of the mount tree to be an overlay's upper layer, and
+/// /sys is a directory that every host has and nothing needs any more (a bind of it was made before).
 pub(crate) fn stage(plan: &BoxPlan) -> Result<Stage, Failure> {
     let at = Step::Stage;
     let tmpfs = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).at(at, "tmpfs")?;
@@ -86,7 +90,7 @@ pub(crate) fn stage(plan: &BoxPlan) -> Result<Stage, Failure> {
     fsconfig_set_string(&tmpfs, "mode", "0700").at(at, "mode")?;
     let directory = attach_new(&tmpfs, MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV)
         .and_then(|mount| {
-            move_mount(&mount, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+            move_mount(&mount, "", CWD, STAGE, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
             Ok(mount)
         })
         .at(at, "tmpfs")?;
@@ -162,17 +166,16 @@ pub(crate) fn clone_mount(of: BorrowedFd<'_>, recursive: bool) -> Result<OwnedFd
 pub(crate) fn place(found: &OwnedFd) -> Result<String, Errno> {
     let path = rustix::fs::readlink(by_descriptor(found), Vec::new())?;
     let path = path.to_string_lossy();
-    // The root hangs at `root/` of the stage, and the stage over the host's "/".
-    Ok(path.strip_prefix("/root").unwrap_or(&path).to_owned())
+    // The root hangs at `root/` of the stage.
+    let inside = path.strip_prefix(STAGE).and_then(|path| path.strip_prefix("/root"));
+    inside.map(str::to_owned).ok_or(Errno::XDEV)
 }
 
 /// Makes the new root `/`, lets go of the host's, and seals it.
 pub(crate) fn enter(root: OwnedFd, stage: Stage, plan: &BoxPlan) -> Result<(), Failure> {
     fchdir(&root).at(Step::PivotRoot, "fchdir")?;
-    // With both arguments "." the old root ends up over the new one, and "." is whatever is on top (pivot_root(2)):
-    // first the stage, which lies over the host's root, then the host's root itself.
+    // With both arguments "." the old root ends up over the new one, and "." is what is on top (pivot_root(2)).
     pivot_root(".", ".").at(Step::PivotRoot, "pivot_root")?;
-    unmount(".", UnmountFlags::DETACH).at(Step::PivotRoot, "the stage")?;
     unmount(".", UnmountFlags::DETACH).at(Step::PivotRoot, "the host's root")?;
     rustix::process::chdir("/").at(Step::PivotRoot, "/")?;
     drop(stage);

@@ -106,8 +106,11 @@ fn userns_the_mount_table_names_nothing_of_the_host_but_what_was_given() {
             let software = ["/usr", "/opt", "/bin", "/sbin", "/lib", "/lib64", "/nix", "/gnu", "/etc"];
             let is_software = software.iter().any(|name| place == *name || place.starts_with(&format!("{name}/")));
             // With the host's network /sys is the host's, and what the host has mounted there comes along: covered.
-            let is_covered = table.iter().any(|other| other.point == place && other.root.starts_with("/own/"));
-            let is_covered = is_covered && place.starts_with("/sys/");
+            let covers = |cover: &&Mount| {
+                let below = place.strip_prefix(cover.point.as_str());
+                cover.root.starts_with("/own/") && below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+            };
+            let is_covered = place.starts_with("/sys/") && table.iter().find(covers).is_some();
             let shared = own.contains(&place) && !fresh.contains(&place) && !is_software && !is_covered;
             assert!(!shared, "{place} is a mount of the host, with --net {network}");
             let root = &mount.root;

@@ -38,25 +38,19 @@ const OPEN_FILES: (u64, u64) = (65_536, 1_048_576);
 /// Device nodes of the host's /dev that every box gets.
 const DEVICES: &[&str] = &["null", "zero", "full", "random", "urandom", "tty"];
 
-/// Under /proc: switches of the whole machine, which the mapped id may own where agentd runs as root.
-const PROC_READ_ONLY: &[&str] = &["sys", "sysrq-trigger", "irq", "bus", "fs"];
+/// Under /proc: switches that the id of an ordinary user's box may own (those of its own namespaces, with `--user root`).
+/// The machine's own switches belong to its root; a box that root starts has a /proc that is read-only as a whole.
+const PROC_READ_ONLY: &[&str] = &["sys"];
 
-/// Under /proc: what tells about the machine or the user's other sessions (the OCI runtimes' list).
-const PROC_MASKED: &[&str] = &[
-    "kcore",
-    "keys",
-    "key-users",
-    "timer_list",
-    "latency_stats",
-    "sched_debug",
-    "acpi",
-    "scsi",
-    "asound",
-    "interrupts",
-];
+/// Under /proc: what everybody may read and tells about the machine or the user's other sessions (from the OCI runtimes'
+/// list; the rest of it only root may read).
+const PROC_MASKED: &[&str] = &["keys", "key-users", "sched_debug", "acpi", "scsi", "asound", "interrupts"];
 
 /// Under /proc: what only root may read, and the id of a box that root starts is root's.
 const PROC_OF_ROOT: &[&str] = &[
+    "kcore",
+    "timer_list",
+    "latency_stats",
     "kpagecount",
     "kpageflags",
     "kpagecgroup",

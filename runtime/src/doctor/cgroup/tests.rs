@@ -1,3 +1,5 @@
+//! Recorded cgroup layouts of other hosts, and what the doctor says of them.
+
 use super::*;
 use crate::doctor::host::MountEntry;
 

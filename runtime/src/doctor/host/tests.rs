@@ -1,3 +1,5 @@
+//! Recorded files of other hosts, as the doctor reads them.
+
 use super::*;
 
 /// Ubuntu 24.04, a login shell.

@@ -1,3 +1,5 @@
+//! What failed on which host, and the remedy that must be named.
+
 use super::*;
 
 fn refused(errno: i32) -> Reached {
