@@ -7,7 +7,7 @@ mod lookup;
 
 use std::path::PathBuf;
 
-use self::lookup::read_file;
+use self::lookup::{open_roots, read_file};
 use crate::printable::printable;
 
 /// Largest `etc/passwd` or `etc/group` that is read.
@@ -63,10 +63,41 @@ pub enum UserError {
 const PASSWD: &str = "etc/passwd";
 const GROUP: &str = "etc/group";
 
-/// Resolves `spec` ("uid", "uid:gid", "name", "name:group"; "" is root) in a root given as its layers, lowest first.
-///
-/// A spec of digits is an id, never a name. Without a group, the user's own from `etc/passwd` counts, else 0.
-pub fn resolve(layers_or_root: &[PathBuf], spec: &str) -> Result<ResolvedUser, UserError> {
+/// The user database of a root: its `etc/passwd` and `etc/group`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Accounts {
+    /// passwd(5); empty where the root has none. Bytes that are no UTF-8 are replaced.
+    pub passwd: String,
+    /// group(5), likewise.
+    pub group: String,
+}
+
+impl Accounts {
+    /// Reads both files of a root given as its layers, lowest first.
+    ///
+    /// # Errors
+    /// [`UserError::File`], also for what is not a regular file or is larger than 4 MiB.
+    pub fn read(layers_or_root: &[PathBuf]) -> Result<Accounts, UserError> {
+        let roots = open_roots(layers_or_root).map_err(|source| UserError::File { file: PASSWD, source })?;
+        let read = |file: &'static str| match read_file(&roots, file, FILE_BYTES) {
+            Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+            Err(source) => Err(UserError::File { file, source }),
+        };
+        Ok(Accounts { passwd: read(PASSWD)?, group: read(GROUP)? })
+    }
+
+    /// Resolves `spec` ("uid", "uid:gid", "name", "name:group"; "" is root).
+    ///
+    /// A spec of digits is an id, never a name. Without a group, the user's own from `etc/passwd` counts, else 0.
+    ///
+    /// # Errors
+    /// The other variants of [`UserError`].
+    pub fn resolve(&self, spec: &str) -> Result<ResolvedUser, UserError> {
+        resolve(self.passwd.as_bytes(), self.group.as_bytes(), spec)
+    }
+}
+
+fn resolve(passwd: &[u8], group_file: &[u8], spec: &str) -> Result<ResolvedUser, UserError> {
     let shown = || printable(spec.as_bytes());
     let spec_or_root = if spec.is_empty() { "0" } else { spec };
     let (user, group) = match spec_or_root.split_once(':') {
@@ -76,17 +107,13 @@ pub fn resolve(layers_or_root: &[PathBuf], spec: &str) -> Result<ResolvedUser, U
     if user.is_empty() || group == Some("") {
         return Err(UserError::Empty(shown()));
     }
-    let read = |file: &'static str| -> Result<Vec<u8>, UserError> {
-        read_file(layers_or_root, file, FILE_BYTES).map_err(|source| UserError::File { file, source })
-    };
     let id = |text: &[u8]| id(text).map_err(|id| UserError::Range { spec: shown(), id });
     let unknown = |name: &str, file| UserError::Unknown { spec: shown(), name: printable(name.as_bytes()), file };
 
-    let passwd = read(PASSWD)?;
     let (uid, entry) = match id(user.as_bytes())? {
-        Some(uid) => (uid, find(&passwd, |entry| matches!(id(entry.id), Ok(Some(id)) if id == uid))),
+        Some(uid) => (uid, find(passwd, |entry| matches!(id(entry.id), Ok(Some(id)) if id == uid))),
         None => {
-            let entry = find(&passwd, |entry| entry.name == user.as_bytes()).ok_or_else(|| unknown(user, PASSWD))?;
+            let entry = find(passwd, |entry| entry.name == user.as_bytes()).ok_or_else(|| unknown(user, PASSWD))?;
             (id(entry.id)?.ok_or_else(|| unknown(user, PASSWD))?, Some(entry))
         }
     };
@@ -98,8 +125,8 @@ pub fn resolve(layers_or_root: &[PathBuf], spec: &str) -> Result<ResolvedUser, U
         Some(group) => match id(group.as_bytes())? {
             Some(gid) => gid,
             None => {
-                let file = read(GROUP)?;
-                let entry = find(&file, |entry| entry.name == group.as_bytes()).ok_or_else(|| unknown(group, GROUP))?;
+                let entry =
+                    find(group_file, |entry| entry.name == group.as_bytes()).ok_or_else(|| unknown(group, GROUP))?;
                 id(entry.id)?.ok_or_else(|| unknown(group, GROUP))?
             }
         },
@@ -148,15 +175,3 @@ fn id(text: &[u8]) -> Result<Option<u32>, String> {
 
 #[cfg(test)]
 mod tests;
-
-/// A small text file of the root given as its layers, lowest first; `None` where it has none, or an empty one.
-///
-/// # Errors
-/// [`UserError::File`], also for what is not a regular file or is larger than 4 MiB.
-pub fn read(layers_or_root: &[PathBuf], file: &'static str) -> Result<Option<String>, UserError> {
-    match read_file(layers_or_root, file, FILE_BYTES) {
-        Ok(bytes) if bytes.is_empty() => Ok(None),
-        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
-        Err(source) => Err(UserError::File { file, source }),
-    }
-}

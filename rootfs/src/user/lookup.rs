@@ -24,12 +24,14 @@ enum Found {
     Other(OwnedFd),
 }
 
-/// The content of `path` in the stack `layers` (lowest first); empty when it is not there.
-pub(super) fn read_file(layers: &[PathBuf], path: &str, most: u64) -> Result<Vec<u8>> {
-    let mut roots = Vec::with_capacity(layers.len());
-    for layer in layers.iter().rev() {
-        roots.push(open(layer, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?);
-    }
+/// The roots of the stack `layers` (lowest first), topmost first.
+pub(super) fn open_roots(layers: &[PathBuf]) -> Result<Vec<OwnedFd>> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    layers.iter().rev().map(|layer| Ok(open(layer, flags, Mode::empty())?)).collect()
+}
+
+/// The content of `path` in the stack `roots` (topmost first); empty when it is not there.
+pub(super) fn read_file(roots: &[OwnedFd], path: &str, most: u64) -> Result<Vec<u8>> {
     let mut ahead: VecDeque<Vec<u8>> = path.split('/').map(|name| name.as_bytes().to_vec()).collect();
     let mut real: Vec<Vec<u8>> = Vec::new();
     let mut links = 0;
@@ -42,7 +44,7 @@ pub(super) fn read_file(layers: &[PathBuf], path: &str, most: u64) -> Result<Vec
             }
             _ => real.push(name),
         }
-        match find(&roots, &real)? {
+        match find(roots, &real)? {
             Found::Nothing => return Ok(Vec::new()),
             Found::Directory => {}
             Found::Symlink(target) => {

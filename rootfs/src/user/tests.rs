@@ -42,7 +42,7 @@ fn stack(layers: &[&TempDir]) -> Vec<PathBuf> {
 }
 
 fn of(layers: &[&TempDir], spec: &str) -> Result<(u32, u32, Option<String>), String> {
-    match resolve(&stack(layers), spec) {
+    match Accounts::read(&stack(layers)).and_then(|accounts| accounts.resolve(spec)) {
         Ok(user) => Ok((user.uid, user.gid, user.home)),
         Err(error) => Err(match std::error::Error::source(&error) {
             Some(source) => format!("{error}: {source}"),
@@ -109,7 +109,7 @@ fn without_files_only_numbers_work() {
     assert_eq!(of(&[&dir], "5:6"), Ok((5, 6, None)));
     assert_eq!(of(&[&dir], ""), Ok((0, 0, None)));
     assert!(of(&[&dir], "root").is_err());
-    assert!(resolve(&["/no/such/layer".into()], "0").is_err());
+    assert!(Accounts::read(&["/no/such/layer".into()]).is_err());
 }
 
 #[test]
@@ -182,7 +182,7 @@ proptest! {
         spec in "app|[a-z0-9:+-]{0,8}|[0-9]{1,25}",
     ) {
         let dir = root(&[("etc/passwd", &passwd), ("etc/group", &passwd)]);
-        if let Ok(user) = resolve(&stack(&[&dir]), &spec) {
+        if let Ok(user) = Accounts::read(&stack(&[&dir])).and_then(|accounts| accounts.resolve(&spec)) {
             prop_assert!(u64::from(user.uid) <= LARGEST_ID && u64::from(user.gid) <= LARGEST_ID);
         }
     }

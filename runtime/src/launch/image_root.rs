@@ -1,9 +1,10 @@
 //! Roots that are images: `oci:` layouts and `dir:` trees, and the user they are run as.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use agentd_init::plan::Source;
-use agentd_rootfs::{Image, ImageConfig, ImageRef, Limits, Progress, Store, user};
+use agentd_rootfs::user::{Accounts, ResolvedUser};
+use agentd_rootfs::{Image, ImageConfig, ImageRef, Limits, Progress, Store};
 
 use super::PlanError;
 
@@ -11,8 +12,8 @@ use super::PlanError;
 pub(super) struct ImageRoot {
     /// Unpacked layers, lowest first.
     pub(super) layers: Vec<Source>,
-    /// The same as paths.
-    pub(super) paths: Vec<PathBuf>,
+    /// Its users and groups. Untrusted.
+    pub(super) accounts: Accounts,
     /// What the image says about itself. Untrusted.
     pub(super) config: ImageConfig,
     /// Digest of its manifest.
@@ -36,17 +37,18 @@ pub(super) fn find(
     };
     let what = if digest.is_some() { "layer" } else { "root directory" };
     let layers = paths.iter().map(|path| super::directory(path, what)).collect::<Result<_, _>>()?;
-    Ok(Some(ImageRoot { layers, paths, config, digest }))
+    let accounts = Accounts::read(&paths)?;
+    Ok(Some(ImageRoot { layers, accounts, config, digest }))
 }
 
 /// The ids and home that `asked` (or the image's own `User`) stands for; 1000:1000 when neither says.
-pub(super) fn user(image: Option<&ImageRoot>, asked: Option<&str>) -> Result<user::ResolvedUser, PlanError> {
+pub(super) fn user(image: Option<&ImageRoot>, asked: Option<&str>) -> Result<ResolvedUser, PlanError> {
     let asked = asked.or_else(|| image.and_then(|image| image.config.user.as_deref())).filter(|user| !user.is_empty());
-    let paths = image.map_or(&[][..], |image| image.paths.as_slice());
+    let nobody_known = Accounts::default();
+    let accounts = image.map_or(&nobody_known, |image| &image.accounts);
     match asked {
-        None if paths.is_empty() => Ok(user::ResolvedUser { uid: 1000, gid: 1000, home: None }),
-        None => Ok(user::resolve(paths, "1000:1000")?),
-        Some("root") => Ok(user::ResolvedUser { uid: 0, gid: 0, home: Some("/root".into()) }),
-        Some(asked) => Ok(user::resolve(paths, asked)?),
+        None => Ok(accounts.resolve("1000:1000")?),
+        Some("root") => Ok(ResolvedUser { uid: 0, gid: 0, home: Some("/root".into()) }),
+        Some(asked) => Ok(accounts.resolve(asked)?),
     }
 }

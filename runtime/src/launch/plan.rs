@@ -289,17 +289,13 @@ fn own_files(
     image: Option<&ImageRoot>,
 ) -> Result<Vec<Addition>, PlanError> {
     let file = |path: &str, contents: String| Addition::File { path: path.to_owned(), contents };
-    let (passwd, group) = match image {
-        Some(image) => {
-            let read = |file| agentd_rootfs::user::read(&image.paths, file);
-            (read("etc/passwd")?, read("etc/group")?)
-        }
-        None => (None, None),
-    };
-    let passwd = passwd.unwrap_or_else(|| {
-        "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n".to_owned()
-    });
-    let group = group.unwrap_or_else(|| "root:x:0:\nnogroup:x:65534:\n".to_owned());
+    let accounts = image.map(|image| image.accounts.clone()).unwrap_or_default();
+    let or = |table: String, default: &str| if table.is_empty() { default.to_owned() } else { table };
+    let passwd = or(
+        accounts.passwd,
+        "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
+    );
+    let group = or(accounts.group, "root:x:0:\nnogroup:x:65534:\n");
     let shell = "/bin/sh";
     let passwd =
         with_entry(passwd, ids.box_uid, &format!("agent:x:{}:{}:agent:{home}:{shell}", ids.box_uid, ids.box_gid));

@@ -121,7 +121,7 @@ fn is_there(path: &CStr) -> bool {
 /// The one tmpfs of the box, over the host's root where only its descriptor reaches it.
 fn make_stage() -> i32 {
     let stage = file_system(c"tmpfs", &[(c"size", c"1g"), (c"mode", c"0700")], NOSUID | NODEV);
-    attach(stage, c"/");
+    attach(stage, c"/sys");
     for name in names("", "root upper work nothing.d dev shm tmp run scratch") {
         make_directory(stage, &name);
     }
@@ -147,12 +147,12 @@ fn build_root(layers: &[CString], workspace: &CStr) {
     sys!(SYS_move_mount, root, c"".as_ptr(), stage, c"root".as_ptr(), libc::MOVE_MOUNT_F_EMPTY_PATH);
     sys!(SYS_fchdir, root);
     mount(c"proc", &[], c"proc", NOSUID | NODEV | NOEXEC);
-    for name in names("proc/", "sys sysrq-trigger irq bus fs") {
+    for name in names("proc/", "sys") {
         if is_there(&name) {
             bind(HERE, &name, &name, RDONLY | NOSUID | NODEV, 0);
         }
     }
-    for name in names("proc/", "kcore keys key-users timer_list latency_stats sched_debug interrupts") {
+    for name in names("proc/", "keys key-users sched_debug interrupts") {
         mask(stage, c"nothing", &name);
     }
     for name in names("proc/", "acpi scsi asound") {
@@ -172,8 +172,6 @@ fn build_root(layers: &[CString], workspace: &CStr) {
     loopback_up();
 
     sys!(SYS_pivot_root, c".".as_ptr(), c".".as_ptr());
-    // The stage lies over the host's root: it goes first, then the host's root itself.
-    sys!(SYS_umount2, c".".as_ptr(), libc::MNT_DETACH);
     sys!(SYS_umount2, c".".as_ptr(), libc::MNT_DETACH);
     sys!(SYS_chdir, c"/".as_ptr());
     sys!(SYS_close, stage);
@@ -199,7 +197,7 @@ fn make_dev(stage: i32) {
     attach(dev, c"dev");
     for (device, target) in names("/dev/", DEVICES).zip(names("dev/", DEVICES)) {
         make_file(HERE, &target, "");
-        own(HERE, &device, &target);
+        bind(HERE, &device, &target, RDONLY | NOSUID | NOEXEC, 0);
     }
     for (text, name) in [
         (c"/proc/self/fd", c"dev/fd"),

@@ -58,7 +58,7 @@ pub(super) fn environment(directory: &Path) -> [(&'static str, PathBuf); 2] {
 /// bwrap's flags that cover what agentd covers in /proc, as far as this machine has it.
 fn masks() -> Vec<String> {
     let there = |name: &&&str| Path::new("/proc").join(name).metadata().is_ok();
-    let files = ["kcore", "keys", "key-users", "timer_list", "latency_stats", "sched_debug", "interrupts"];
+    let files = ["keys", "key-users", "sched_debug", "interrupts"];
     let directories = ["acpi", "scsi", "asound"];
     let file = |name: &&str| ["--ro-bind".to_owned(), "/dev/null".to_owned(), format!("/proc/{name}")];
     let directory = |name: &&str| ["--tmpfs".to_owned(), format!("/proc/{name}")];
