@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use agentd_init::plan::{Access, Network};
+use agentd_init::step::{Failure, Step};
 use agentd_rootfs::{ImageRef, Progress};
 use anyhow::{Context, Result, bail};
 
 use super::environment::Directories;
-use super::{FAILED, Format, print_json, printable, say};
+use super::{Format, print_json, printable, say};
 use crate::job::id::{JobId, JobName};
 use crate::job::spec::{self, AskedLimits, BindMount, JobSpec, SpecError, Workspace};
 use crate::launch::plan::Plan;
@@ -147,7 +148,7 @@ pub(super) fn run(args: Args) -> Result<u8> {
     match &finished.ending {
         Ending::Exited { reason: Some(reason), .. } if !quiet => say(reason),
         Ending::Exited { .. } => {}
-        Ending::Failed { failure, code } => say(&format!("{failure}{}", remedy(*code, &plan))),
+        Ending::Failed { failure, code } => say(&format!("{failure}{}", remedy(*code, failure, &plan))),
     }
     if remove {
         jobs.remove(&plan.id)?;
@@ -155,17 +156,21 @@ pub(super) fn run(args: Args) -> Result<u8> {
     Ok(finished.ending.code())
 }
 
-/// What to do about a program that could not be executed.
-fn remedy(code: u8, plan: &Plan) -> String {
+/// What to do about a payload that never ran.
+fn remedy(code: u8, failure: &Failure, plan: &Plan) -> String {
     let path = plan.inside.process.env.iter().find_map(|variable| variable.strip_prefix("PATH=")).unwrap_or_default();
-    match code {
-        127 if plan.inside.process.argv.first().is_some_and(|program| !program.contains('/')) => {
+    let no_place = [libc::EACCES, libc::EROFS, libc::EOVERFLOW, libc::ENOTDIR].contains(&failure.errno);
+    match (code, failure.step) {
+        (127, _) if plan.inside.process.argv.first().is_some_and(|program| !program.contains('/')) => {
             format!("; it is in no directory of the box's PATH ({path})")
         }
-        127 => "; the box has no such file, or not the interpreter or loader that it names".into(),
-        126 => "; it is not executable there: look at its mode and its first line".into(),
-        FAILED => "; `agentd doctor` says what this host allows".into(),
-        _ => String::new(),
+        (127, _) => "; the box has no such file, or not the interpreter or loader that it names".into(),
+        (126, _) => "; it is not executable there: look at its mode and its first line".into(),
+        (_, Step::EnterWorkdir) => "; --workdir chooses another".into(),
+        (_, Step::Bind | Step::MountScratch) if no_place => {
+            "; the root has no such place and none can be made there: choose one below /mnt, or one that exists".into()
+        }
+        _ => "; `agentd doctor` says what this host allows".into(),
     }
 }
 
