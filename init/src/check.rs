@@ -21,14 +21,21 @@ pub(crate) fn mounts(targets: &[String]) -> Result<(), Failure> {
         let Some(point) = line.split(' ').nth(4) else {
             return Err(Failure::new(at, "/proc/self/mountinfo", libc::EINVAL));
         };
+        let point = unescaped(point);
         if point == "/" {
             roots += 1;
-        } else if !targets.iter().any(|target| is_below(point, target)) {
+        } else if !targets.iter().any(|target| is_below(&point, target)) {
             return Err(Failure::new(at, point, libc::EXDEV));
         }
     }
     // Two would mean that the host's root is still there, under ours.
     if roots == 1 { Ok(()) } else { Err(Failure::new(at, "/", libc::EXDEV)) }
+}
+
+/// The table writes space, tab, newline and backslash as three octal digits.
+fn unescaped(point: &str) -> String {
+    let characters = [(r"\040", " "), (r"\011", "\t"), (r"\012", "\n"), (r"\134", r"\")];
+    characters.iter().fold(point.to_owned(), |point, (code, character)| point.replace(code, character))
 }
 
 fn is_below(point: &str, target: &str) -> bool {

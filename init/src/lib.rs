@@ -24,7 +24,7 @@ use agentd_sys::process::exit_now;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::Mode;
 use rustix::process::{
-    DumpableBehavior, Signal, set_dumpable_behavior, set_parent_process_death_signal, setsid, umask,
+    DumpableBehavior, Signal, chdir, set_dumpable_behavior, set_parent_process_death_signal, setsid, umask,
 };
 
 use payload::Payload;
@@ -72,9 +72,12 @@ fn start(plan: &BoxPlan, channel: &OwnedFd, stdio: [OwnedFd; 3]) -> Result<Paylo
     // Modes of what PID 1 makes are exactly those it asks for.
     umask(Mode::empty());
     write_id_maps(plan)?;
+    // `pivot_root` takes a process along only from the old root itself: a working directory anywhere else on the host
+    // would stay open in both processes, and /proc/self/cwd would lead there (CVE-2024-21626).
+    chdir("/").at(Step::TieToSupervisor, "/")?;
     rustix::system::sethostname(plan.hostname.as_bytes()).at(Step::SetHostname, &plan.hostname)?;
     setsid().at(Step::NewSession, "setsid")?;
-    // Neither takes away what the set-up needs, and from here on no exec in the box can gain anything.
+    // None of these takes away what the set-up needs, and from here on no exec in the box can gain anything.
     lockdown::limits(plan)?;
     lockdown::drop_bounding_set()?;
     lockdown::no_new_privileges()?;

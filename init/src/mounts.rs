@@ -136,7 +136,7 @@ fn proc(
     }
     let proc = attach_new(&context, hardened).at(at, "proc")?;
     let target = attach(&proc, root, "/proc", Kind::Directory, at)?;
-    // Where the invoking user is the host's root, the mapped id owns these files, and sysctls ask for no capability.
+    // The mapped id may own what is there, and writing a sysctl asks for no capability.
     for name in read_only {
         let Some(is_directory) = tree::is_directory(&proc, name).at(at, name)? else { continue };
         let kind = if is_directory { Kind::Directory } else { Kind::File };

@@ -12,18 +12,17 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use agentd_profiles::BuiltIn;
 use agentd_sys::channel::{self, Message};
 use agentd_sys::process::{Cloned, clone, exit_now};
 use nix::sched::{CloneFlags, unshare};
 use rustix::fs::{CWD, Mode, OFlags, openat};
-use rustix::process::{Pid, chdir, ioctl_tiocsctty, setsid, umask};
+use rustix::process::{Pid, fchdir, ioctl_tiocsctty, setsid, umask};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use crate::plan::{BoxPlan, Network, Process};
+use crate::plan::{BoxPlan, Kind, Network, Process};
 use crate::report::Report;
 use crate::step::{At, Failure, Step};
-use crate::{check, landlock, lockdown, mounts};
+use crate::{check, landlock, lockdown, mounts, tree};
 
 /// The payload's process, as PID 1 sees it.
 #[derive(Debug)]
@@ -42,7 +41,7 @@ impl Payload {
     pub(crate) fn fork(plan: &BoxPlan) -> Result<Self, Failure> {
         let at = Step::ForkPayload;
         let (ours, theirs) = channel::pair().at(at, "socketpair")?;
-        match clone(0, None).at(at, "clone3")? {
+        match clone(0).at(at, "clone3")? {
             Cloned::Child => {
                 drop(ours);
                 let Err(failure) = run(plan, &theirs);
@@ -134,14 +133,26 @@ fn become_payload(plan: &BoxPlan, channel: &OwnedFd, terminal: Option<OwnedFd>) 
     }
     check::descriptors([channel.as_raw_fd()])?;
     umask(Mode::from_raw_mode(0o022));
-    // The working directory was resolved in the new root: there is no other (CVE-2024-21626).
-    chdir(plan.process.cwd.as_str()).at(Step::EnterWorkdir, &plan.process.cwd)?;
+    enter_workdir(&plan.process.cwd)?;
     let program = Program::new(&plan.process)?;
     landlock::restrict(&plan.landlock)?;
     lockdown::clear_capabilities()?;
     agentd_sys::signal::reset().at(Step::ResetSignals, "sigaction")?;
-    agentd_sys::seccomp::load(agentd_profiles::seccomp(BuiltIn::Default)).at(Step::Seccomp, &plan.seccomp)?;
+    agentd_sys::seccomp::load(agentd_profiles::seccomp(plan.seccomp)).at(Step::Seccomp, plan.seccomp.to_string())?;
     Err(program.execute())
+}
+
+/// Enters the working directory. It is the image's or the workspace's: resolved in the root, through no magic link, and
+/// only from a process that is in the root itself.
+fn enter_workdir(path: &str) -> Result<(), Failure> {
+    let at = Step::EnterWorkdir;
+    let now = rustix::process::getcwd(Vec::new()).at(at, "getcwd")?;
+    if now.to_bytes() != b"/" {
+        return Err(Failure::new(at, format!("{}: outside the root", now.to_string_lossy()), libc::EXDEV));
+    }
+    let root = openat(CWD, "/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).at(at, "/")?;
+    let workdir = tree::in_root(root.as_fd(), path, Kind::Directory).at(at, path)?;
+    fchdir(&workdir).at(at, path)
 }
 
 /// PID 1 keeps no end of the payload's streams: a reader or writer outside must see them close with the payload.

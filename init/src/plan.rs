@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-pub use agentd_profiles::PathAccess;
+pub use agentd_profiles::{BuiltIn, PathAccess};
 use serde::{Deserialize, Serialize};
 
 /// A box, ready to be built.
@@ -25,8 +25,8 @@ pub struct BoxPlan {
     pub limits: Vec<Limit>,
     /// Landlock rules for the payload.
     pub landlock: Landlock,
-    /// Name of the built-in seccomp profile of the payload.
-    pub seccomp: String,
+    /// The seccomp profile of the payload.
+    pub seccomp: BuiltIn,
     /// What is executed.
     pub process: Process,
 }

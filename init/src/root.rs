@@ -3,9 +3,8 @@
 //! ```text
 //! stage (tmpfs, bounded)     over the host's /sys, until the host's root goes and takes it along
 //! ├── root/                  mount point of the new root
-//! ├── upper/ work/           the overlay's writable side
-//! ├── own/0, own/1, …        bound as /tmp, /run, /scratch, /dev, and over masked paths
-//! └── tree/0, …              writable sides of host trees
+//! ├── own/1, own/2, …        bound as /tmp, /run, /scratch, /dev, and over masked paths
+//! └── tree/3, …              each with the upper/ and work/ of an overlay: the root's, those of host trees
 //! ```
 //!
 //! Invariant: nothing here is reached by a path that the host or the image could bend: the stage's own names are made

@@ -113,7 +113,8 @@ pub(crate) fn lay(tree: BorrowedFd<'_>, additions: &[Addition], step: Step) -> R
 /// Opens a host object by its path and proves that it is the one the plan was made for.
 pub(crate) fn open_source(source: &Source, step: Step) -> Result<OwnedFd, Failure> {
     let name = || source.path.display().to_string();
-    let opened = openat(CWD, &source.path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).at(step, name())?;
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let opened = openat2(CWD, &source.path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS).at(step, name())?;
     let stat = fstat(&opened).at(step, name())?;
     if stat.st_dev != source.device || stat.st_ino != source.inode {
         return Err(Failure::new(step, format!("{}: replaced since it was looked up", name()), libc::ESTALE));

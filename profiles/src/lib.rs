@@ -12,6 +12,8 @@ mod rule;
 #[cfg(test)]
 mod schema;
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 pub use assemble::AssembleError;
@@ -35,6 +37,15 @@ pub enum BuiltIn {
     Default,
     /// For PID 1 once it has forked the payload.
     Init,
+}
+
+impl fmt::Display for BuiltIn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            BuiltIn::Default => "default",
+            BuiltIn::Init => "init",
+        })
+    }
 }
 
 /// The architecture agentd was built for.

@@ -6,8 +6,8 @@
 //!                                            └──► job::record, on disk
 //! ```
 //!
-//! Invariant: data flows one way. Only `cli` reads the command line and the environment; only `launch` looks at the host
-//! and the image; what the supervisor does follows from the plan alone.
+//! Invariant: data flows one way. Only `cli` reads the command line and the environment; `launch` looks at the host and
+//! the image (and `doctor`, which runs nothing); what the supervisor does follows from the plan alone.
 
 pub mod cli;
 pub mod doctor;

@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 
 use rustix::process::Pid;
@@ -35,16 +35,12 @@ pub const BOX_NAMESPACES: NamespaceFlags = (libc::CLONE_NEWUSER
     | libc::CLONE_NEWUTS
     | libc::CLONE_NEWCGROUP) as u64;
 
-/// `CLONE_INTO_CGROUP` of linux/sched.h; libc's constant is an `int`, which it does not fit.
-const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
-
-/// Clones this process like `fork`, into new namespaces and, where `cgroup` is given, straight into that cgroup v2
-/// directory (`CLONE_INTO_CGROUP`, Linux 5.7: writing `cgroup.procs` afterwards costs up to 7 ms).
+/// Clones this process like `fork`, into new namespaces.
 ///
 /// # Errors
 /// `EBUSY` when this process has more than one thread; else the errno of `clone3(2)`: `EPERM` or `ENOSPC` where user
 /// namespaces are restricted.
-pub fn clone(namespaces: NamespaceFlags, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
+pub fn clone(namespaces: NamespaceFlags) -> io::Result<Cloned> {
     // A directory has a link a subdirectory and two of its own: here, a thread each.
     if fs::metadata("/proc/self/task")?.nlink() != 3 {
         return Err(io::Error::from_raw_os_error(libc::EBUSY));
@@ -55,10 +51,6 @@ pub fn clone(namespaces: NamespaceFlags, cgroup: Option<BorrowedFd<'_>>) -> io::
     args.flags = namespaces | libc::CLONE_PIDFD as u64;
     args.pidfd = (&raw mut pidfd) as u64;
     args.exit_signal = libc::SIGCHLD as u64;
-    if let Some(cgroup) = cgroup {
-        args.flags |= CLONE_INTO_CGROUP;
-        args.cgroup = u64::from(cgroup.as_raw_fd().unsigned_abs());
-    }
     // SAFETY: clone3(2) with a zero stack acts like fork; without CLONE_VM the child gets its own copy of this
     // single-threaded process (checked above), so no lock can be held by a thread that does not exist there.
     let ret = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) };

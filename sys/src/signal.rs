@@ -1,7 +1,6 @@
 //! Signal dispositions and masks across a start: the payload begins with the kernel's defaults.
 
 use std::io;
-use std::os::fd::OwnedFd;
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -42,10 +41,4 @@ pub fn hangup_is_ignored() -> io::Result<bool> {
 pub fn descriptor(signals: &SigSet) -> io::Result<SignalFd> {
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(signals), None)?;
     Ok(SignalFd::with_flags(signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?)
-}
-
-/// Gives up the [`descriptor`]'s type for callers that only poll.
-#[must_use]
-pub fn into_owned(descriptor: SignalFd) -> OwnedFd {
-    descriptor.into()
 }

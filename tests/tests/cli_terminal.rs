@@ -198,3 +198,26 @@ fn large_output_through_a_terminal_is_complete() {
     let expected: String = (1..=100_000).map(|i| format!("{i}\r\n")).collect();
     assert!(ran.stdout == expected, "{} of {} bytes", ran.stdout.len(), expected.len());
 }
+
+/// Keys that the payload does not read fill the box's terminal; agentd must not sleep on it.
+#[test]
+fn a_payload_that_reads_nothing_does_not_outlast_its_timeout() {
+    let Some(home) = home() else { return };
+    let flags = ["-it", "--timeout", "1s", "--stop-timeout", "1s", "--", "sh", "-c", "stty raw -echo; exec sleep 1000"];
+    let ran = run_with_input(home.run().args(flags), &vec![b'x'; 1 << 20]);
+    assert_eq!(ran.code(), 124, "{ran}");
+}
+
+/// A terminal that nobody looks at any more takes no output; the timeout holds all the same.
+#[test]
+fn a_terminal_that_takes_no_output_does_not_hold_the_job_up() {
+    let Some(home) = home() else { return };
+    for flags in [&[][..], &["-t"], &["-it"]] {
+        let terminal = Terminal::new();
+        let mut command = home.run();
+        command.args(flags).args(["--timeout", "1s", "--stop-timeout", "1s", "--", "yes"]);
+        let mut started = terminal.start(&command);
+        assert!(wait_until(Duration::from_secs(10), || started.has_ended()), "{flags:?}");
+        assert_eq!(started.finish().code(), 124, "{flags:?}");
+    }
+}

@@ -88,12 +88,13 @@ fn check_needed() -> Result<()> {
 /// Builds the programs and puts them, and this one, where the ordinary user can run them.
 fn install(agentd: Option<PathBuf>, tools: &Path) -> Result<()> {
     println!("building (release)");
-    let mut build = workspace::cargo();
-    build.args(["build", "--release", "--bins", "--package", "agentd-tests"]);
-    if agentd.is_none() {
-        build.args(["--package", "agentd"]);
+    // One by one: built together, agentd would get the features of the others' dependencies and be another program.
+    let mut built = Vec::new();
+    for package in ["agentd-tests"].into_iter().chain(agentd.is_none().then_some("agentd")) {
+        let mut build = workspace::cargo();
+        build.args(["build", "--release", "--bins", "--package", package]);
+        built.extend(workspace::programs(&mut build)?.into_iter().map(|program| (program.target, program.path)));
     }
-    let mut built: Vec<_> = workspace::programs(&mut build)?.into_iter().map(|p| (p.target, p.path)).collect();
     built.extend(agentd.map(|path| ("agentd".to_owned(), path)));
     built.push(("xtask".to_owned(), std::env::current_exe().context("find this program")?));
     for name in TOOLS.into_iter().chain(["xtask"]) {

@@ -23,7 +23,7 @@ impl Directories {
     pub(super) fn find() -> Result<Self> {
         let absolute = |name: &str| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
         let home = absolute("HOME").or_else(home_of_user);
-        let place = |variable: &str, below_home: &str, of_root: &str| {
+        let place = |variable: &str, below_home: &str, of_root: &str| -> Result<PathBuf> {
             if let Some(path) = absolute(variable) {
                 return Ok(path.join("agentd"));
             }
@@ -33,9 +33,10 @@ impl Directories {
             let home = home.as_ref().with_context(|| format!("no home directory; set HOME or {variable}"))?;
             Ok(home.join(below_home).join("agentd"))
         };
-        let data: Result<PathBuf> = place("XDG_DATA_HOME", ".local/share", "/var/lib/agentd");
-        let state = place("XDG_STATE_HOME", ".local/state", "/var/lib/agentd");
-        Ok(Directories { data: data?, state: state?, home, runtime: absolute("XDG_RUNTIME_DIR") })
+        let data = real(place("XDG_DATA_HOME", ".local/share", "/var/lib/agentd")?);
+        let state = real(place("XDG_STATE_HOME", ".local/state", "/var/lib/agentd")?);
+        let home = home.map(real);
+        Ok(Directories { data, state, home, runtime: absolute("XDG_RUNTIME_DIR") })
     }
 
     /// The jobs of this user.
@@ -60,12 +61,22 @@ impl Directories {
 
     /// What a plan has to know.
     pub(super) fn surroundings(&self) -> Surroundings {
-        #[expect(clippy::disallowed_methods, reason = "compared with paths that were resolved the same way")]
-        let real = |path: &PathBuf| std::fs::canonicalize(path).unwrap_or_else(|_not_there| path.clone());
-        let mut own = vec![real(&self.data), real(&self.state)];
+        let mut own = vec![self.data.clone(), self.state.clone()];
         own.dedup();
-        let home = self.home.as_ref().map(real).filter(|home| home != Path::new("/"));
+        let home = self.home.clone().filter(|home| home != Path::new("/"));
         Surroundings { store: self.store(), home, own }
+    }
+}
+
+/// The path without links, as far as it exists: what is compared with the paths of workspaces, which are resolved too, and
+/// what the plan then opens through no link.
+fn real(path: PathBuf) -> PathBuf {
+    #[expect(clippy::disallowed_methods, reason = "opened later through no link at all")]
+    let resolved = std::fs::canonicalize(&path);
+    match (resolved, path.parent(), path.file_name()) {
+        (Ok(resolved), _, _) => resolved,
+        (Err(_not_there), Some(parent), Some(name)) => real(parent.to_owned()).join(name),
+        _ => path,
     }
 }
 

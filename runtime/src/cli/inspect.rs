@@ -1,6 +1,6 @@
 //! `agentd inspect`.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use super::environment::Directories;
 
@@ -21,9 +21,11 @@ pub(super) fn run(args: &Args) -> Result<()> {
         let id = jobs.find(text)?;
         let mut document = serde_json::to_value(jobs.read(&id)?)?;
         let plan = jobs.directory_of(&id).join("plan.json");
-        let plan = std::fs::read(&plan).with_context(|| format!("cannot read {}", plan.display()))?;
+        // Null where there is none, or only a part: the disk was full.
+        let plan: Option<serde_json::Value> =
+            std::fs::read(&plan).ok().and_then(|plan| serde_json::from_slice(&plan).ok());
         if let Some(document) = document.as_object_mut() {
-            document.insert("plan".into(), serde_json::from_slice(&plan).context("the plan is not JSON")?);
+            document.insert("plan".into(), plan.into());
         }
         found.push(document);
     }

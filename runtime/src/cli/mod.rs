@@ -1,7 +1,7 @@
 //! The command line: a file a verb. The only place that reads words and the environment.
 //!
 //! Invariant: standard output carries results only; what agentd itself has to say goes to standard error as `agentd: …`.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is where the program talks to its user")]
+#![expect(clippy::print_stderr, reason = "this is where the program talks to its user")]
 
 mod doctor;
 mod environment;
@@ -15,6 +15,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
 
 /// Runs coding agents in a locked box, as your plain user: no daemon, no root, no setuid helper.
@@ -90,8 +91,13 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Says something of agentd's own on standard error; what it quotes may come from anywhere.
+/// Says something of agentd's own on standard error; what it quotes may come from anywhere. A terminal that takes no
+/// output for a second is not waited for: the job is over, and so is this program.
 fn say(text: &str) {
+    let mut stderr = [PollFd::from_borrowed_fd(rustix::stdio::stderr(), PollFlags::OUT)];
+    if poll(&mut stderr, Some(&Timespec { tv_sec: 1, tv_nsec: 0 })).is_ok_and(|ready| ready == 0) {
+        return;
+    }
     eprintln!("agentd: {}", printable(text));
 }
 
@@ -113,5 +119,16 @@ fn print_json(document: &impl Serialize) -> anyhow::Result<()> {
 
 /// Text from a job, safe for a terminal: control characters are shown, not sent.
 fn printable(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect()
+    // Directional controls are none to Unicode, and would let a name read as another.
+    let is_directional =
+        |c| matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() || is_directional(c) {
+            shown.extend(c.escape_default());
+        } else {
+            shown.push(c);
+        }
+    }
+    shown
 }

@@ -1,10 +1,11 @@
 //! `agentd ps`.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Result;
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::{Table, presets};
+use rustix::termios::tcgetwinsize;
 
 use super::environment::Directories;
 use super::{Format, print_json, printable, say};
@@ -49,9 +50,9 @@ pub(super) fn run(args: &Args) -> Result<()> {
 fn table(records: &[Record]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(["JOB", "NAME", "STATE", "CREATED", "TOOK", "IMAGE", "COMMAND"]);
-    if std::io::stdout().is_terminal() {
-        table.set_content_arrangement(ContentArrangement::Dynamic);
-    }
+    // A table that fits: the command gets what the other columns leave.
+    let width = tcgetwinsize(std::io::stdout()).map_or(usize::MAX, |size| usize::from(size.ws_col));
+    let commands = width.saturating_sub(OTHER_COLUMNS).max(SHORTEST_COMMAND);
     for record in records {
         table.add_row([
             record.id.to_string(),
@@ -59,19 +60,22 @@ fn table(records: &[Record]) -> Table {
             record.state.summary(),
             age(&record.created),
             record.duration_ms.map_or_else(|| "-".into(), |took| short(Duration::from_millis(took))),
-            printable(&record.image),
-            shortened(&printable(&record.command.join(" "))),
+            shortened(&printable(&record.image), LONGEST_IMAGE),
+            shortened(&printable(&record.command.join(" ")), commands),
         ]);
     }
     table
 }
 
-const LONGEST_COMMAND: usize = 48;
+const LONGEST_IMAGE: usize = 16;
+/// Columns of everything but command and image, as wide as they usually are; and of the least of a command.
+const OTHER_COLUMNS: usize = 70;
+const SHORTEST_COMMAND: usize = 12;
 
-fn shortened(command: &str) -> String {
-    match command.char_indices().nth(LONGEST_COMMAND) {
-        Some((at, _)) => format!("{}…", &command[..at]),
-        None => command.to_owned(),
+fn shortened(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text.to_owned(),
     }
 }
 

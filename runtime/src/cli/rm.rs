@@ -1,5 +1,7 @@
 //! `agentd rm`.
 
+use std::io::Write;
+
 use anyhow::Result;
 
 use super::environment::Directories;
@@ -19,11 +21,12 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> Result<()> {
     let jobs = Directories::find()?.jobs();
     jobs.sweep()?;
+    let mut out = std::io::stdout().lock();
     if args.all {
         let (records, troubles) = jobs.list()?;
         for record in records.iter().filter(|record| record.state != crate::job::record::State::Running) {
             jobs.remove(&record.id)?;
-            println!("{}", record.id);
+            writeln!(out, "{}", record.id)?;
         }
         return troubles.into_iter().next().map_or(Ok(()), |trouble| Err(trouble.into()));
     }
@@ -31,7 +34,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let ids = args.jobs.iter().map(|text| jobs.find(text)).collect::<Result<Vec<_>, _>>()?;
     for id in ids {
         jobs.remove(&id)?;
-        println!("{id}");
+        writeln!(out, "{id}")?;
     }
     Ok(())
 }

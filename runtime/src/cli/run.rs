@@ -137,7 +137,7 @@ pub(super) fn run(args: Args) -> Result<u8> {
     let jobs = directories.jobs();
     let finished = supervisor::run(&plan, &jobs)?;
     if !quiet {
-        for warning in &finished.record.warnings {
+        for warning in &plan.warnings {
             say(&format!("warning: {warning}"));
         }
         if finished.record.output_dropped > 0 {
@@ -197,8 +197,14 @@ fn spec_of(args: Args) -> Result<JobSpec> {
         args.mount.into_iter().map(|mount| Ok(BindMount { source: absolute(&mount.source, "mount source")?, ..mount }));
     let image = match args.image {
         ImageRef::Host => ImageRef::Host,
-        ImageRef::Dir(path) => ImageRef::Dir(absolute(&path, "image")?),
-        ImageRef::Oci { layout, select } => ImageRef::Oci { layout: absolute(&layout, "image")?, select },
+        ImageRef::Dir(path) => match absolute(&path, "image directory")? {
+            root if root == Path::new("/") => bail!("dir:/ is this machine's own root: use --image host"),
+            path => ImageRef::Dir(path),
+        },
+        ImageRef::Oci { layout, select } => {
+            let hint = || format!("make one with `skopeo copy docker://… oci:{}`", layout.display());
+            ImageRef::Oci { layout: absolute(&layout, "image layout").with_context(hint)?, select }
+        }
     };
     Ok(JobSpec {
         image,
@@ -232,7 +238,13 @@ fn spec_of(args: Args) -> Result<JobSpec> {
 fn variable(word: &str) -> Result<Option<(String, String)>> {
     let (name, value) = match word.split_once('=') {
         Some((name, value)) => (name, Some(value.to_owned())),
-        None => (word, env::var(word).ok()),
+        None => match env::var(word) {
+            Ok(value) => (word, Some(value)),
+            Err(_unset) => {
+                say(&format!("{word} is not set here, so it is not in the box"));
+                (word, None)
+            }
+        },
     };
     if name.is_empty() || name.contains(|c: char| c.is_whitespace() || c.is_control()) || word.contains('\0') {
         return Err(SpecError::Variable(word.to_owned()).into());
@@ -267,7 +279,7 @@ fn print_plan(plan: &Plan, format: Format) -> Result<()> {
                 "user       {}:{} inside, {}:{} outside",
                 ids.box_uid, ids.box_gid, ids.host_uid, ids.host_gid
             )?;
-            writeln!(out, "network    {:?}", inside.network)?;
+            writeln!(out, "network    {}", if inside.network == Network::Host { "host" } else { "none" })?;
             writeln!(out, "root       {}", if inside.root.writable { "writable, thrown away" } else { "read-only" })?;
             for mount in &inside.mounts {
                 writeln!(out, "mount      {}", printable(&describe(mount)))?;
@@ -317,6 +329,10 @@ impl LayerLines {
         if !self.begun.contains(&progress.digest) {
             self.begun.push(progress.digest.clone());
             say(&format!("unpacking layer {name} ({mebibytes} MiB)"));
+        }
+        let left_out = [("device nodes", progress.skipped_devices), ("extended attributes", progress.dropped_xattrs)];
+        for (what, count) in left_out.into_iter().filter(|(_, count)| *count > 0) {
+            say(&format!("layer {name}: {count} {what} left out, which an ordinary user cannot make"));
         }
         if progress.done {
             say(&format!("unpacked  layer {name}"));

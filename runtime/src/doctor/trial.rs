@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use agentd_init::Descriptors;
-use agentd_init::plan::{BoxPlan, Identity, Landlock, Network, PathAccess, PathGrant, Process, Root, Source};
+use agentd_init::plan::{BoxPlan, BuiltIn, Identity, Landlock, Network, PathAccess, PathGrant, Process, Root, Source};
 use agentd_init::reaper::RELAYED;
 use agentd_init::report::{self, Report};
 use agentd_init::step::{Failure, Step};
@@ -64,7 +64,7 @@ fn start(plan: &BoxPlan) -> io::Result<(OwnedFd, OwnedFd)> {
     let null = openat(CWD, "/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     let stdio = [null.try_clone()?, null.try_clone()?, null];
     let (channel, inside) = agentd_sys::channel::pair()?;
-    match clone(BOX_NAMESPACES, None)? {
+    match clone(BOX_NAMESPACES)? {
         Cloned::Child => {
             let mut awaited: SigSet = RELAYED.iter().copied().collect();
             awaited.add(Signal::SIGCHLD);
@@ -107,7 +107,7 @@ pub(super) fn least() -> BoxPlan {
         mounts: Vec::new(),
         limits: Vec::new(),
         landlock: Landlock { abi: 0, paths: vec![PathGrant { path: "/".into(), access: PathAccess::ReadExecute }] },
-        seccomp: "default".into(),
+        seccomp: BuiltIn::Default,
         process: Process {
             argv: vec![NO_PROGRAM.into()],
             env: Vec::new(),

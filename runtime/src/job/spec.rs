@@ -122,13 +122,13 @@ pub enum SpecError {
     Hostname(String),
 }
 
-/// Splits `DIR[:bind|ro|cow]`.
+/// Splits `DIR[:bind|ro|cow]`; `rw`, as docker has it, is `bind`.
 ///
 /// # Errors
 /// [`SpecError::Cow`] for the mode of a later version. A colon that no mode follows belongs to the path.
 pub fn parse_workspace(text: &str) -> Result<(PathBuf, Access), SpecError> {
     match text.rsplit_once(':') {
-        Some((path, "bind")) => Ok((path.into(), Access::ReadWrite)),
+        Some((path, "bind" | "rw")) => Ok((path.into(), Access::ReadWrite)),
         Some((path, "ro")) => Ok((path.into(), Access::ReadOnly)),
         Some((_, "cow")) => Err(SpecError::Cow),
         _ => Ok((text.into(), Access::ReadWrite)),

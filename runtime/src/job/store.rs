@@ -88,9 +88,12 @@ pub enum JobStoreError {
         /// Its schema.
         found: u32,
     },
+    /// Somebody else could write there.
+    #[error("{} is not this user's alone; make it so with `chmod 700` (as its owner), or set XDG_STATE_HOME", .0.display())]
+    NotPrivate(PathBuf),
     /// `rm` of a job that runs.
-    #[error("job {0} is running; stop it first")]
-    Running(JobId),
+    #[error("job {0} is running; `kill {1}` stops it")]
+    Running(JobId, u32),
 }
 
 type Result<T> = std::result::Result<T, JobStoreError>;
@@ -139,6 +142,13 @@ impl Jobs {
         }
     }
 
+    /// Nobody else may have a say in what is written below: not in a record, not in where a log leads.
+    fn is_private(&self) -> Result<()> {
+        let metadata = fs::metadata(&self.directory).doing("look at", &self.directory)?;
+        let is_ours = metadata.uid() == rustix::process::geteuid().as_raw() && metadata.mode() & 0o077 == 0;
+        if is_ours { Ok(()) } else { Err(JobStoreError::NotPrivate(self.directory.clone())) }
+    }
+
     /// Makes `live/ID`, locked. Another command may lock the empty file first, take it for a crashed job's and remove it:
     /// then it is made again.
     fn make_live(&self, live: &Path) -> Result<File> {
@@ -153,6 +163,7 @@ impl Jobs {
                 }
                 made => made.doing("create", live)?,
             };
+            self.is_private()?;
             file.lock().doing("lock", live)?;
             if is_at(&file, live)? {
                 return Ok(file);
@@ -297,7 +308,8 @@ impl Jobs {
         let live = self.live(id);
         let lock = self.lock(id)?;
         if lock.is_none() && File::open(&live).is_ok() {
-            return Err(JobStoreError::Running(id.clone()));
+            let supervisor = self.read(id).map_or(0, |record| record.supervisor_pid);
+            return Err(JobStoreError::Running(id.clone(), supervisor));
         }
         self.erase(id)
     }
@@ -476,7 +488,7 @@ mod tests {
         let live = jobs.create(&first).unwrap();
         assert!(jobs.sweep().unwrap().is_empty());
         assert_eq!(jobs.read(&id).unwrap(), first);
-        assert!(matches!(jobs.remove(&id), Err(JobStoreError::Running(_))));
+        assert!(matches!(jobs.remove(&id), Err(JobStoreError::Running(..))));
         let other = JobId::random().unwrap();
         assert!(matches!(jobs.create(&record(&other, Some("a"))), Err(JobStoreError::NameTaken(_))));
         assert!(matches!(jobs.find(other.as_str()), Err(JobStoreError::NotFound(_))));

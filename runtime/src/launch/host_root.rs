@@ -23,7 +23,7 @@ const SOFTWARE: &[&str] = &["bin", "sbin", "lib", "lib32", "lib64", "libx32", "u
 /// Names under /etc that are world-readable on many machines and say more than software needs.
 const HIDDEN: &[(&str, &str)] = &[
     ("NetworkManager", "networks and their passwords"),
-    ("agentd", "the jobs of this machine"),
+    ("agentd", "what agentd runs on this machine"),
     ("cloud", "instance data"),
     ("cron.d", "what runs when, with which arguments"),
     ("crontab", "what runs when, with which arguments"),
@@ -33,8 +33,6 @@ const HIDDEN: &[(&str, &str)] = &[
     ("exports", "the network's file systems"),
     ("fstab", "may hold credentials of network file systems"),
     ("gshadow", "group passwords"),
-    ("hostname", "replaced"),
-    ("hosts", "replaced"),
     ("krb5.keytab", "keys"),
     ("kubernetes", "cluster credentials"),
     ("machine-id", "identifies the machine"),
@@ -42,7 +40,6 @@ const HIDDEN: &[(&str, &str)] = &[
     ("passwd-", "names of people"),
     ("group-", "names of people"),
     ("rancher", "cluster credentials"),
-    ("resolv.conf", "replaced"),
     ("shadow", "password hashes"),
     ("ssh", "host keys, and who may log in"),
     ("subgid", "names of people"),
@@ -70,11 +67,16 @@ pub(super) struct HostRoot {
 
 /// Looks at the host's root. `private` are host paths (homes, state) that must not be seen even if they lie in one of
 /// the directories of software; `replacements` are the files of /etc that the box has of its own.
-pub(super) fn plan(as_root: bool, private: &[PathBuf], replacements: Vec<Addition>) -> Result<HostRoot, PlanError> {
+pub(super) fn plan(
+    as_root: bool,
+    writable: bool,
+    private: &[PathBuf],
+    replacements: Vec<Addition>,
+) -> Result<HostRoot, PlanError> {
     let error = |path: &str, errno: Errno| PlanError::HostPath {
         what: "the host's",
         path: path.into(),
-        source: errno.into(),
+        cause: errno.into(),
         hint: None,
     };
     let mut root = HostRoot { additions: Vec::new(), mounts: Vec::new() };
@@ -109,7 +111,7 @@ pub(super) fn plan(as_root: bool, private: &[PathBuf], replacements: Vec<Additio
     root.mounts.push(Mount::HostTree {
         source: super::directory(Path::new("/etc"), "the host's")?,
         target: "/etc".into(),
-        writable: false,
+        writable,
         additions: etc(replacements).map_err(|source| PlanError::Host { what: "what /etc holds", source })?,
     });
     let shown = |path: &&PathBuf| SOFTWARE.iter().any(|name| path.starts_with(format!("/{name}")));
@@ -142,12 +144,13 @@ fn etc(replacements: Vec<Addition>) -> io::Result<Vec<Addition>> {
                 // A name that is no text cannot stand in the plan; a walk that cannot see everything must not go on.
                 return Err(io::Error::other(format!("/etc/{prefix}: a name there is not UTF-8")));
             };
-            if matches!(name, "." | "..") || entry.file_type() == FileType::Symlink {
+            if matches!(name, "." | "..") {
                 continue;
             }
             entries += 1;
             let path = format!("{prefix}{name}");
-            if replaced.contains(&path) {
+            let is_link = entry.file_type() == FileType::Symlink;
+            if replaced.contains(&path) || (is_link && !is_hidden(&path)) {
                 continue;
             }
             let stat = match statat(directory.as_fd(), name, AtFlags::SYMLINK_NOFOLLOW) {

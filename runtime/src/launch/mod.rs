@@ -10,7 +10,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use agentd_init::plan::{Kind, Source};
-use rustix::fs::{Access, AtFlags, CWD, FileType, accessat, statat};
+use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, accessat, fstat, openat2};
+use rustix::io::Errno;
 
 /// A spec that this host or this image cannot fulfil.
 #[derive(Debug, thiserror::Error)]
@@ -25,28 +26,28 @@ pub enum PlanError {
     #[error(transparent)]
     User(#[from] agentd_rootfs::user::UserError),
     /// A host path.
-    #[error("{what} {} cannot be used{}", path.display(), hint.unwrap_or(""))]
+    #[error("{what} {} cannot be used: {cause}{}", path.display(), hint.unwrap_or(""))]
     HostPath {
         /// What it was to be.
         what: &'static str,
         /// The path.
         path: PathBuf,
-        /// Why not.
-        source: io::Error,
+        /// Why not: part of the message, because what to do comes after it.
+        cause: io::Error,
         /// What to do.
         hint: Option<&'static str>,
     },
     /// Nothing to run.
-    #[error("no command to run: {image} has none of its own; add one after `--`")]
+    #[error("no command to run: {image} has none of its own; give one after `--`, as in: agentd run -- bash")]
     NoCommand {
         /// The image.
         image: String,
     },
     /// Landlock is a requirement.
-    #[error("this kernel cannot confine with Landlock: {source}; boot one ≥ 5.13 with `landlock` in its lsm= list")]
+    #[error("this kernel cannot confine with Landlock: {cause}; boot one ≥ 5.13 with `landlock` in its lsm= list")]
     NoLandlock {
         /// The errno.
-        source: io::Error,
+        cause: io::Error,
     },
     /// A limit that cannot be enforced.
     #[error("{flags} cannot be enforced: {why}; leave it out, or add --best-effort-limits to go without")]
@@ -79,12 +80,16 @@ pub enum PlanError {
 
 /// Looks a host object up: its absolute path, device, inode and kind.
 fn source(path: &Path, what: &'static str) -> Result<(Source, Kind), PlanError> {
-    let stat = statat(CWD, path, AtFlags::empty()).map_err(|errno| PlanError::HostPath {
+    let error = |errno: Errno| PlanError::HostPath {
         what,
         path: path.to_owned(),
-        source: errno.into(),
-        hint: None,
-    })?;
+        cause: errno.into(),
+        hint: (errno == Errno::LOOP).then_some("; a part of it became a symbolic link just now"),
+    };
+    // The path was resolved at the edge: a link in it now was put there since.
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let opened = openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS).map_err(error)?;
+    let stat = fstat(&opened).map_err(error)?;
     let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
     let kind = if is_directory { Kind::Directory } else { Kind::File };
     Ok((Source { path: path.to_owned(), device: stat.st_dev, inode: stat.st_ino }, kind))
@@ -95,7 +100,7 @@ fn may_enter(path: &Path, what: &'static str) -> Result<(), PlanError> {
     accessat(CWD, path, Access::READ_OK | Access::EXEC_OK, AtFlags::EACCESS).map_err(|errno| PlanError::HostPath {
         what,
         path: path.to_owned(),
-        source: errno.into(),
+        cause: errno.into(),
         hint: Some("; you may not list and enter it"),
     })
 }
@@ -107,7 +112,7 @@ fn directory(path: &Path, what: &'static str) -> Result<Source, PlanError> {
         (source, Kind::File) => Err(PlanError::HostPath {
             what,
             path: source.path,
-            source: io::ErrorKind::NotADirectory.into(),
+            cause: io::ErrorKind::NotADirectory.into(),
             hint: Some("; give a directory"),
         }),
     }

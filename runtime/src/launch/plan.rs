@@ -7,7 +7,8 @@ use agentd_init::plan::{
     Access, Addition, BoxPlan, Identity, Kind, Landlock, Limit, LimitedResource, Mount, Network, PathAccess, PathGrant,
     Process, Root,
 };
-use agentd_rootfs::Progress;
+use agentd_profiles::BuiltIn;
+use agentd_rootfs::{ImageRef, Progress};
 use rustix::process::{Resource, getegid, geteuid, getrlimit};
 use serde::{Deserialize, Serialize};
 
@@ -87,8 +88,10 @@ pub struct Plan {
     pub grace_ms: u64,
     /// Bytes of each output stream that are kept.
     pub max_output: u64,
-    /// What was asked for or is usual and is not done, and why.
+    /// What was asked for and is not done, and why: said, and recorded.
     pub warnings: Vec<String>,
+    /// What is usual and cannot be done here, and why: recorded.
+    pub notes: Vec<String>,
     /// The box.
     #[serde(rename = "box")]
     pub inside: BoxPlan,
@@ -116,11 +119,14 @@ impl Plan {
         surroundings: &Surroundings,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self, PlanError> {
-        let abi = agentd_sys::landlock::abi().map_err(|source| PlanError::NoLandlock { source })?.min(NEWEST_ABI);
+        let abi = agentd_sys::landlock::abi().map_err(|cause| PlanError::NoLandlock { cause })?.min(NEWEST_ABI);
         let mut warnings = Vec::new();
         keep_apart(&spec, &surroundings.own)?;
         unenforced(&spec, &mut warnings)?;
         let image = image_root::find(&spec.image, &surroundings.store, progress)?;
+        if let Some(dropped) = image.as_ref().map(|image| image.config.dropped_env).filter(|dropped| *dropped > 0) {
+            warnings.push(format!("{dropped} entries of the image's Env are no NAME=VALUE and were left out"));
+        }
         let user = image_root::user(image.as_ref(), spec.user.as_deref())?;
         let identity = Identity {
             host_uid: geteuid().as_raw(),
@@ -128,6 +134,10 @@ impl Plan {
             box_uid: user.uid,
             box_gid: user.gid,
         };
+        let mut notes = Vec::new();
+        if geteuid().is_root() {
+            notes.push("as root the number of processes is not bounded: the kernel exempts root's".into());
+        }
         if spec.network == Network::Host && abi < 6 {
             warnings.push(
                 "with --net host and a kernel before 6.12 the box can reach abstract unix sockets of the host".into(),
@@ -152,7 +162,7 @@ impl Plan {
             mounts: Vec::new(),
             limits: limits()?,
             landlock: Landlock { abi, paths: Vec::new() },
-            seccomp: "default".into(),
+            seccomp: BuiltIn::Default,
             process,
         };
         if image.is_some() {
@@ -160,7 +170,7 @@ impl Plan {
             inside.root.additions.extend(in_etc);
         } else {
             let private: Vec<PathBuf> = surroundings.own.iter().chain(&surroundings.home).cloned().collect();
-            let host = host_root::plan(geteuid().is_root(), &private, replacements)?;
+            let host = host_root::plan(geteuid().is_root(), spec.writable, &private, replacements)?;
             inside.root.additions.extend(host.additions);
             inside.mounts.extend(host.mounts);
         }
@@ -176,6 +186,7 @@ impl Plan {
             grace_ms: milliseconds(spec.grace),
             max_output: spec.max_output,
             warnings,
+            notes,
             inside,
         })
     }
@@ -197,9 +208,12 @@ fn milliseconds(duration: std::time::Duration) -> u64 {
 /// Refuses to show agentd's own directories: whoever writes a record or a layer there has every later job, and renaming
 /// a directory above them would be enough.
 fn keep_apart(spec: &JobSpec, own: &[PathBuf]) -> Result<(), PlanError> {
-    let given =
-        spec.workspace.iter().map(|workspace| &workspace.path).chain(spec.mounts.iter().map(|mount| &mount.source));
-    for path in given {
+    let image = match &spec.image {
+        ImageRef::Dir(path) => Some(path),
+        ImageRef::Host | ImageRef::Oci { .. } => None,
+    };
+    let given = spec.workspace.iter().map(|workspace| &workspace.path);
+    for path in given.chain(spec.mounts.iter().map(|mount| &mount.source)).chain(image) {
         if let Some(own) = own.iter().find(|own| own.starts_with(path) || path.starts_with(own)) {
             return Err(PlanError::OwnDirectory { path: path.clone(), own: own.clone() });
         }
@@ -209,7 +223,8 @@ fn keep_apart(spec: &JobSpec, own: &[PathBuf]) -> Result<(), PlanError> {
 
 /// The working directory, unless it lies in something of the host: there nothing is made.
 fn ensure(spec: &JobSpec, cwd: &str) -> Vec<String> {
-    let mut binds = spec.mounts.iter().map(|mount| mount.target.as_str()).chain([WORKSPACE]);
+    let workspace = spec.workspace.as_ref().map(|_| WORKSPACE);
+    let mut binds = spec.mounts.iter().map(|mount| mount.target.as_str()).chain(workspace);
     let is_below = |top: &str| cwd.strip_prefix(top).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
     if cwd == "/" || binds.any(is_below) { Vec::new() } else { vec![cwd.to_owned()] }
 }
@@ -338,7 +353,7 @@ fn host_file(path: &str) -> Result<String, PlanError> {
     };
     match read() {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(PlanError::HostPath { what: "the host's", path: path.into(), source: error, hint: None })
+            Err(PlanError::HostPath { what: "the host's", path: path.into(), cause: error, hint: None })
         }
         read => Ok(read.unwrap_or_default()),
     }
@@ -417,11 +432,10 @@ fn mounts(spec: &JobSpec, home: &str, inside: &mut BoxPlan) -> Result<(), PlanEr
 fn grants(inside: &mut BoxPlan) {
     let root = if inside.root.writable { PathAccess::ReadWrite } else { PathAccess::ReadExecute };
     let mut grant = |path: &str, access| inside.landlock.paths.push(PathGrant { path: path.to_owned(), access });
+    for rule in agentd_profiles::path_rules(BuiltIn::Default) {
+        grant(&rule.path, rule.access);
+    }
     grant("/", root);
-    grant("/dev", PathAccess::WriteExisting);
-    grant("/dev/shm", PathAccess::ReadWrite);
-    // CUDA names its threads by /proc/self/task/*/comm; what matters there is read-only or masked by mounts.
-    grant("/proc", PathAccess::WriteExisting);
     for mount in &inside.mounts {
         match mount {
             Mount::Scratch { target, .. } | Mount::Writable { target } => grant(target, PathAccess::ReadWrite),

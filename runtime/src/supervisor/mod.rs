@@ -83,8 +83,8 @@ pub fn run(plan: &Plan, jobs: &Jobs) -> Result<Finished, SuperviseError> {
     // Written while PID 1 builds the box on another core; the payload starts only when they are there.
     let mut record = first_record(plan);
     let job = jobs.create(&record)?;
-    job.write_plan(plan)?;
-    let supervised = supervisor.release().and_then(|()| supervisor.supervise());
+    let written = job.write_plan(plan).map_err(SuperviseError::from);
+    let supervised = written.and_then(|()| supervisor.release()).and_then(|()| supervisor.supervise());
     record.output_dropped = supervisor.streams.dropped();
     // Here at the latest the terminal has its modes back and no process of the box is left.
     drop(supervisor);
@@ -128,13 +128,13 @@ fn first_record(plan: &Plan) -> Record {
         state: State::Running,
         enforced: Enforced {
             landlock_abi: plan.inside.landlock.abi,
-            seccomp: plan.inside.seccomp.clone(),
+            seccomp: plan.inside.seccomp.to_string(),
             network: match plan.inside.network {
                 Network::None => "none".into(),
                 Network::Host => "host".into(),
             },
         },
-        warnings: plan.warnings.clone(),
+        warnings: plan.warnings.iter().chain(&plan.notes).cloned().collect(),
         output_dropped: 0,
     }
 }
@@ -153,6 +153,8 @@ struct Supervisor<'a> {
     /// Whether PID 1 has not been reaped.
     alive: bool,
     started: bool,
+    /// When a stopped job's unread output is given up.
+    abandon_at: Option<Instant>,
     /// Told to go while only output was left to pass on.
     abandoned: bool,
     failure: Option<Failure>,
@@ -167,7 +169,7 @@ impl<'a> Supervisor<'a> {
         let signals = agentd_sys::signal::descriptor(&watched).to("block signals")?;
         let (channel, inside) = agentd_sys::channel::pair().to("make a channel")?;
         let (streams, stdio) = Streams::new(plan, directory).to("set the streams up")?;
-        let init = match clone(BOX_NAMESPACES, None).map_err(SuperviseError::Clone)? {
+        let init = match clone(BOX_NAMESPACES).map_err(SuperviseError::Clone)? {
             Cloned::Child => {
                 agentd_init::run(&plan.inside, agentd_init::Descriptors { channel: inside, stdio });
             }
@@ -185,6 +187,7 @@ impl<'a> Supervisor<'a> {
             stop: None,
             alive: true,
             started: false,
+            abandon_at: None,
             abandoned: false,
             failure: None,
             status: None,
@@ -220,6 +223,8 @@ impl<'a> Supervisor<'a> {
             }
             if ready.init {
                 self.alive = false;
+                // A job that was stopped ends even if nobody reads what it had still to say.
+                self.abandon_at = self.stop.map(|_| Instant::now() + Duration::from_millis(self.plan.grace_ms));
                 self.bury()?;
                 self.streams.box_is_gone();
             }
@@ -245,7 +250,6 @@ impl<'a> Supervisor<'a> {
         self.streams.interest(&mut fds);
         let timeout = self.next_deadline().map(|deadline| {
             let left = deadline.saturating_duration_since(Instant::now());
-            // Rounded up, so that the deadline has passed when the poll returns.
             Timespec {
                 tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
                 tv_nsec: i64::from(left.subsec_nanos()),
@@ -270,10 +274,8 @@ impl<'a> Supervisor<'a> {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        if !self.alive {
-            return None;
-        }
         match self.stop {
+            _ if !self.alive => self.abandon_at,
             Some(stop) => stop.kill_at,
             None => self.deadline,
         }
@@ -284,6 +286,10 @@ impl<'a> Supervisor<'a> {
             return Ok(());
         }
         match self.stop {
+            _ if !self.alive => {
+                self.abandoned = true;
+                Ok(())
+            }
             None => self.stop(Reason::Timeout),
             Some(stop) => {
                 self.stop = Some(Stop { kill_at: None, ..stop });
@@ -314,6 +320,8 @@ impl<'a> Supervisor<'a> {
                 _ if !self.alive => self.abandoned = true,
                 Signal::SIGHUP => self.stop(Reason::Hangup)?,
                 Signal::SIGTERM => self.stop(Reason::Terminated)?,
+                // There is no payload yet that could hear it.
+                Signal::SIGINT | Signal::SIGQUIT if !self.started => self.stop(Reason::Terminated)?,
                 signal => {
                     if let Some(signal) = rustix::process::Signal::from_named_raw(signal as i32) {
                         pidfd_send_signal(&self.init, signal).or_else(gone).to("relay a signal")?;

@@ -4,19 +4,21 @@
 //! reach what the shell redirected to with other rights than were meant.
 //!
 //! Invariant: a read happens only when the poll said so and the last bytes are written; a write only when the poll said
-//! that PIPE_BUF bytes fit. So a copy holds at most one buffer, and nothing here blocks.
+//! that PIPE_BUF bytes fit (a pipe), or on a terminal that does not block. So a copy holds at most one buffer, and nothing
+//! here waits but the disk the log is on.
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{Mode, OFlags, open};
+use rustix::fs::{Mode, OFlags, fcntl_getfl, fcntl_setfl, open};
 use rustix::io::{Errno, read, write};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::stdio::{stderr, stdin, stdout};
+use rustix::termios::isatty;
 
 use super::terminal::Terminal;
 use crate::launch::plan::Plan;
@@ -102,6 +104,8 @@ impl Streams {
 
     /// The box's terminal has come: copies between it and agentd's own, which goes raw if it is one.
     pub(super) fn attach(&mut self, controller: OwnedFd) -> io::Result<()> {
+        // A payload that does not read its terminal must not hold this process up.
+        fcntl_setfl(&controller, fcntl_getfl(&controller)? | OFlags::NONBLOCK)?;
         self.copies.push(Copy::new(controller.try_clone()?, own(stdout())?, self.log.take(), true));
         if self.interactive {
             let mut input = Copy::new(own(stdin())?, controller.try_clone()?, None, false);
@@ -168,8 +172,16 @@ impl Streams {
     }
 }
 
-/// One of agentd's own streams as a descriptor to own.
+/// One of agentd's own streams as a descriptor to own. A terminal is opened anew, non-blocking: a write to one may sleep
+/// although the poll called it writable, and the flag on the user's own descriptor would be the shell's too.
 fn own(stream: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    if isatty(stream) {
+        let path = format!("/proc/self/fd/{}", stream.as_raw_fd());
+        let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        if let Ok(anew) = open(path, flags, Mode::empty()) {
+            return Ok(anew);
+        }
+    }
     stream.try_clone_to_owned()
 }
 
@@ -257,7 +269,7 @@ impl Log {
         let file = match &mut self.file {
             Some(file) => file,
             none => {
-                let opened = File::options().append(true).create(true).mode(0o600).open(&self.path)?;
+                let opened = File::options().append(true).create_new(true).mode(0o600).open(&self.path)?;
                 none.insert(opened)
             }
         };

@@ -43,7 +43,8 @@ impl Drop for Terminal {
     fn drop(&mut self) {
         if let Some(before) = &self.before {
             // A terminal that is gone has no modes to restore.
-            tcsetattr(stdin(), OptionalActions::Now, before).unwrap_or_default();
+            // What was typed and not read is dropped: it may be the terminal's answer to a question of the payload's.
+            tcsetattr(stdin(), OptionalActions::Flush, before).unwrap_or_default();
         }
     }
 }
