@@ -363,11 +363,11 @@ impl<'a> Supervisor<'a> {
 
 impl Drop for Supervisor<'_> {
     fn drop(&mut self) {
-        // On the way out of an error the box must not be left behind.
-        if !self.alive {
-            return;
+        // On the way out of an error the box must not be left behind, not even as something that is about to end.
+        if self.alive && pidfd_send_signal(&self.init, rustix::process::Signal::KILL).is_ok() {
+            // Nobody else waits for it; there is nothing better to do about an error here than to go.
+            waitid(WaitId::PidFd(self.init.as_fd()), WaitIdOptions::EXITED).unwrap_or_default();
         }
-        pidfd_send_signal(&self.init, rustix::process::Signal::KILL).or_else(gone).unwrap_or_default();
     }
 }
 
