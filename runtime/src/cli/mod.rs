@@ -47,7 +47,7 @@ enum Verb {
 enum Format {
     /// For people.
     Table,
-    /// For programs: a documented, stable form.
+    /// For programs: the same fields in every version.
     Json,
 }
 

@@ -48,33 +48,44 @@ pub(super) fn run(args: &Args) -> Result<()> {
 }
 
 fn table(records: &[Record]) -> Table {
+    let mut rows: Vec<[String; 7]> = records.iter().map(row).collect();
+    // On a terminal the command gets what the other columns, padded by two, leave of a line.
+    let widest = |column: usize| {
+        let cells = rows.iter().map(|row| row[column].chars().count());
+        cells.chain([HEADER[column].len()]).max().unwrap_or_default()
+    };
+    let taken: usize = (0..HEADER.len() - 1).map(|column| widest(column) + 2).sum::<usize>() + 2;
+    let width = tcgetwinsize(std::io::stdout()).ok().map(|size| usize::from(size.ws_col)).filter(|width| *width > 0);
+    let most = width.map_or(usize::MAX, |width| width.saturating_sub(taken).max(LEAST_OF_A_COMMAND));
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(["JOB", "NAME", "STATE", "CREATED", "TOOK", "IMAGE", "COMMAND"]);
-    // A table that fits: the command gets what the other columns leave.
-    let width = tcgetwinsize(std::io::stdout()).map_or(usize::MAX, |size| usize::from(size.ws_col));
-    let commands = width.saturating_sub(OTHER_COLUMNS).max(SHORTEST_COMMAND);
-    for record in records {
-        table.add_row([
-            record.id.to_string(),
-            record.name.as_ref().map_or_else(|| "-".into(), ToString::to_string),
-            record.state.summary(),
-            age(&record.created),
-            record.duration_ms.map_or_else(|| "-".into(), |took| short(Duration::from_millis(took))),
-            shortened(&printable(&record.image), LONGEST_IMAGE),
-            shortened(&printable(&record.command.join(" ")), commands),
-        ]);
+    table.load_style(presets::NOTHING).set_header(HEADER);
+    for row in &mut rows {
+        row[6] = shortened(&row[6], most);
+        table.add_row(&*row);
     }
     table
 }
 
-const LONGEST_IMAGE: usize = 16;
-/// Columns of everything but command and image, as wide as they usually are; and of the least of a command.
-const OTHER_COLUMNS: usize = 70;
-const SHORTEST_COMMAND: usize = 12;
+fn row(record: &Record) -> [String; 7] {
+    [
+        record.id.to_string(),
+        record.name.as_ref().map_or_else(|| "-".into(), ToString::to_string),
+        record.state.summary(),
+        age(&record.created),
+        record.duration_ms.map_or_else(|| "-".into(), |took| short(Duration::from_millis(took))),
+        shortened(&printable(&record.image), LONGEST_IMAGE),
+        printable(&record.command.join(" ")),
+    ]
+}
 
+const HEADER: [&str; 7] = ["JOB", "NAME", "STATE", "CREATED", "TOOK", "IMAGE", "COMMAND"];
+const LEAST_OF_A_COMMAND: usize = 12;
+const LONGEST_IMAGE: usize = 16;
+
+/// The first `most` characters, the last of them an ellipsis where there are more.
 fn shortened(text: &str, most: usize) -> String {
     match text.char_indices().nth(most) {
-        Some((at, _)) => format!("{}…", &text[..at]),
+        Some(_) => text.chars().take(most.saturating_sub(1)).chain(['…']).collect(),
         None => text.to_owned(),
     }
 }
