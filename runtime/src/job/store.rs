@@ -270,8 +270,13 @@ impl Jobs {
                         append(&file, &record).doing("write", &live)?;
                         lost.push(id.clone());
                     }
-                    let ended = self.directory_of(&id).join(RECORD);
-                    fs::rename(&live, &ended).or_else(ignore_missing).doing("move", &live)?;
+                    let directory = self.directory_of(&id);
+                    // Killed before it made that: such a job's payload never started, but its record did.
+                    match fs::DirBuilder::new().mode(0o700).create(&directory) {
+                        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                        made => made.doing("create", &directory)?,
+                    }
+                    fs::rename(&live, directory.join(RECORD)).doing("move", &live)?;
                 }
                 // Not one line was written: the payload of that job never started.
                 Err(JobStoreError::BadRecord { .. }) => self.erase(&id)?,
@@ -510,6 +515,18 @@ mod tests {
         assert!(matches!(jobs.read(&id).unwrap().state, State::Lost { .. }));
         assert!(jobs.sweep().unwrap().is_empty());
         jobs.remove(&id).unwrap();
+    }
+
+    #[test]
+    fn a_supervisor_that_is_killed_before_it_makes_the_directory_leaves_a_lost_job_too() {
+        let (_directory, jobs) = store();
+        let id = JobId::random().unwrap();
+        drop(jobs.create(&record(&id, None)).unwrap());
+        fs::remove_dir(jobs.directory_of(&id)).unwrap();
+        assert_eq!(jobs.sweep().unwrap(), std::slice::from_ref(&id));
+        assert!(matches!(jobs.read(&id).unwrap().state, State::Lost { .. }));
+        jobs.remove(&id).unwrap();
+        assert!(entries(&jobs.directory.join("live")).unwrap().is_empty());
     }
 
     #[test]
