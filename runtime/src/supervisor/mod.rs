@@ -139,6 +139,9 @@ fn first_record(plan: &Plan) -> Record {
     }
 }
 
+/// How long a start may go on after a SIGTERM.
+const GRACE_OF_A_START: Duration = Duration::from_secs(1);
+
 /// A running box, from outside.
 struct Supervisor<'a> {
     plan: &'a Plan,
@@ -224,7 +227,7 @@ impl<'a> Supervisor<'a> {
             if ready.init {
                 self.alive = false;
                 // A job that was stopped ends even if nobody reads what it had still to say.
-                self.abandon_at = self.stop.map(|_| Instant::now() + Duration::from_millis(self.plan.grace_ms));
+                self.abandon_at = self.stop.map(|_| Instant::now() + self.grace());
                 self.bury()?;
                 self.streams.box_is_gone();
             }
@@ -298,14 +301,18 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    /// SIGTERM now, SIGKILL after the grace period. A box that is not up yet has nothing to say goodbye to.
+    /// SIGTERM now, SIGKILL after the grace period: a short one as long as no payload is known to run.
     fn stop(&mut self, reason: Reason) -> Result<(), SuperviseError> {
         if self.stop.is_some() {
             return Ok(());
         }
-        let grace = if self.started { Duration::from_millis(self.plan.grace_ms) } else { Duration::ZERO };
+        let grace = if self.started { self.grace() } else { self.grace().min(GRACE_OF_A_START) };
         self.stop = Some(Stop { reason, kill_at: Some(Instant::now() + grace) });
         pidfd_send_signal(&self.init, rustix::process::Signal::TERM).or_else(gone).to("stop the box")
+    }
+
+    fn grace(&self) -> Duration {
+        Duration::from_millis(self.plan.grace_ms)
     }
 
     fn relay(&mut self) -> Result<(), SuperviseError> {
@@ -339,6 +346,11 @@ impl<'a> Supervisor<'a> {
             None => self.channel = None,
             Some((Report::Started, _)) => {
                 self.started = true;
+                // It began to run while it was being stopped: PID 1 relays the SIGTERM, and the payload has its full time.
+                let kill_at = Instant::now() + self.grace();
+                if let Some(Stop { kill_at: Some(early), .. }) = &mut self.stop {
+                    *early = kill_at;
+                }
                 tracing::debug!(id = %self.plan.id, "payload started");
             }
             Some((Report::Failed(failure), _)) => self.failure = Some(failure),
