@@ -7,6 +7,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
 
@@ -35,15 +36,26 @@ pub const BOX_NAMESPACES: NamespaceFlags = (libc::CLONE_NEWUSER
     | libc::CLONE_NEWUTS
     | libc::CLONE_NEWCGROUP) as u64;
 
+/// A thread that was joined has run its last line, but the kernel may still be taking it down.
+const THREADS_END_WITHIN: Duration = Duration::from_secs(1);
+
+fn has_one_thread() -> io::Result<bool> {
+    // A directory has a link a subdirectory and two of its own: here, a thread each.
+    Ok(fs::metadata("/proc/self/task")?.nlink() == 3)
+}
+
 /// Clones this process like `fork`, into new namespaces.
 ///
 /// # Errors
-/// `EBUSY` when this process has more than one thread; else the errno of `clone3(2)`: `EPERM` or `ENOSPC` where user
+/// `EBUSY` when this process has, and keeps for a second, more than one thread; else the errno of `clone3(2)`: `EPERM` or `ENOSPC` where user
 /// namespaces are restricted.
 pub fn clone(namespaces: NamespaceFlags) -> io::Result<Cloned> {
-    // A directory has a link a subdirectory and two of its own: here, a thread each.
-    if fs::metadata("/proc/self/task")?.nlink() != 3 {
-        return Err(io::Error::from_raw_os_error(libc::EBUSY));
+    let begun = Instant::now();
+    while !has_one_thread()? {
+        if begun.elapsed() > THREADS_END_WITHIN {
+            return Err(io::Error::from_raw_os_error(libc::EBUSY));
+        }
+        std::thread::yield_now();
     }
     let mut pidfd: libc::c_int = -1;
     // SAFETY: all-zero is a valid clone_args: no flags, no stacks, no pointers.
@@ -87,4 +99,19 @@ pub fn drop_bounding_set() -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_with_a_thread_that_stays_is_not_cloned() {
+        let (sender, receiver) = std::sync::mpsc::channel::<()>();
+        let stays = std::thread::spawn(move || receiver.recv().is_err());
+        let error = clone(0).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EBUSY));
+        drop(sender);
+        assert!(stays.join().unwrap());
+    }
 }
