@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsRawFd, RawFd};
+use std::path::Path;
 
 use crate::step::{At, Failure, Step};
 
@@ -24,7 +25,7 @@ pub(crate) fn mounts(targets: &[String]) -> Result<(), Failure> {
         let point = unescaped(point);
         if point == "/" {
             roots += 1;
-        } else if !targets.iter().any(|target| is_below(&point, target)) {
+        } else if !targets.iter().any(|target| Path::new(&point).starts_with(target)) {
             return Err(Failure::new(at, point, libc::EXDEV));
         }
     }
@@ -36,10 +37,6 @@ pub(crate) fn mounts(targets: &[String]) -> Result<(), Failure> {
 fn unescaped(point: &str) -> String {
     let characters = [(r"\040", " "), (r"\011", "\t"), (r"\012", "\n"), (r"\134", r"\")];
     characters.iter().fold(point.to_owned(), |point, (code, character)| point.replace(code, character))
-}
-
-fn is_below(point: &str, target: &str) -> bool {
-    point.strip_prefix(target).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// Nothing is open but 0, 1, 2 and `expected` (CVE-2024-21626).

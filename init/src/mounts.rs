@@ -4,6 +4,7 @@
 //! resolved inside the root; so there is no moment at which a host directory is in the box with more rights than planned.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use agentd_sys::mount::{Attributes, set_attributes};
 use rustix::fs::{CWD, Mode, OFlags, openat, symlinkat};
@@ -92,8 +93,7 @@ pub(crate) fn build(plan: &BoxPlan, stage: &Stage, root: &OwnedFd, channel: &Own
 fn own_place(found: &OwnedFd, target: &str, at: Step) -> Result<String, Failure> {
     let place = root::place(found).at(at, target)?;
     let kernels = ["/proc", "/sys", "/dev"];
-    let is_kernels =
-        kernels.iter().any(|top| place.strip_prefix(top).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')));
+    let is_kernels = kernels.iter().any(|top| Path::new(&place).starts_with(top));
     if is_kernels || place.is_empty() || place == "/" {
         return Err(Failure::new(at, format!("{target} leads to {place}, where nothing may be mounted"), libc::EPERM));
     }

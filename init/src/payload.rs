@@ -184,8 +184,8 @@ impl Program {
         let candidates = if name.contains('/') {
             vec![name.clone()]
         } else {
-            let path = process.env.iter().find_map(|variable| variable.strip_prefix("PATH="));
-            path.unwrap_or_default()
+            process
+                .search_path()
                 .split(':')
                 .map(|directory| if directory.is_empty() { format!("./{name}") } else { format!("{directory}/{name}") })
                 .collect()

@@ -260,3 +260,11 @@ pub struct Process {
     /// Whether standard input is passed on; else it is the box's /dev/null.
     pub input: bool,
 }
+
+impl Process {
+    /// The directories, separated by colons, in which a program without a slash is looked up.
+    #[must_use]
+    pub fn search_path(&self) -> &str {
+        self.env.iter().find_map(|variable| variable.strip_prefix("PATH=")).unwrap_or_default()
+    }
+}

@@ -158,7 +158,7 @@ pub(super) fn run(args: Args) -> Result<u8> {
 
 /// What to do about a payload that never ran.
 fn remedy(code: u8, failure: &Failure, plan: &Plan) -> String {
-    let path = plan.inside.process.env.iter().find_map(|variable| variable.strip_prefix("PATH=")).unwrap_or_default();
+    let path = plan.inside.process.search_path();
     let no_place = [libc::EACCES, libc::EROFS, libc::EOVERFLOW, libc::ENOTDIR].contains(&failure.errno);
     match (code, failure.step) {
         (127, _) if plan.inside.process.argv.first().is_some_and(|program| !program.contains('/')) => {

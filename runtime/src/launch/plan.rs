@@ -225,8 +225,7 @@ fn keep_apart(spec: &JobSpec, own: &[PathBuf]) -> Result<(), PlanError> {
 fn ensure(spec: &JobSpec, cwd: &str) -> Vec<String> {
     let workspace = spec.workspace.as_ref().map(|_| WORKSPACE);
     let mut binds = spec.mounts.iter().map(|mount| mount.target.as_str()).chain(workspace);
-    let is_below = |top: &str| cwd.strip_prefix(top).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-    if cwd == "/" || binds.any(is_below) { Vec::new() } else { vec![cwd.to_owned()] }
+    if cwd == "/" || binds.any(|bind| Path::new(cwd).starts_with(bind)) { Vec::new() } else { vec![cwd.to_owned()] }
 }
 
 /// Refuses, or notes, the limits that need a cgroup.
@@ -418,8 +417,7 @@ fn mounts(spec: &JobSpec, home: &str, inside: &mut BoxPlan) -> Result<(), PlanEr
     }
     for mount in &spec.mounts {
         let taken = ["/proc", "/dev", "/sys", "/run/agentd"];
-        let is_taken = |place: &str| mount.target == place || mount.target.starts_with(&format!("{place}/"));
-        if taken.iter().any(|place| is_taken(place)) {
+        if taken.iter().any(|place| Path::new(&mount.target).starts_with(place)) {
             return Err(PlanError::TargetTaken(mount.target.clone()));
         }
         let (source, kind) = super::source(&mount.source, "mount source")?;
