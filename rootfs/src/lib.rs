@@ -9,19 +9,19 @@ pub mod user;
 
 mod config;
 mod digest;
-mod layout;
 mod limits;
 mod lock;
 mod printable;
 mod removal;
+mod source;
 mod stream;
 mod unpack;
 
 pub use config::ImageConfig;
 pub use digest::{Digest, DigestError};
-pub use layout::LayoutError;
 pub use limits::{LimitError, Limits};
 pub use reference::{ImageRef, ReferenceError, Selector};
+pub use source::LayoutError;
 pub use store::{ErrorKind, Image, ImageError, LayerError, Progress, Store, StoreError};
 pub use stream::StreamError;
 pub use unpack::{TarError, TreeError, UnpackError};

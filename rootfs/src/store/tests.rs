@@ -1,13 +1,15 @@
 //! Whole image layouts, good and bad, through the store.
 
 use std::fs;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::*;
+use crate::lock::Lock;
 use crate::stream::tests::{gzip, sha256};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";

@@ -17,6 +17,7 @@ use crate::digest::{Digest, DigestError};
 use crate::limits::{LimitError, Limits};
 use crate::printable::printable;
 use crate::reference::Selector;
+use crate::source::{Layer, Manifest, Source, check_digest};
 use crate::stream::Compression;
 
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
@@ -144,32 +145,15 @@ pub enum LayoutError {
     },
 }
 
-/// One layer, as the manifest and the config describe it.
-#[derive(Clone, Debug)]
-pub(crate) struct Layer {
-    pub(crate) digest: Digest,
-    pub(crate) size: u64,
-    pub(crate) compression: Compression,
-    pub(crate) diff_id: Digest,
-}
-
-/// A manifest with its config, verified.
-#[derive(Debug)]
-pub(crate) struct Manifest {
-    pub(crate) digest: Digest,
-    /// Lowest first.
-    pub(crate) layers: Vec<Layer>,
-    pub(crate) config: ImageConfig,
-}
-
-/// An opened layout.
+/// An opened layout, and which of its images is meant.
 pub(crate) struct Layout {
     dir: OwnedFd,
     path: PathBuf,
+    select: Selector,
 }
 
 impl Layout {
-    pub(crate) fn open(path: &Path) -> Result<Layout, LayoutError> {
+    pub(crate) fn open(path: &Path, select: &Selector) -> Result<Layout, LayoutError> {
         let shown = printable(path.as_os_str().as_encoded_bytes());
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = match rustix::fs::open(path, flags, Mode::empty()) {
@@ -178,41 +162,11 @@ impl Layout {
             Err(Errno::NOTDIR) => return Err(LayoutError::NotALayout { layout: shown, file: "oci-layout" }),
             Err(e) => return Err(LayoutError::Io { object: format!("image layout `{shown}`"), source: e.into() }),
         };
-        Ok(Layout { dir, path: path.to_owned() })
+        Ok(Layout { dir, path: path.to_owned(), select: select.clone() })
     }
 
     fn shown(&self) -> String {
         printable(self.path.as_os_str().as_encoded_bytes())
-    }
-
-    /// The image that `select` names, for this machine.
-    pub(crate) fn manifest(&self, select: &Selector, limits: &Limits) -> Result<Manifest, LayoutError> {
-        self.check_version(limits)?;
-        let index: ImageIndex = self.document("index.json", &self.file("index.json", limits)?)?;
-        let mut chosen = self.select(&index, select)?.clone();
-        for _ in 0..NESTED {
-            let digest = parse_digest(&chosen, "index.json")?;
-            let object = format!("manifest {digest}");
-            match chosen.media_type().as_ref() {
-                "application/vnd.oci.image.manifest.v1+json"
-                | "application/vnd.docker.distribution.manifest.v2+json" => {
-                    let bytes = self.blob(&digest, chosen.size(), limits)?;
-                    return self.read_manifest(digest, &chosen, &object, &bytes, limits);
-                }
-                "application/vnd.oci.image.index.v1+json"
-                | "application/vnd.docker.distribution.manifest.list.v2+json" => {
-                    let bytes = self.blob(&digest, chosen.size(), limits)?;
-                    let index: ImageIndex = self.document(&object, &bytes)?;
-                    same_media_type(index.media_type().as_ref(), &chosen, &object)?;
-                    chosen = for_this_machine(index.manifests().iter())?.clone();
-                }
-                other => return Err(unsupported(&object, "has the media type", other, "not an image manifest")),
-            }
-        }
-        Err(LayoutError::Unsupported {
-            object: "the image index".into(),
-            reason: format!("is nested more than {NESTED} times"),
-        })
     }
 
     fn check_version(&self, limits: &Limits) -> Result<(), LayoutError> {
@@ -228,12 +182,12 @@ impl Layout {
         Err(LayoutError::Version { layout: self.shown(), version: printable(header.version.as_bytes()) })
     }
 
-    fn select<'i>(&self, index: &'i ImageIndex, select: &Selector) -> Result<&'i Descriptor, LayoutError> {
+    fn chosen<'i>(&self, index: &'i ImageIndex) -> Result<&'i Descriptor, LayoutError> {
         let tagged = |tag: &str| -> Vec<&'i Descriptor> {
             index.manifests().iter().filter(|d| tag_of(d) == Some(tag)).collect()
         };
         let none = |wanted: String| LayoutError::NoImage { layout: self.shown(), wanted, available: available(index) };
-        match select {
+        match &self.select {
             Selector::Digest(digest) => {
                 let digest = digest.to_string();
                 let mut manifests = index.manifests().iter();
@@ -351,7 +305,7 @@ impl Layout {
     }
 
     /// A blob, its size checked but not its bytes.
-    pub(crate) fn open_blob(&self, digest: &Digest, expected: u64) -> Result<File, LayoutError> {
+    fn open_blob(&self, digest: &Digest, expected: u64) -> Result<File, LayoutError> {
         let path = format!("blobs/{}/{}", digest.algorithm(), digest.hex());
         let (file, actual) = match self.regular(&path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
@@ -378,9 +332,39 @@ impl Layout {
     }
 }
 
-/// An error unless the digests are the same.
-pub(crate) fn check_digest(digest: &Digest, actual: Digest) -> Result<(), LayoutError> {
-    if *digest == actual { Ok(()) } else { Err(LayoutError::Corrupt { digest: digest.clone(), actual }) }
+impl Source for Layout {
+    fn manifest(&self, limits: &Limits) -> Result<Manifest, LayoutError> {
+        self.check_version(limits)?;
+        let index: ImageIndex = self.document("index.json", &self.file("index.json", limits)?)?;
+        let mut chosen = self.chosen(&index)?.clone();
+        for _ in 0..NESTED {
+            let digest = parse_digest(&chosen, "index.json")?;
+            let object = format!("manifest {digest}");
+            match chosen.media_type().as_ref() {
+                "application/vnd.oci.image.manifest.v1+json"
+                | "application/vnd.docker.distribution.manifest.v2+json" => {
+                    let bytes = self.blob(&digest, chosen.size(), limits)?;
+                    return self.read_manifest(digest, &chosen, &object, &bytes, limits);
+                }
+                "application/vnd.oci.image.index.v1+json"
+                | "application/vnd.docker.distribution.manifest.list.v2+json" => {
+                    let bytes = self.blob(&digest, chosen.size(), limits)?;
+                    let index: ImageIndex = self.document(&object, &bytes)?;
+                    same_media_type(index.media_type().as_ref(), &chosen, &object)?;
+                    chosen = for_this_machine(index.manifests().iter())?.clone();
+                }
+                other => return Err(unsupported(&object, "has the media type", other, "not an image manifest")),
+            }
+        }
+        Err(LayoutError::Unsupported {
+            object: "the image index".into(),
+            reason: format!("is nested more than {NESTED} times"),
+        })
+    }
+
+    fn layer(&self, layer: &Layer) -> Result<Box<dyn Read + Send + '_>, LayoutError> {
+        Ok(Box::new(self.open_blob(&layer.digest, layer.size)?))
+    }
 }
 
 fn parse_digest(descriptor: &Descriptor, object: &str) -> Result<Digest, LayoutError> {

@@ -8,34 +8,31 @@
 //! Invariant: `layers/KEY` appears by one rename, after the blob's size and digest and the DiffID were verified and the
 //! bytes are on the disk. Keyed by anything unverified, one image could poison another's layer.
 
+mod pull;
+#[cfg(test)]
+mod tests;
+
 use std::fs::DirBuilder;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{self, Sender};
 
-use rustix::fs::{Mode, OFlags, XattrFlags, fsetxattr, fstat, mkdirat, openat, renameat, syncfs};
+use rustix::fs::{Mode, OFlags, fstat, mkdirat, openat};
 use rustix::io::Errno;
 
 use crate::config::ImageConfig;
 use crate::digest::Digest;
-use crate::layout::{Layer, Layout, LayoutError, check_digest};
 use crate::limits::Limits;
-use crate::lock::{Lock, sweep};
 use crate::printable::printable;
 use crate::reference::Selector;
-use crate::removal::remove_all;
-use crate::stream::{LayerStream, Source, StreamError};
-use crate::unpack::{Report, TarError, TreeError, UnpackError, unpack};
+use crate::source::{Layer, Layout, LayoutError, Source};
+use crate::stream::StreamError;
+use crate::unpack::{TarError, TreeError, UnpackError};
 
 /// Owners are squashed to the store's owner. Part of the key: another mode would need other layers.
 const ID_MODE: &str = "squash";
 /// On `layers/KEY`: the layer hides everything below it. Not on `fs`, whose mode is the image's and may deny reading.
 const OPAQUE_ROOT: &str = "user.agentd.opaque";
-/// A progress event for so many bytes.
-const PROGRESS_STEP: u64 = 1 << 20;
 
 /// Why the store cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -240,8 +237,8 @@ impl Store {
         limits: &Limits,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Image, ImageError> {
-        let layout = Layout::open(layout)?;
-        let manifest = layout.manifest(select, limits)?;
+        let source = Layout::open(layout, select)?;
+        let manifest = source.manifest(limits)?;
         let look = || manifest.layers.iter().map(|layer| self.presence(layer)).collect::<Result<Vec<_>, _>>();
         let mut presence = look()?;
         let mut missing: Vec<&Layer> = Vec::new();
@@ -252,7 +249,7 @@ impl Store {
             }
         }
         if !missing.is_empty() {
-            self.pull(&layout, missing, limits, progress)?;
+            self.pull(&source, missing, limits, progress)?;
             presence = look()?;
         }
         let mut layers: Vec<PathBuf> = Vec::with_capacity(manifest.layers.len());
@@ -293,184 +290,4 @@ impl Store {
             Err(e) => Err(self.io("look into")(e)),
         }
     }
-
-    fn pull(
-        &self,
-        layout: &Layout,
-        mut missing: Vec<&Layer>,
-        limits: &Limits,
-        progress: &mut dyn FnMut(Progress),
-    ) -> Result<(), ImageError> {
-        sweep(&self.tmp).map_err(self.io("clean up"))?;
-        // All locks before any work, in one order everywhere: two pulls that share layers cannot wait for each other.
-        missing.sort_by_key(|layer| Store::key(layer));
-        let mut held = Vec::new();
-        for layer in missing {
-            let lock = Lock::acquire(self.tmp.as_fd(), &Store::key(layer)).map_err(self.io("lock a layer in"))?;
-            if self.presence(layer)? == Presence::Missing {
-                held.push((layer, lock));
-            }
-        }
-        // The largest first: it decides how long the whole takes.
-        held.sort_by_key(|(layer, _)| std::cmp::Reverse(layer.size));
-        let jobs: Vec<&Layer> = held.iter().map(|(layer, _)| *layer).collect();
-        let (unpacked, failed) = self.unpack_all(layout, &jobs, limits, progress);
-        let published = self.publish(&unpacked);
-        for layer in jobs {
-            let name = Store::key(layer);
-            if let Ok(name) = std::ffi::CString::new(name) {
-                // Published ones are no longer here. What cannot be removed now is swept by the next pull.
-                remove_all(self.tmp.as_fd(), &name).ok();
-            }
-        }
-        match failed {
-            Some(error) => Err(error),
-            None => Ok(published?),
-        }
-    }
-
-    /// Unpacks `jobs` in order on as many threads as there are cores. Returns what is complete, and the first failure.
-    fn unpack_all<'l>(
-        &self,
-        layout: &Layout,
-        jobs: &[&'l Layer],
-        limits: &Limits,
-        progress: &mut dyn FnMut(Progress),
-    ) -> (Vec<&'l Layer>, Option<ImageError>) {
-        let next = Mutex::new(jobs.iter());
-        let cancel = AtomicBool::new(false);
-        let outcome = Mutex::new((Vec::new(), None));
-        let (sender, receiver) = mpsc::channel::<Progress>();
-        let work = |sender: Sender<Progress>| {
-            loop {
-                let job = next.lock().ok().and_then(|mut jobs| jobs.next().copied());
-                let Some(layer) = job.filter(|_| !cancel.load(Ordering::Relaxed)) else { return };
-                let result = self.unpack_one(layout, layer, limits, &cancel, &sender);
-                let Ok(mut outcome) = outcome.lock() else { return };
-                match result {
-                    Ok(()) => outcome.0.push(layer),
-                    // The first failure is the cause; later ones may only be the others being told to stop.
-                    Err(source) if outcome.1.is_none() => {
-                        cancel.store(true, Ordering::Relaxed);
-                        outcome.1 = Some(ImageError::Layer { digest: layer.digest.clone(), source });
-                    }
-                    Err(_) => {}
-                }
-            }
-        };
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        std::thread::scope(|scope| {
-            for _ in 0..cores.min(jobs.len()) {
-                let sender = sender.clone();
-                scope.spawn(|| work(sender));
-            }
-            drop(sender);
-            for event in receiver {
-                progress(event);
-            }
-        });
-        // Nothing panics while holding the lock; a poisoned one would only mean fewer layers.
-        outcome.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
-    /// Unpacks and verifies one layer into `tmp/KEY`.
-    fn unpack_one(
-        &self,
-        layout: &Layout,
-        layer: &Layer,
-        limits: &Limits,
-        cancel: &AtomicBool,
-        sender: &Sender<Progress>,
-    ) -> Result<(), LayerError> {
-        let blob = layout.open_blob(&layer.digest, layer.size)?;
-        let (dir, root) = self.make_tmp(&Store::key(layer)).map_err(self.io("make a directory in"))?;
-        let tell = |bytes_done: u64, done: Option<Report>| {
-            let Report { skipped_devices, dropped_xattrs } = done.unwrap_or_default();
-            let (digest, bytes_total) = (layer.digest.to_string(), layer.size);
-            let done = done.is_some();
-            // Nobody listening is no reason to stop.
-            sender.send(Progress { digest, bytes_done, bytes_total, done, skipped_devices, dropped_xattrs }).ok();
-        };
-        tell(0, None);
-        let told = AtomicU64::new(0);
-        let on_read = |read: u64| {
-            if read >= told.load(Ordering::Relaxed) + PROGRESS_STEP {
-                told.store(read, Ordering::Relaxed);
-                tell(read, None);
-            }
-        };
-        let source = Source {
-            blob: Box::new(blob),
-            compression: layer.compression,
-            digest: &layer.digest,
-            diff_id: &layer.diff_id,
-            on_read: &on_read,
-            cancel,
-        };
-        let result = LayerStream::new(source, limits)
-            .map_err(|e| UnpackError::Archive(e.into()))
-            .and_then(|stream| unpack(stream, root, limits));
-        let unpacked = match result {
-            Ok(unpacked) => unpacked,
-            Err(error) => {
-                // Damaged bytes fail in many ways; that they are damaged is the better answer.
-                let content = !matches!(&error, UnpackError::Archive(TarError::Stream(StreamError::Cancelled)));
-                if content {
-                    verify_blob(layout, layer)?;
-                }
-                return Err(error.into());
-            }
-        };
-        check_digest(&layer.digest, unpacked.digest)?;
-        if unpacked.diff_id != layer.diff_id {
-            return Err(LayerError::DiffId { expected: layer.diff_id.clone(), actual: unpacked.diff_id });
-        }
-        if unpacked.opaque_root {
-            fsetxattr(&dir, OPAQUE_ROOT, b"y", XattrFlags::empty()).map_err(self.io("set an attribute in"))?;
-        }
-        tell(layer.size, Some(unpacked.report));
-        Ok(())
-    }
-
-    /// A fresh `tmp/KEY` with `fs` in it; what a dead process left there goes.
-    fn make_tmp(&self, key: &str) -> rustix::io::Result<(OwnedFd, OwnedFd)> {
-        let name = std::ffi::CString::new(key).map_err(|_nul| Errno::INVAL)?;
-        remove_all(self.tmp.as_fd(), &name)?;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        mkdirat(&self.tmp, &name, Mode::RWXU)?;
-        let dir = openat(&self.tmp, &name, flags, Mode::empty())?;
-        mkdirat(&dir, c"fs", Mode::RWXU)?;
-        let root = openat(&dir, c"fs", flags, Mode::empty())?;
-        Ok((dir, root))
-    }
-
-    fn publish(&self, unpacked: &[&Layer]) -> Result<(), StoreError> {
-        if unpacked.is_empty() {
-            return Ok(());
-        }
-        // Once a pull, before any rename: else a host crash could leave a published layer of empty files.
-        syncfs(&self.tmp).map_err(self.io("write back"))?;
-        for layer in unpacked {
-            let key = Store::key(layer);
-            renameat(&self.tmp, &key, &self.layers, &key).map_err(self.io("publish a layer in"))?;
-        }
-        Ok(())
-    }
 }
-
-fn verify_blob(layout: &Layout, layer: &Layer) -> Result<(), LayoutError> {
-    let mut blob = layout.open_blob(&layer.digest, layer.size)?;
-    let mut hasher = layer.digest.hasher();
-    let mut buffer = vec![0; 128 << 10];
-    loop {
-        let n = std::io::Read::read(&mut blob, &mut buffer)
-            .map_err(|source| LayoutError::Io { object: format!("blob {}", layer.digest), source })?;
-        if n == 0 {
-            return check_digest(&layer.digest, hasher.finish());
-        }
-        hasher.update(&buffer[..n]);
-    }
-}
-
-#[cfg(test)]
-mod tests;
