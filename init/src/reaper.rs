@@ -30,8 +30,9 @@ pub const RELAYED: &[Signal] = &[
 pub(crate) fn run(payload: Payload, channel: &OwnedFd) -> i32 {
     match see_through(payload, channel) {
         Ok(status) => {
+            let exited = Report::Exited { status: status.as_raw(), empty: is_empty() };
             // A supervisor that is gone needs no report: the kernel is about to end this process.
-            report::send(channel, &Report::Exited(status.as_raw()), None).unwrap_or_default();
+            report::send(channel, &exited, None).unwrap_or_default();
             status
                 .exit_status()
                 .or_else(|| status.terminating_signal().map(|signal| 128 + signal))
@@ -74,6 +75,18 @@ fn reap(payload: Pid) -> Result<Option<WaitStatus>, Failure> {
             Ok(Some(_)) | Err(Errno::INTR) => {}
             Ok(None) => return Ok(None),
             Err(error) => return Err(error).at(Step::Exec, "wait"),
+        }
+    }
+}
+
+/// Whether no other process of the box is left. Every one of them descends from PID 1, and an orphan becomes its child:
+/// without a child, living or dead, it is alone.
+fn is_empty() -> bool {
+    loop {
+        match wait(WaitOptions::NOHANG) {
+            Ok(Some(_)) | Err(Errno::INTR) => {}
+            Ok(None) => return false,
+            Err(error) => return error == Errno::CHILD,
         }
     }
 }

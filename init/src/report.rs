@@ -19,21 +19,27 @@ pub enum Report {
     Failed(Failure),
     /// The payload's exec succeeded.
     Started,
-    /// The payload ended; a status as `wait(2)` gives it.
-    Exited(i32),
+    /// The payload ended.
+    Exited {
+        /// A status as `wait(2)` gives it.
+        status: i32,
+        /// Whether PID 1 is the last process of the box: nothing the payload started still runs.
+        empty: bool,
+    },
 }
 
 /// Longest `object` that is sent, in bytes.
 const MAX_OBJECT: usize = 4096;
 
 impl Report {
-    /// Bytes: a tag, then for `Failed` step, errno (little endian) and object; for `Exited` the status.
+    /// Bytes: a tag, then for `Failed` step, errno (little endian) and object; for `Exited` the status, and 1 when the box is
+    /// empty.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         match self {
             Report::Terminal => vec![b'T'],
             Report::Started => vec![b'S'],
-            Report::Exited(status) => [&b"E"[..], &status.to_le_bytes()].concat(),
+            Report::Exited { status, empty } => [&b"E"[..], &status.to_le_bytes(), &[u8::from(*empty)]].concat(),
             Report::Failed(failure) => {
                 let step = Step::ALL.iter().position(|step| *step == failure.step).unwrap_or_default();
                 let object = failure.object.as_bytes();
@@ -50,7 +56,9 @@ impl Report {
         match untrusted_bytes {
             [b'T'] => Some(Report::Terminal),
             [b'S'] => Some(Report::Started),
-            [b'E', status @ ..] => Some(Report::Exited(i32::from_le_bytes(status.try_into().ok()?))),
+            [b'E', status @ .., empty @ (0 | 1)] => {
+                Some(Report::Exited { status: i32::from_le_bytes(status.try_into().ok()?), empty: *empty == 1 })
+            }
             [b'F', step, rest @ ..] => {
                 let (errno, object) = rest.split_first_chunk::<4>()?;
                 Some(Report::Failed(Failure {
@@ -112,7 +120,8 @@ mod tests {
             let report = Report::Failed(Failure::new(*step, "/some/path", 13));
             assert_eq!(Report::decode(&report.encode()), Some(report));
         }
-        for report in [Report::Terminal, Report::Started, Report::Exited(256), Report::Exited(-1)] {
+        let exited = |status, empty| Report::Exited { status, empty };
+        for report in [Report::Terminal, Report::Started, exited(256, true), exited(-1, false)] {
             assert_eq!(Report::decode(&report.encode()), Some(report));
         }
     }

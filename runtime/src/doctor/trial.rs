@@ -83,7 +83,7 @@ fn listen(channel: &OwnedFd) -> Reached {
     while let Ok(1) = poll(&mut ready, Some(&PATIENCE)) {
         match report::receive(channel) {
             Ok(Some((Report::Failed(failure), _))) => reached = Reached::Stopped(failure),
-            Ok(Some((Report::Exited(status), _))) => reached = Reached::Ran(status),
+            Ok(Some((Report::Exited { status, .. }, _))) => reached = Reached::Ran(status),
             Ok(Some((Report::Terminal | Report::Started, _))) => {}
             Ok(None) | Err(_) => break,
         }

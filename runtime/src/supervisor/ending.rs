@@ -26,6 +26,8 @@ pub(super) enum Reason {
     Hangup,
     /// SIGTERM to the supervisor.
     Terminated,
+    /// SIGINT or SIGQUIT to the supervisor before the payload ran.
+    Interrupted,
 }
 
 /// A stop under way.
@@ -84,6 +86,7 @@ impl Ending {
             Some(Reason::Timeout) => (TIMED_OUT, Some(format!("stopped after the timeout of {limit}"))),
             Some(Reason::Hangup) => (code, Some("stopped: the terminal or the process that started it is gone".into())),
             Some(Reason::Terminated) => (code, Some("stopped by SIGTERM".into())),
+            Some(Reason::Interrupted) => (code, Some("interrupted before it ran".into())),
             None if status.is_none() => (code, Some("PID 1 of the box was killed from outside".into())),
             None => (code, None),
         };

@@ -139,7 +139,7 @@ fn first_record(plan: &Plan) -> Record {
     }
 }
 
-/// How long a start may go on after a SIGTERM.
+/// How long a start may go on after it was told to stop.
 const GRACE_OF_A_START: Duration = Duration::from_secs(1);
 
 /// A running box, from outside.
@@ -153,7 +153,7 @@ struct Supervisor<'a> {
     streams: Streams,
     deadline: Option<Instant>,
     stop: Option<Stop>,
-    /// Whether PID 1 has not been reaped.
+    /// Whether the box may still hold a process other than a PID 1 that is on its way out.
     alive: bool,
     started: bool,
     /// When a stopped job's unread output is given up.
@@ -224,12 +224,8 @@ impl<'a> Supervisor<'a> {
             if ready.streams {
                 self.streams.pass().to("pass the output on")?;
             }
-            if ready.init {
-                self.alive = false;
-                // A job that was stopped ends even if nobody reads what it had still to say.
-                self.abandon_at = self.stop.map(|_| Instant::now() + self.grace());
+            if ready.init && self.alive {
                 self.bury()?;
-                self.streams.box_is_gone();
             }
         }
         let timeout = self.plan.timeout_ms.map(Duration::from_millis);
@@ -327,9 +323,13 @@ impl<'a> Supervisor<'a> {
                 _ if !self.alive => self.abandoned = true,
                 Signal::SIGHUP => self.stop(Reason::Hangup)?,
                 Signal::SIGTERM => self.stop(Reason::Terminated)?,
-                // There is no payload yet that could hear it.
-                Signal::SIGINT | Signal::SIGQUIT if !self.started => self.stop(Reason::Terminated)?,
                 signal => {
+                    // A start that hangs must not outlast a Ctrl-C. One that has just succeeded has not said so yet: its
+                    // payload gets the signal all the same, and is not stopped for it.
+                    if matches!(signal, Signal::SIGINT | Signal::SIGQUIT) && !self.started && self.stop.is_none() {
+                        let kill_at = Some(Instant::now() + GRACE_OF_A_START);
+                        self.stop = Some(Stop { reason: Reason::Interrupted, kill_at });
+                    }
                     if let Some(signal) = rustix::process::Signal::from_named_raw(signal as i32) {
                         pidfd_send_signal(&self.init, signal).or_else(gone).to("relay a signal")?;
                     }
@@ -346,6 +346,9 @@ impl<'a> Supervisor<'a> {
             None => self.channel = None,
             Some((Report::Started, _)) => {
                 self.started = true;
+                if self.stop.is_some_and(|stop| stop.reason == Reason::Interrupted && stop.kill_at.is_some()) {
+                    self.stop = None;
+                }
                 // It began to run while it was being stopped: PID 1 relays the SIGTERM, and the payload has its full time.
                 let kill_at = Instant::now() + self.grace();
                 if let Some(Stop { kill_at: Some(early), .. }) = &mut self.stop {
@@ -354,7 +357,15 @@ impl<'a> Supervisor<'a> {
                 tracing::debug!(id = %self.plan.id, "payload started");
             }
             Some((Report::Failed(failure), _)) => self.failure = Some(failure),
-            Some((Report::Exited(status), _)) => self.status = Some(status),
+            Some((Report::Exited { status, empty }, _)) => {
+                self.status = Some(status);
+                // The kernel needs as long again as `true` to take the mounts down (docs/adr/0008). Nobody has to wait:
+                // PID 1 is on its way out, and would be killed with this process.
+                if empty {
+                    self.channel = None;
+                    self.box_is_gone();
+                }
+            }
             Some((Report::Terminal, Some(controller))) => self.streams.attach(controller).to("use the terminal")?,
             Some((Report::Terminal, None)) => {
                 return Err(io::Error::from(io::ErrorKind::InvalidData)).to("hear from the box");
@@ -369,7 +380,18 @@ impl<'a> Supervisor<'a> {
             self.hear()?;
         }
         waitid(WaitId::PidFd(self.init.as_fd()), WaitIdOptions::EXITED).to("reap the box")?;
+        if self.alive {
+            self.box_is_gone();
+        }
         Ok(())
+    }
+
+    /// No process of the box is left to speak or to be stopped.
+    fn box_is_gone(&mut self) {
+        self.alive = false;
+        // A job that was stopped ends even if nobody reads what it had still to say.
+        self.abandon_at = self.stop.map(|_| Instant::now() + self.grace());
+        self.streams.box_is_gone();
     }
 }
 
