@@ -1,24 +1,36 @@
 //! Compiles the built-in profiles for the target and writes them as Rust statics, so that a start neither parses nor compiles.
 
 #![expect(unreachable_pub, reason = "the modules are the library's own, where these items are its interface")]
+#![expect(dead_code, reason = "the modules are the library's own, and it uses more of them")]
 
 use std::fmt::Write as _;
 use std::path::Path;
 use std::{env, fs};
 
 use compile::compile;
+use path::{MayMiss, PathRule, Place};
+use profile::{Namespaces, Profile};
 use rule::{Arch, SeccompRule, Syscall, Test};
 
 #[path = "src/assemble.rs"]
 mod assemble;
 #[path = "src/compile.rs"]
 mod compile;
+#[path = "src/evaluate.rs"]
+mod evaluate;
 #[path = "src/path.rs"]
 mod path;
+#[path = "src/profile.rs"]
+mod profile;
 #[path = "src/rule.rs"]
 mod rule;
 #[path = "src/schema.rs"]
 mod schema;
+#[path = "src/walls.rs"]
+mod walls;
+
+/// In this order: a profile extends one before it.
+const NAMES: [&str; 4] = ["default", "strict", "nested", "init"];
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -29,16 +41,19 @@ fn main() -> Result<(), Failure> {
         other => return Err(format!("no system-call policy for architecture {other}").into()),
     };
     let mut source = format!("pub(crate) const NATIVE: Arch = Arch::{arch:?};\n");
-    for name in ["default", "init"] {
+    let mut made: Vec<Profile> = Vec::new();
+    for name in NAMES {
         let file = format!("profiles/{name}.toml");
         println!("cargo::rerun-if-changed={file}");
-        let profile =
-            schema::parse(&fs::read_to_string(&file)?).map_err(|error| format!("{file}: {}", chain(&error)))?;
+        let bases: Vec<&Profile> = made.iter().collect();
+        let profile = schema::parse(&fs::read_to_string(&file)?, &bases).map_err(|error| format!("{file}: {error}"))?;
         if profile.name != name {
             return Err(format!("{file}: calls itself {:?}", profile.name).into());
         }
         let program = compile(&profile.seccomp, arch).map_err(|error| format!("{file}: {error}"))?;
+        walls::check(&profile, arch).map_err(|error| format!("{file}: {error}"))?;
         write_statics(&mut source, &name.to_uppercase(), &profile, &program)?;
+        made.push(profile);
     }
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=src");
@@ -46,36 +61,39 @@ fn main() -> Result<(), Failure> {
     Ok(())
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {}", chain(source)),
-        None => error.to_string(),
-    }
-}
-
-fn write_statics(
-    to: &mut String,
-    name: &str,
-    profile: &schema::Profile,
-    program: &[libc::sock_filter],
-) -> Result<(), Failure> {
+fn write_statics(to: &mut String, name: &str, profile: &Profile, program: &[libc::sock_filter]) -> Result<(), Failure> {
     writeln!(to, "pub(crate) static {name}_PROGRAM: [libc::sock_filter; {}] = [", program.len())?;
     for libc::sock_filter { code, jt, jf, k } in program {
         writeln!(to, "libc::sock_filter {{ code: {code}, jt: {jt}, jf: {jf}, k: {k} }},")?;
     }
-    writeln!(to, "];\npub(crate) static {name}_RULES: SeccompRules = SeccompRules {{ rules: Cow::Borrowed(&[")?;
+    writeln!(to, "];\npub(crate) static {name}: Profile = Profile {{")?;
+    writeln!(to, "name: {}, about: {},", text(&profile.name), text(&profile.about))?;
+    let Namespaces { allowed, reason } = &profile.namespaces;
+    writeln!(to, "namespaces: Namespaces {{ allowed: {allowed}, reason: {} }},", text(reason))?;
+    writeln!(to, "seccomp: SeccompRules {{ rules: Cow::Borrowed(&[")?;
     for rule in profile.seccomp.rules.iter() {
         write_rule(to, rule)?;
     }
-    let (unlisted, reason) = (profile.seccomp.unlisted, &profile.seccomp.unlisted_reason);
-    writeln!(to, "]), unlisted: Errno::{unlisted:?}, unlisted_reason: Cow::Borrowed({reason:?}) }};")?;
-    writeln!(to, "pub(crate) static {name}_PATHS: [PathRule; {}] = [", profile.paths.len())?;
-    for path::PathRule { path, access, reason } in &profile.paths {
-        let (path, reason) = (format!("Cow::Borrowed({path:?})"), format!("Cow::Borrowed({reason:?})"));
-        writeln!(to, "PathRule {{ path: {path}, access: PathAccess::{access:?}, reason: {reason} }},")?;
+    let (unlisted, reason) = (profile.seccomp.unlisted, text(&profile.seccomp.unlisted_reason));
+    writeln!(to, "]), unlisted: Errno::{unlisted:?}, unlisted_reason: {reason} }},")?;
+    writeln!(to, "paths: Cow::Borrowed(&[")?;
+    for PathRule { place, access, reason } in profile.paths.iter() {
+        let place = match place {
+            Place::Path(path) => format!("Path({})", text(path)),
+            class => format!("{class:?}"),
+        };
+        writeln!(to, "PathRule {{ place: Place::{place}, access: {access:?}, reason: {} }},", text(reason))?;
     }
-    writeln!(to, "];")?;
+    writeln!(to, "]), may_miss: Cow::Borrowed(&[")?;
+    for MayMiss { right, reason } in profile.may_miss.iter() {
+        writeln!(to, "MayMiss {{ right: LandlockRight::{right:?}, reason: {} }},", text(reason))?;
+    }
+    writeln!(to, "]) }};")?;
     Ok(())
+}
+
+fn text(text: &str) -> String {
+    format!("Cow::Borrowed({text:?})")
 }
 
 fn write_rule(to: &mut String, rule: &SeccompRule) -> Result<(), Failure> {

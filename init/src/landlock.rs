@@ -1,6 +1,6 @@
 //! The Landlock ruleset: a second wall behind the mounts, in the kernel's access checks rather than its mount table.
 //!
-//! Invariant: every right of the planned ABI is a hard requirement; a kernel that cannot enforce one ends the start.
+//! Invariant: every planned right is a hard requirement; a kernel that cannot enforce one ends the start.
 
 use std::error::Error;
 use std::io;
@@ -13,28 +13,35 @@ use ::landlock::{
 use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat};
 use rustix::io::Errno;
 
-use crate::plan::{Landlock, PathAccess};
+use crate::plan::{Landlock, LandlockRight, PathAccess, PathRight};
 use crate::step::{At, Failure, Step};
 
 const AT: Step = Step::Landlock;
 
 /// Restricts the calling process, and every process it starts, to `plan`.
 pub(crate) fn restrict(plan: &Landlock) -> Result<(), Failure> {
-    let abi = i32::try_from(plan.abi).map_or(ABI::Unsupported, ABI::from);
-    let mut ruleset = Ruleset::default()
-        .set_compatibility(CompatLevel::HardRequirement)
-        .handle_access(AccessFs::from_all(abi))
-        .map_err(|error| failure("file rights", &error))?;
-    if abi >= ABI::V6 {
-        // Signals and abstract sockets of processes outside the box (abstract ones matter with the host's network).
-        ruleset = ruleset.scope(Scope::from_all(abi)).map_err(|error| failure("scopes", &error))?;
+    let (files, scopes) = handled(&plan.rights);
+    if files.is_empty() && scopes.is_empty() {
+        // A profile with namespaces, on a kernel before 6.12: the plan says that nothing is enforced.
+        return Ok(());
+    }
+    let mut ruleset = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
+    if !files.is_empty() {
+        ruleset = ruleset.handle_access(files).map_err(|error| failure("file rights", &error))?;
+    }
+    if !scopes.is_empty() {
+        ruleset = ruleset.scope(scopes).map_err(|error| failure("scopes", &error))?;
     }
     let mut ruleset = ruleset.create().map_err(|error| failure("ruleset", &error))?;
     for grant in &plan.paths {
         let Some((path, is_directory)) = open(&grant.path)? else { continue };
-        let mut rights = rights(grant.access, abi);
+        let mut rights = rights(grant.access) & files;
         if !is_directory {
-            rights &= AccessFs::from_file(abi);
+            // Every right that a file can have is among those of the newest ABI.
+            rights &= AccessFs::from_file(ABI::V7);
+        }
+        if rights.is_empty() {
+            continue;
         }
         ruleset = ruleset.add_rule(PathBeneath::new(path, rights)).map_err(|error| failure(&grant.path, &error))?;
     }
@@ -46,13 +53,38 @@ pub(crate) fn restrict(plan: &Landlock) -> Result<(), Failure> {
     }
 }
 
-fn rights(access: PathAccess, abi: ABI) -> BitFlags<AccessFs> {
-    let existing = make_bitflags!(AccessFs::{WriteFile | Truncate | IoctlDev});
-    match access {
-        PathAccess::ReadExecute => AccessFs::from_read(abi),
-        PathAccess::WriteExisting => AccessFs::from_read(abi) | (existing & AccessFs::from_all(abi)),
-        PathAccess::ReadWrite => AccessFs::from_all(abi),
+/// What the kernel is to refuse where no rule grants it.
+fn handled(rights: &[LandlockRight]) -> (BitFlags<AccessFs>, BitFlags<Scope>) {
+    let (mut files, mut scopes) = (BitFlags::empty(), BitFlags::empty());
+    for right in rights {
+        match right {
+            LandlockRight::Files => files |= AccessFs::from_all(ABI::V1),
+            LandlockRight::Refer => files |= AccessFs::Refer,
+            LandlockRight::Truncate => files |= AccessFs::Truncate,
+            LandlockRight::Ioctl => files |= AccessFs::IoctlDev,
+            LandlockRight::Signals => scopes |= Scope::Signal,
+            LandlockRight::AbstractSockets => scopes |= Scope::AbstractUnixSocket,
+        }
     }
+    (files, scopes)
+}
+
+/// Making device nodes is in none of them.
+fn rights(access: PathAccess) -> BitFlags<AccessFs> {
+    access.rights().fold(BitFlags::empty(), |rights, right| {
+        rights
+            | match right {
+                PathRight::Read => make_bitflags!(AccessFs::{ReadFile | ReadDir}),
+                PathRight::Execute => AccessFs::Execute.into(),
+                PathRight::Write => make_bitflags!(AccessFs::{WriteFile | Truncate}),
+                PathRight::Create => {
+                    make_bitflags!(AccessFs::{
+                        MakeReg | MakeDir | MakeSym | MakeFifo | MakeSock | RemoveFile | RemoveDir | Refer
+                    })
+                }
+                PathRight::Ioctl => AccessFs::IoctlDev.into(),
+            }
+    })
 }
 
 /// Opens a granted path and says whether it is a directory. A grant on what the root does not have grants nothing.

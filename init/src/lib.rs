@@ -12,6 +12,7 @@ mod lockdown;
 mod mounts;
 mod payload;
 pub mod plan;
+mod protect;
 pub mod reaper;
 pub mod report;
 mod root;
@@ -50,7 +51,7 @@ const START_FAILED: i32 = 125;
 pub fn run(plan: &BoxPlan, descriptors: Descriptors) -> ! {
     let Descriptors { channel, stdio } = descriptors;
     let status = match start(plan, &channel, stdio) {
-        Ok(payload) => reaper::run(payload, &channel),
+        Ok(payload) => reaper::run(payload, plan.process.stop_signal, &channel),
         Err(failure) => {
             // The supervisor is told through the only way there is; if it is gone, there is nobody to tell.
             report::send(&channel, &Report::Failed(failure), None).unwrap_or_default();
@@ -98,10 +99,12 @@ fn start(plan: &BoxPlan, channel: &OwnedFd, stdio: [OwnedFd; 3]) -> Result<Paylo
     };
     targets.push(mounts::sys(plan, &stage, &root, sys)?);
     root::enter(root, stage, plan)?;
+    // The stubs are among what has to be on disk: they are protected when they are there.
+    report::wait_for_release(channel).at(Step::WaitForRecord, "the record")?;
+    protect::hold(&plan.guards)?;
     check::mounts(&targets)?;
     let open = [channel.as_raw_fd(), payload.channel.as_raw_fd()];
     check::descriptors(open.into_iter().chain(terminal.as_ref().map(AsRawFd::as_raw_fd)))?;
-    report::wait_for_release(channel).at(Step::WaitForRecord, "the record")?;
     payload.release(terminal)?;
     Ok(payload)
 }

@@ -12,14 +12,15 @@ use rustix::io::Errno;
 use rustix::mount::{FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_set_string, fsopen, move_mount};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
 
-use crate::plan::{Access, BoxPlan, Kind, Mount};
+use crate::plan::{Access, BoxPlan, Guard, Kind, Mount};
+use crate::protect;
 use crate::report::{self, Report};
 use crate::root::{self, Stage, attach_new, clone_mount, overlay};
 use crate::step::{At, Failure, Step};
 use crate::tree;
 
 const CONFINED: Attributes = Attributes { read_only: false, no_suid: true, no_dev: true, no_exec: false };
-const READ_ONLY: Attributes = Attributes { read_only: true, ..CONFINED };
+pub(crate) const READ_ONLY: Attributes = Attributes { read_only: true, ..CONFINED };
 const NODE: Attributes = Attributes { read_only: true, no_suid: true, no_dev: false, no_exec: true };
 
 /// What [`build`] leaves behind.
@@ -38,7 +39,7 @@ pub(crate) fn build(plan: &BoxPlan, stage: &Stage, root: &OwnedFd, channel: &Own
         let target = match mount {
             Mount::Proc { access, read_only, masked } => proc(stage, root, *access, read_only, masked)?,
             Mount::Dev { nodes } => {
-                let (target, pts) = dev(stage, root, nodes)?;
+                let (target, pts) = dev(stage, root, nodes, &plan.guards)?;
                 if plan.process.terminal {
                     built.terminal = Some(open_terminal(&pts, channel)?);
                 }
@@ -108,7 +109,7 @@ fn attach(mount: &OwnedFd, root: &OwnedFd, target: &str, kind: Kind, step: Step)
     Ok(place)
 }
 
-fn attach_to(mount: &OwnedFd, target: BorrowedFd<'_>) -> Result<(), Errno> {
+pub(crate) fn attach_to(mount: &OwnedFd, target: BorrowedFd<'_>) -> Result<(), Errno> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     move_mount(mount, "", target, "", flags)
 }
@@ -166,7 +167,7 @@ fn mask(stage: &Stage, tree: &OwnedFd, paths: &[String], at: Step) -> Result<(),
 }
 
 /// Mounts /dev; gives its place and its devpts.
-fn dev(stage: &Stage, root: &OwnedFd, nodes: &[String]) -> Result<(String, OwnedFd), Failure> {
+fn dev(stage: &Stage, root: &OwnedFd, nodes: &[String], guards: &[Guard]) -> Result<(String, OwnedFd), Failure> {
     let at = Step::MountDev;
     let directory = stage.own_directory(0o755).at(at, "/dev")?;
     let dev = clone_mount(directory.as_fd(), false).at(at, "/dev")?;
@@ -188,6 +189,10 @@ fn dev(stage: &Stage, root: &OwnedFd, nodes: &[String]) -> Result<(String, Owned
         ("stderr", "/proc/self/fd/2"),
         ("ptmx", "pts/ptmx"),
     ] {
+        symlinkat(to, &dev, link).at(at, link)?;
+    }
+    if !guards.is_empty() {
+        let (link, to) = protect::ABSENT;
         symlinkat(to, &dev, link).at(at, link)?;
     }
     let shm = stage.own_directory(0o1777).at(at, "/dev/shm")?;

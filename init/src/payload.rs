@@ -19,7 +19,7 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::process::{Pid, fchdir, ioctl_tiocsctty, setsid, umask};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use crate::plan::{BoxPlan, Kind, Network, Process};
+use crate::plan::{BoxPlan, Filter, Instruction, Kind, Network, Process, Seccomp};
 use crate::report::Report;
 use crate::step::{At, Failure, Step};
 use crate::{check, landlock, lockdown, mounts, tree};
@@ -138,8 +138,19 @@ fn become_payload(plan: &BoxPlan, channel: &OwnedFd, terminal: Option<OwnedFd>) 
     landlock::restrict(&plan.landlock)?;
     lockdown::clear_capabilities()?;
     agentd_sys::signal::reset().at(Step::ResetSignals, "sigaction")?;
-    agentd_sys::seccomp::load(agentd_profiles::seccomp(plan.seccomp)).at(Step::Seccomp, plan.seccomp.to_string())?;
+    load(&plan.seccomp)?;
     Err(program.execute())
+}
+
+fn load(seccomp: &Seccomp) -> Result<(), Failure> {
+    let loaded = match &seccomp.filter {
+        Filter::BuiltIn(profile) => agentd_sys::seccomp::load(agentd_profiles::seccomp(*profile)),
+        Filter::Compiled(program) => {
+            let instruction = |&Instruction(code, jt, jf, k)| libc::sock_filter { code, jt, jf, k };
+            agentd_sys::seccomp::load(&program.iter().map(instruction).collect::<Vec<_>>())
+        }
+    };
+    loaded.at(Step::Seccomp, &seccomp.profile)
 }
 
 /// Enters the working directory. It is the image's or the workspace's: resolved in the root, through no magic link, and

@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-pub use agentd_profiles::{BuiltIn, PathAccess};
+pub use agentd_profiles::{BuiltIn, LandlockRight, PathAccess, PathRight};
 use serde::{Deserialize, Serialize};
 
 /// A box, ready to be built.
@@ -21,12 +21,14 @@ pub struct BoxPlan {
     pub root: Root,
     /// Mounts on top of the root, in this order.
     pub mounts: Vec<Mount>,
+    /// Paths of writable binds that the payload must not change, parents first.
+    pub guards: Vec<Guard>,
     /// Resource limits of every process of the box.
     pub limits: Vec<Limit>,
     /// Landlock rules for the payload.
     pub landlock: Landlock,
-    /// The seccomp profile of the payload.
-    pub seccomp: BuiltIn,
+    /// The system-call filter of the payload.
+    pub seccomp: Seccomp,
     /// What is executed.
     pub process: Process,
 }
@@ -205,6 +207,64 @@ impl Mount {
     }
 }
 
+/// A path of a writable bind that the payload must not change, or must not move.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Guard {
+    /// Absolute box path of the bind.
+    pub base: String,
+    /// Below it: names with slashes between; none but the last is a link, and each of those before is a guard too.
+    pub path: String,
+    /// How it is held.
+    #[serde(flatten)]
+    pub hold: Hold,
+}
+
+/// How a path is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "hold")]
+pub enum Hold {
+    /// A directory on the way: it stays where it is, and what is in it may change.
+    Pinned {
+        /// The directory.
+        object: Object,
+    },
+    /// It stays as it is, with everything in it.
+    ReadOnly {
+        /// The file, directory or link.
+        object: Object,
+    },
+    /// It stays absent.
+    Absent {
+        /// What stands there meanwhile.
+        stub: Stub,
+    },
+}
+
+/// A host object, as it was when the plan was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Object {
+    /// `st_dev`.
+    pub device: u64,
+    /// `st_ino`.
+    pub inode: u64,
+    /// `st_ctime`, in nanoseconds.
+    pub changed: i64,
+}
+
+/// What stands on the host, as long as the job runs, where a protected path does not exist: nothing to programs there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stub {
+    /// A socket nobody listens on: git neither shows, adds nor cleans it.
+    Socket,
+    /// An empty directory.
+    Directory,
+    /// An empty file.
+    Empty,
+    /// A file that says `.`: to git's `commondir` what its absence means.
+    Here,
+}
+
 /// A resource limit (getrlimit(2)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limit {
@@ -228,14 +288,41 @@ pub enum LimitedResource {
     Processes,
 }
 
-/// Landlock rules (landlock(7)); every right of the ABI is handled, so what no rule grants is refused.
+/// Landlock rules (landlock(7)); what no rule grants is refused.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Landlock {
-    /// The ABI whose rights are all enforced; a kernel that has fewer ends the start.
+    /// The kernel's ABI.
     pub abi: u32,
-    /// Grants.
+    /// What is enforced; a kernel that cannot ends the start.
+    pub rights: Vec<LandlockRight>,
+    /// Grants; none where no right is about files.
     pub paths: Vec<PathGrant>,
 }
+
+/// A system-call filter, and the profile it comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seccomp {
+    /// Name of the profile.
+    pub profile: String,
+    /// `sha256:…` of all that the profile has the kernel enforce.
+    pub digest: String,
+    /// The filter.
+    pub filter: Filter,
+}
+
+/// Where a filter's program is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Filter {
+    /// In agentd itself.
+    BuiltIn(BuiltIn),
+    /// Here: compiled from a file.
+    Compiled(Vec<Instruction>),
+}
+
+/// An instruction of classic BPF: code, jumps when true and when false, operand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Instruction(pub u16, pub u8, pub u8, pub u32);
 
 /// What may be done beneath a path.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -259,6 +346,14 @@ pub struct Process {
     pub terminal: bool,
     /// Whether standard input is passed on; else it is the box's /dev/null.
     pub input: bool,
+    /// Number of the signal that asks it to end, 1 to 64.
+    #[serde(default = "sigterm")]
+    pub stop_signal: i32,
+}
+
+/// What plans of earlier versions stand for.
+fn sigterm() -> i32 {
+    libc::SIGTERM
 }
 
 impl Process {

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use agentd_profiles::BuiltIn;
 use nix::sys::signal::{SigSet, Signal};
 use rustix::io::Errno;
-use rustix::process::{Pid, WaitOptions, WaitStatus, kill_process, kill_process_group, wait};
+use rustix::process::{Pid, WaitOptions, WaitStatus, wait};
 
 use crate::payload::{Payload, release_streams};
 use crate::report::{self, Report};
@@ -27,8 +27,8 @@ pub const RELAYED: &[Signal] = &[
 ];
 
 /// Sees the payload through; gives the exit status of the box (128 + n when the payload died of signal n).
-pub(crate) fn run(payload: Payload, channel: &OwnedFd) -> i32 {
-    match see_through(payload, channel) {
+pub(crate) fn run(payload: Payload, stop_signal: i32, channel: &OwnedFd) -> i32 {
+    match see_through(payload, stop_signal, channel) {
         Ok(status) => {
             let exited = Report::Exited { status: status.as_raw(), empty: is_empty() };
             // A supervisor that is gone needs no report: the kernel is about to end this process.
@@ -45,7 +45,7 @@ pub(crate) fn run(payload: Payload, channel: &OwnedFd) -> i32 {
     }
 }
 
-fn see_through(payload: Payload, channel: &OwnedFd) -> Result<WaitStatus, Failure> {
+fn see_through(payload: Payload, stop_signal: i32, channel: &OwnedFd) -> Result<WaitStatus, Failure> {
     // The payload starts meanwhile; it cannot reach this process, which is not dumpable and outside its domain.
     release_streams()?;
     lockdown::clear_capabilities()?;
@@ -62,7 +62,9 @@ fn see_through(payload: Payload, channel: &OwnedFd) -> Result<WaitStatus, Failur
                     return Ok(status);
                 }
             }
-            signal => relay(payload.pid, signal),
+            // Of the supervisor's signals this one is the wish that the payload ends.
+            Signal::SIGTERM => relay(payload.pid, stop_signal),
+            signal => relay(payload.pid, signal as i32),
         }
     }
 }
@@ -92,10 +94,9 @@ fn is_empty() -> bool {
 }
 
 /// To the payload's process group, as a terminal would: a shell and what it waits for both hear a Ctrl-C.
-fn relay(payload: Pid, signal: Signal) {
-    let Some(signal) = rustix::process::Signal::from_named_raw(signal as i32) else { return };
-    if kill_process_group(payload, signal).is_err() {
+fn relay(payload: Pid, signal: i32) {
+    if agentd_sys::signal::send_to_group(payload, signal).is_err() {
         // Before its setsid there is no group yet. A payload that is gone has a SIGCHLD on its way.
-        kill_process(payload, signal).unwrap_or_default();
+        agentd_sys::signal::send(payload, signal).unwrap_or_default();
     }
 }

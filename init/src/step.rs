@@ -81,12 +81,14 @@ steps! {
     PivotRoot = "enter the root",
     /// The root becomes read-only (unless it is to be writable).
     SealRoot = "make the root read-only",
+    /// The supervisor has written the record.
+    WaitForRecord = "hear from the supervisor",
+    /// The protected paths of the workspace are mounted over themselves.
+    Protect = "protect",
     /// Looks at the mount table: nothing of the host but what the plan gave.
     CheckMounts = "check the mounts",
     /// Looks at the descriptors: 0, 1, 2, the channels, the terminal.
     CheckDescriptors = "check the descriptors",
-    /// The supervisor has written the record.
-    WaitForRecord = "hear from the supervisor",
     /// In the payload: a session, the controlling terminal.
     PayloadSession = "start the payload's session",
     /// In the payload: the working directory.

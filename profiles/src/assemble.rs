@@ -6,7 +6,7 @@
 use libc::sock_filter;
 
 /// The most instructions the kernel takes (`BPF_MAXINSNS`).
-const MAX_LEN: usize = 4096;
+pub(crate) const MAX_LEN: usize = 4096;
 
 /// Why there is no program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -18,7 +18,7 @@ pub enum AssembleError {
         at: usize,
     },
     /// More instructions than the kernel takes.
-    #[error("the filter would have {len} instructions; the kernel takes 4096")]
+    #[error("the filter would have {len} instructions or more; the kernel takes 4096")]
     TooLong {
         /// How many there would be.
         len: usize,

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use libc::sock_filter;
 
-use crate::assemble::{AssembleError, Assembler, Compare, Label};
+use crate::assemble::{AssembleError, Assembler, Compare, Label, MAX_LEN};
 use crate::rule::{Arch, Condition, SeccompRules, Test, Verdict};
 
 /// Offsets in `struct seccomp_data` (linux/seccomp.h).
@@ -82,6 +82,12 @@ impl Range<'_> {
 /// When the rules contradict themselves or need more than 4,096 instructions.
 pub fn compile(rules: &SeccompRules, arch: Arch) -> Result<Vec<sock_filter>, CompileError> {
     let ranges = ranges(rules, arch)?;
+    // Each value compared with is an instruction at least: a file that asks for millions is refused before they are made.
+    let conditions = ranges.iter().flat_map(|range| &range.branches).flat_map(|branch| branch.when);
+    let len = conditions.map(|condition| condition.test.values().len()).sum();
+    if len > MAX_LEN {
+        return Err(AssembleError::TooLong { len }.into());
+    }
     let mut compiler = Compiler::default();
     let (native, foreign) = (compiler.asm.label(), compiler.verdict(Verdict::Kill));
     compiler.asm.load(ARCH_OFFSET);

@@ -8,7 +8,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize, Serializer};
 
 /// An architecture a filter can be compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +31,7 @@ impl Arch {
 }
 
 /// An error a refused system call reports. The numbers are those of asm-generic, which both architectures use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(u16)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Errno {
@@ -81,8 +81,14 @@ impl fmt::Display for Verdict {
     }
 }
 
+impl Serialize for Verdict {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 /// A system call by name, with its number where an architecture has it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Syscall {
     /// The kernel's name.
     pub name: Cow<'static, str>,
@@ -104,7 +110,8 @@ impl Syscall {
 }
 
 /// How a masked argument is compared.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Test {
     /// Equal to one of these.
     Is(Cow<'static, [u32]>),
@@ -123,18 +130,42 @@ impl Test {
 }
 
 /// A test of one argument: its low 32 bits, and-ed with `mask`, against a set of values.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Condition {
     /// Which argument, 0 to 5.
     pub arg: u8,
     /// The bits that are looked at.
     pub mask: u32,
     /// What they are compared with.
+    #[serde(flatten)]
     pub test: Test,
 }
 
+impl fmt::Display for Condition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "arg {}", self.arg)?;
+        if self.mask != u32::MAX {
+            write!(f, " & {:#x}", self.mask)?;
+        }
+        let mut between = match self.test {
+            Test::Is(_) => " is ",
+            Test::IsNot(_) => " is not ",
+        };
+        for value in self.test.values() {
+            // Small numbers are families and kinds; what is larger are bits.
+            if *value < 100 {
+                write!(f, "{between}{value}")?;
+            } else {
+                write!(f, "{between}{value:#x}")?;
+            }
+            between = " or ";
+        }
+        Ok(())
+    }
+}
+
 /// One rule: these calls, if all conditions hold, get this verdict.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct SeccompRule {
     /// The heading it stands under in the documentation.
     pub group: Cow<'static, str>,
@@ -149,9 +180,10 @@ pub struct SeccompRule {
 }
 
 /// A whole system-call policy. For each call the first rule decides that names it and whose conditions hold.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct SeccompRules {
     /// The rules, in order.
+    #[serde(rename = "rule")]
     pub rules: Cow<'static, [SeccompRule]>,
     /// The answer to a number that no rule names. A refusal by type: allowing unnamed numbers would let the x32 aliases of refused calls by.
     pub unlisted: Errno,

@@ -2,7 +2,7 @@
 
 use std::{env, fs};
 
-use agentd_profiles::{BuiltIn, Condition, SeccompRule, Test, rules};
+use agentd_profiles::{BuiltIn, SeccompRule, profile as built_in};
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/seccomp.md");
 
@@ -17,13 +17,21 @@ What the filters let through and why. This page is the rules of `profiles/profil
 - An errno means that the call is not carried out and reports this error.
 - A call through another architecture's entry (`int 0x80`, i386, 32-bit Arm) kills the process: its numbers mean other calls.
 - x32 numbers (bit 30 set) are numbers no row names.
+- How profiles are chosen, written and tightened: [profiles.md](profiles.md).
 ";
 
 #[test]
 fn page_is_the_rules() {
     let mut page = HEAD.to_owned();
-    profile(&mut page, "default", "The payload, and everything it starts.", BuiltIn::Default);
-    profile(&mut page, "init", "PID 1, once it has forked the payload.", BuiltIn::Init);
+    profile(
+        &mut page,
+        "The payload, and everything it starts; every rule, for the other profiles are read against it.",
+        BuiltIn::Default,
+    );
+    for other in [BuiltIn::Strict, BuiltIn::Nested] {
+        differences(&mut page, other);
+    }
+    profile(&mut page, "PID 1, once it has forked the payload.", BuiltIn::Init);
     if env::var_os("UPDATE_DOCS").is_some() {
         fs::write(FILE, page).unwrap();
     } else {
@@ -35,37 +43,37 @@ fn page_is_the_rules() {
     }
 }
 
-fn profile(page: &mut String, name: &str, about: &str, profile: BuiltIn) {
-    let list = rules(profile);
-    *page += &format!("\n## Profile `{name}`\n\n{about}\n");
+fn profile(page: &mut String, about: &str, which: BuiltIn) {
+    *page += &format!("\n## Profile `{which}`\n\n{about}\n");
+    let list = &built_in(which).seccomp;
+    tables(page, list.rules.iter());
+    let unlisted = agentd_profiles::Verdict::Refuse(list.unlisted);
+    *page += &format!("\n### every other number\n\n`{unlisted}`: {}\n", list.unlisted_reason);
+}
+
+/// A profile that extends `default`: its own rules, which are asked first.
+fn differences(page: &mut String, which: BuiltIn) {
+    let profile = built_in(which);
+    *page += &format!("\n## Profile `{which}`\n\nFor {}. These rules, and then those of `default`.\n", profile.about);
+    // What `default` has too differs at most in its calls: those that are decided above are left out.
+    let inherited =
+        |rule: &SeccompRule| built_in(BuiltIn::Default).seccomp.rules.iter().any(|known| known.reason == rule.reason);
+    tables(page, profile.seccomp.rules.iter().filter(|rule| !inherited(rule)));
+}
+
+fn tables<'a>(page: &mut String, rules: impl Iterator<Item = &'a SeccompRule>) {
     let mut group = "";
-    for rule in list.rules.iter() {
+    for rule in rules {
         if rule.group != group {
             group = &rule.group;
             *page += &format!("\n### {group}\n\n| system calls | when | verdict | reason |\n|---|---|---|---|\n");
         }
         row(page, rule);
     }
-    let unlisted = agentd_profiles::Verdict::Refuse(list.unlisted);
-    *page += &format!("\n### every other number\n\n`{unlisted}`: {}\n", list.unlisted_reason);
 }
 
 fn row(page: &mut String, rule: &SeccompRule) {
     let names: Vec<_> = rule.syscalls.iter().map(|syscall| format!("`{}`", syscall.name)).collect();
-    let when: Vec<_> = rule.when.iter().map(condition).collect();
+    let when: Vec<_> = rule.when.iter().map(ToString::to_string).collect();
     *page += &format!("| {} | {} | {} | {} |\n", names.join(" "), when.join(" and "), rule.verdict, rule.reason);
-}
-
-fn condition(condition: &Condition) -> String {
-    let word = match condition.test {
-        Test::Is(_) => "is",
-        Test::IsNot(_) => "is not",
-    };
-    let mask = if condition.mask == u32::MAX { String::new() } else { format!(" & {:#x}", condition.mask) };
-    let values: Vec<_> = condition.test.values().iter().map(|value| number(*value)).collect();
-    format!("arg {}{mask} {word} {}", condition.arg, values.join(" or "))
-}
-
-fn number(value: u32) -> String {
-    if value < 100 { value.to_string() } else { format!("{value:#x}") }
 }

@@ -22,7 +22,11 @@ pub struct ImageConfig {
     pub user: Option<String>,
     /// `StopSignal`, unchecked.
     pub stop_signal: Option<String>,
-    /// `architecture` in Go's words (`amd64`), to explain an exec format error.
+    /// `Volumes`, unchecked, in alphabetical order.
+    pub volumes: Vec<String>,
+    /// `ExposedPorts`, unchecked, in alphabetical order: to be shown, nothing is opened for them.
+    pub exposed_ports: Vec<String>,
+    /// `architecture` in Go's words (`amd64`): this machine's, or the image would have been refused.
     pub architecture: String,
 }
 
@@ -32,6 +36,12 @@ impl ImageConfig {
         let mut config = ImageConfig { architecture: oci.architecture().to_string(), ..ImageConfig::default() };
         let Some(run) = oci.config() else { return Ok(config) };
         let list = |list: &Option<Vec<String>>| list.clone().unwrap_or_default();
+        // Keys of a map.
+        let sorted = |keys: &Option<Vec<String>>| {
+            let mut keys = list(keys);
+            keys.sort();
+            keys
+        };
         // Docker writes absent strings as "".
         let text = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
         config.entrypoint = list(run.entrypoint());
@@ -39,6 +49,8 @@ impl ImageConfig {
         config.working_dir = text(run.working_dir());
         config.user = text(run.user());
         config.stop_signal = text(run.stop_signal());
+        config.volumes = sorted(run.volumes());
+        config.exposed_ports = sorted(run.exposed_ports());
         for entry in run.env().iter().flatten() {
             match entry.split_once('=') {
                 Some((name, value)) if !name.is_empty() => config.env.push((name.to_owned(), value.to_owned())),
@@ -53,6 +65,8 @@ impl ImageConfig {
             ("WorkingDir", Box::new(config.working_dir.iter())),
             ("User", Box::new(config.user.iter())),
             ("StopSignal", Box::new(config.stop_signal.iter())),
+            ("Volumes", Box::new(config.volumes.iter())),
+            ("ExposedPorts", Box::new(config.exposed_ports.iter())),
         ] {
             if texts.any(|text| text.contains('\0')) {
                 return Err(field);
@@ -77,7 +91,7 @@ mod tests {
     fn takes_over_what_is_used() {
         let config = parse(
             r#"{"Entrypoint":["/e"],"Cmd":["a","b"],"Env":["A=1","B=x=y","HOST","*","=v","C="],"WorkingDir":"/w",
-                "User":"","StopSignal":"SIGINT","Labels":{"x":"y"},"Volumes":null,"ExposedPorts":{"80/tcp":{}},
+                "User":"","StopSignal":"SIGINT","Labels":{"x":"y"},"Volumes":{"/v":{},"/a":{}},"ExposedPorts":{"80/tcp":{},"8/udp":{}},
                 "OnBuild":null,"Hostname":""}"#,
         )
         .unwrap();
@@ -89,7 +103,10 @@ mod tests {
         assert_eq!(config.working_dir.as_deref(), Some("/w"));
         assert_eq!(config.user, None);
         assert_eq!(config.stop_signal.as_deref(), Some("SIGINT"));
+        assert_eq!(config.volumes, ["/a", "/v"]);
+        assert_eq!(config.exposed_ports, ["8/udp", "80/tcp"]);
         assert_eq!(config.architecture, "amd64");
+        assert_eq!(parse(r#"{"Volumes":null,"ExposedPorts":null}"#).unwrap().volumes, [""; 0]);
         assert_eq!(parse("null").unwrap().cmd, [""; 0]);
         assert_eq!(parse(r#"{"Entrypoint":null,"Env":null}"#).unwrap().entrypoint, [""; 0]);
     }
@@ -99,5 +116,6 @@ mod tests {
         assert_eq!(parse(r#"{"Env":["A=\u0000"]}"#), Err("Env"));
         assert_eq!(parse(r#"{"Cmd":["\u0000"]}"#), Err("Cmd"));
         assert_eq!(parse(r#"{"User":"a\u0000"}"#), Err("User"));
+        assert_eq!(parse(r#"{"Volumes":{"/\u0000":{}}}"#), Err("Volumes"));
     }
 }

@@ -89,14 +89,20 @@ pub(crate) struct Hasher {
 }
 
 impl Hasher {
+    /// The digest of something of ours.
+    pub(crate) fn sha256() -> Hasher {
+        Hasher { algorithm: Algorithm::Sha256, context: Context::new(&SHA256) }
+    }
+
     pub(crate) fn update(&mut self, bytes: &[u8]) {
         self.context.update(bytes);
     }
 
-    pub(crate) fn finish(self) -> Digest {
+    /// The digest of the bytes so far.
+    pub(crate) fn finish(&self) -> Digest {
         const HEX: &[u8; 16] = b"0123456789abcdef";
         let mut hex = String::with_capacity(128);
-        for byte in self.context.finish().as_ref() {
+        for byte in self.context.clone().finish().as_ref() {
             hex.push(char::from(HEX[usize::from(byte >> 4)]));
             hex.push(char::from(HEX[usize::from(byte & 15)]));
         }

@@ -3,6 +3,8 @@
 //! Everything here works without privilege and treats the image as hostile: blobs are verified before they are
 //! believed, unpacking never leaves its target directory, and every quantity an image controls has a limit.
 
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod reference;
 pub mod store;
 pub mod user;
@@ -19,9 +21,12 @@ mod unpack;
 
 pub use config::ImageConfig;
 pub use digest::{Digest, DigestError};
-pub use limits::{LimitError, Limits};
-pub use reference::{ImageRef, ReferenceError, Selector};
-pub use source::LayoutError;
-pub use store::{ErrorKind, Image, ImageError, LayerError, Progress, Store, StoreError};
+pub use limits::{Limit, LimitError, Limits, SetLimitError};
+pub use reference::{ImageRef, Name, NameError, ReferenceError, Selector};
+pub use source::{ArchiveError, LayoutError, Proxies, RegistryConfig, RegistryError, SourceError};
+pub use store::{
+    Cleaning, Details, Event, Fetch, Hold, Image, ImageError, InUse, LayerDetails, LayerError, Listed, Places, Progress,
+    Pull, Rubbish, Store, StoreError,
+};
 pub use stream::StreamError;
 pub use unpack::{TarError, TreeError, UnpackError};

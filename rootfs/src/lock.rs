@@ -23,8 +23,12 @@ pub(crate) struct Lock<'a> {
 }
 
 impl<'a> Lock<'a> {
-    /// Waits for the lock on `key`.
-    pub(crate) fn acquire(tmp: BorrowedFd<'a>, key: &str) -> Result<Lock<'a>> {
+    /// Takes the lock on `key`; `busy` is called once before a wait.
+    pub(crate) fn acquire(tmp: BorrowedFd<'a>, key: &str, busy: &mut dyn FnMut()) -> Result<Lock<'a>> {
+        if let Some(lock) = Lock::take(tmp, key, FlockOperation::NonBlockingLockExclusive)? {
+            return Ok(lock);
+        }
+        busy();
         loop {
             if let Some(lock) = Lock::take(tmp, key, FlockOperation::LockExclusive)? {
                 return Ok(lock);

@@ -1,18 +1,26 @@
-//! A layer blob as a verified stream of tar bytes: read → hash → inflate → hash.
+//! A layer blob as a verified stream of tar bytes, in stages: read and hash | inflate | hash | whoever unpacks.
 //!
-//! Memory is two fixed buffers and the decompressor's window, whatever the size of the layer. Invariant: every byte of
-//! the blob and every unpacked byte is hashed, also those after the end of the archive.
+//! Each stage of a layer of some size has a thread of its own ([`LayerStream::ahead`]), so that one large layer keeps
+//! several cores busy. Memory is a fixed number of fixed buffers and the decompressor's window, whatever the size of
+//! the layer. Invariant: every byte of the blob and every unpacked byte is hashed, also those after the end of the
+//! archive.
 
-use std::io::{self, BufReader, Read};
+mod inflate;
+mod stage;
+
+use std::io::{self, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::Scope;
 
-use flate2::bufread::MultiGzDecoder;
-
+use self::inflate::Inflate;
+use self::stage::{Ahead, Block, Piece, Pool, Stage};
 use crate::digest::{Digest, Hasher};
 use crate::limits::{LimitError, Limits};
 
-/// 64 KiB and 1 MiB buffers measured no better.
-const BUFFER: usize = 128 << 10;
+/// Bytes of a block read from the blob.
+const READ: usize = 128 << 10;
+/// Bytes of an unpacked block.
+const INFLATED: usize = 256 << 10;
 
 /// How a layer blob is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,60 +62,66 @@ pub enum StreamError {
     Cancelled,
 }
 
-/// The blob, hashed as it is read.
+/// The stage that reads the blob and hashes it.
 struct Blob<'a> {
-    source: Box<dyn Read + 'a>,
+    source: Box<dyn Read + Send + 'a>,
+    pool: Pool,
     hasher: Hasher,
     read: u64,
     on_read: &'a (dyn Fn(u64) + Sync),
 }
 
-impl Read for Blob<'_> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let n = self.source.read(buf)?;
-        self.hasher.update(&buf[..n]);
-        self.read += n as u64;
+impl Stage for Blob<'_> {
+    type End = Digest;
+
+    fn next(&mut self) -> Result<Piece<Digest>, StreamError> {
+        let block = self.pool.fill(|buf| self.source.read(buf)).map_err(StreamError::Read)?;
+        if block.is_empty() {
+            return Ok(Piece::End(self.hasher.finish()));
+        }
+        self.hasher.update(&block);
+        self.read += block.len() as u64;
         (self.on_read)(self.read);
-        Ok(n)
+        Ok(Piece::Bytes(block))
     }
 }
 
-enum Decoder<'a> {
-    None(BufReader<Blob<'a>>),
-    Gzip(Box<MultiGzDecoder<BufReader<Blob<'a>>>>),
-    Zstd(zstd::stream::read::Decoder<'static, BufReader<Blob<'a>>>),
+/// The stage that hashes the unpacked bytes.
+struct Diff<S> {
+    stage: S,
+    /// `None`: these are the bytes of the blob, which are hashed already.
+    hasher: Option<Hasher>,
 }
 
-impl<'a> Decoder<'a> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Decoder::None(r) => r.read(buf),
-            Decoder::Gzip(r) => r.read(buf),
-            Decoder::Zstd(r) => r.read(buf),
-        }
-    }
+impl<S: Stage<End = Digest>> Stage for Diff<S> {
+    type End = Digests;
 
-    fn blob(&self) -> &Blob<'a> {
-        match self {
-            Decoder::None(r) => r.get_ref(),
-            Decoder::Gzip(r) => r.get_ref().get_ref(),
-            Decoder::Zstd(r) => r.get_ref().get_ref(),
-        }
+    fn next(&mut self) -> Result<Piece<Digests>, StreamError> {
+        Ok(match self.stage.next()? {
+            Piece::Bytes(block) => {
+                if let Some(hasher) = &mut self.hasher {
+                    hasher.update(&block);
+                }
+                Piece::Bytes(block)
+            }
+            Piece::End(blob) => {
+                let diff_id = self.hasher.as_ref().map_or_else(|| blob.clone(), Hasher::finish);
+                Piece::End(Digests { blob, diff_id })
+            }
+        })
     }
+}
 
-    fn into_blob(self) -> Blob<'a> {
-        match self {
-            Decoder::None(r) => r.into_inner(),
-            Decoder::Gzip(r) => r.into_inner().into_inner(),
-            Decoder::Zstd(r) => r.finish().into_inner(),
-        }
-    }
+/// What the bytes of a layer hash to.
+struct Digests {
+    blob: Digest,
+    diff_id: Digest,
 }
 
 /// What a [`LayerStream`] reads from and tells.
 pub(crate) struct Source<'a> {
     /// The blob's bytes.
-    pub(crate) blob: Box<dyn Read + 'a>,
+    pub(crate) blob: Box<dyn Read + Send + 'a>,
     pub(crate) compression: Compression,
     /// The digest the blob should have; only its algorithm matters here.
     pub(crate) digest: &'a Digest,
@@ -119,94 +133,81 @@ pub(crate) struct Source<'a> {
     pub(crate) cancel: &'a AtomicBool,
 }
 
+impl<'a> Source<'a> {
+    /// The hashers of the blob and of its unpacked bytes.
+    fn hashers(&self) -> (Hasher, Option<Hasher>) {
+        let same = self.compression == Compression::None && self.digest.algorithm() == self.diff_id.algorithm();
+        (self.digest.hasher(), (!same).then(|| self.diff_id.hasher()))
+    }
+
+    fn blob(self, hasher: Hasher) -> Blob<'a> {
+        Blob { source: self.blob, pool: Pool::new(READ), hasher, read: 0, on_read: self.on_read }
+    }
+}
+
 /// The unpacked bytes of a layer.
 pub(crate) struct LayerStream<'a> {
-    decoder: Decoder<'a>,
-    compression: Compression,
-    hasher: Hasher,
-    buffer: Box<[u8]>,
-    start: usize,
-    end: usize,
-    out: u64,
-    limits: &'a Limits,
+    stage: Box<dyn Stage<End = Digests> + 'a>,
+    block: Option<Block>,
+    taken: usize,
+    digests: Option<Digests>,
     cancel: &'a AtomicBool,
 }
 
 impl<'a> LayerStream<'a> {
+    /// All stages on the caller's thread: for a small layer, threads cost more than they gain.
     pub(crate) fn new(from: Source<'a>, limits: &'a Limits) -> Result<LayerStream<'a>, StreamError> {
-        let blob = Blob { source: from.blob, hasher: from.digest.hasher(), read: 0, on_read: from.on_read };
-        let blob = BufReader::with_capacity(BUFFER, blob);
-        let decoder = match from.compression {
-            Compression::None => Decoder::None(blob),
-            Compression::Gzip => Decoder::Gzip(Box::new(MultiGzDecoder::new(blob))),
-            Compression::Zstd => {
-                Decoder::Zstd(zstd::stream::read::Decoder::with_buffer(blob).map_err(StreamError::Read)?)
-            }
-        };
-        Ok(LayerStream {
-            decoder,
-            compression: from.compression,
-            hasher: from.diff_id.hasher(),
-            buffer: vec![0; BUFFER].into_boxed_slice(),
-            start: 0,
-            end: 0,
-            out: 0,
-            limits,
-            cancel: from.cancel,
-        })
+        let (cancel, compression, (blob, hasher)) = (from.cancel, from.compression, from.hashers());
+        let inflate = Inflate::new(from.blob(blob), compression, Pool::new(INFLATED), limits)?;
+        Ok(LayerStream::over(Box::new(Diff { stage: inflate, hasher }), cancel))
+    }
+
+    /// A thread of `scope` for each stage. They end when the stream is dropped.
+    pub(crate) fn ahead(
+        scope: &'a Scope<'a, '_>,
+        from: Source<'a>,
+        limits: &'a Limits,
+    ) -> Result<LayerStream<'a>, StreamError> {
+        let (cancel, compression, (blob, hasher)) = (from.cancel, from.compression, from.hashers());
+        let blob = Ahead::start(scope, from.blob(blob))?;
+        let inflate = Inflate::new(blob, compression, Pool::new(INFLATED), limits)?;
+        let diff = Diff { stage: Ahead::start(scope, inflate)?, hasher };
+        Ok(LayerStream::over(Box::new(Ahead::start(scope, diff)?), cancel))
+    }
+
+    fn over(stage: Box<dyn Stage<End = Digests> + 'a>, cancel: &'a AtomicBool) -> LayerStream<'a> {
+        LayerStream { stage, block: None, taken: 0, digests: None, cancel }
     }
 
     /// The next bytes, without taking them; empty at the end.
     pub(crate) fn peek(&mut self) -> Result<&[u8], StreamError> {
-        if self.start == self.end {
-            self.fill()?;
+        while self.digests.is_none() && self.block.as_ref().is_none_or(|block| self.taken >= block.len()) {
+            if self.cancel.load(Ordering::Relaxed) {
+                return Err(StreamError::Cancelled);
+            }
+            (self.block, self.taken) = (None, 0);
+            match self.stage.next()? {
+                Piece::Bytes(block) => self.block = Some(block),
+                Piece::End(digests) => self.digests = Some(digests),
+            }
         }
-        Ok(&self.buffer[self.start..self.end])
+        Ok(self.block.as_ref().and_then(|block| block.get(self.taken..)).unwrap_or_default())
     }
 
     /// Takes `n` of the bytes that [`LayerStream::peek`] returned.
     pub(crate) fn consume(&mut self, n: usize) {
-        self.start = self.end.min(self.start + n);
-    }
-
-    fn fill(&mut self) -> Result<(), StreamError> {
-        if self.cancel.load(Ordering::Relaxed) {
-            return Err(StreamError::Cancelled);
-        }
-        let n = loop {
-            match self.decoder.read(&mut self.buffer) {
-                Ok(n) => break n,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) if e.raw_os_error().is_some() => return Err(StreamError::Read(e)),
-                Err(source) => return Err(StreamError::Decode { format: self.compression.name(), source }),
-            }
-        };
-        self.start = 0;
-        self.end = n;
-        self.hasher.update(&self.buffer[..n]);
-        self.out += n as u64;
-        LimitError::check("unpacked bytes of a layer", self.out, self.limits.layer_bytes)?;
-        if self.out > Limits::RATIO_FROM {
-            let most = self.decoder.blob().read.saturating_mul(self.limits.ratio);
-            if self.out > most {
-                return Err(LimitError { name: "unpacked bytes per compressed byte", limit: self.limits.ratio }.into());
-            }
-        }
-        Ok(())
+        self.taken += n;
     }
 
     /// Reads what is left, and returns the digests of the blob and of its unpacked bytes.
     pub(crate) fn finish(mut self) -> Result<(Digest, Digest), StreamError> {
         loop {
             let n = self.peek()?.len();
-            if n == 0 {
-                break;
-            }
             self.consume(n);
+            if let Some(Digests { blob, diff_id }) = self.digests.take() {
+                return Ok((blob, diff_id));
+            }
         }
-        let mut blob = self.decoder.into_blob();
-        io::copy(&mut blob, &mut io::sink()).map_err(StreamError::Read)?;
-        Ok((blob.hasher.finish(), self.hasher.finish()))
     }
 }
 
@@ -242,8 +243,22 @@ pub(crate) mod tests {
         f(LayerStream::new(source, limits).unwrap())
     }
 
+    /// With threads and without, which have to agree.
     fn digests(blob: &[u8], compression: Compression) -> Result<(Digest, Digest), StreamError> {
-        with_stream(blob, compression, &Limits::default(), |stream| stream.finish())
+        let any = sha256(b"");
+        let source = || Source {
+            blob: Box::new(blob),
+            compression,
+            digest: &any,
+            diff_id: &any,
+            on_read: &|_| {},
+            cancel: &RUN,
+        };
+        let limits = Limits::default();
+        let alone = LayerStream::new(source(), &limits).and_then(LayerStream::finish);
+        let ahead = std::thread::scope(|scope| LayerStream::ahead(scope, source(), &limits)?.finish());
+        assert_eq!(format!("{alone:?}"), format!("{ahead:?}"));
+        ahead
     }
 
     #[test]
@@ -273,6 +288,8 @@ pub(crate) mod tests {
         for (blob, compression) in [
             (gz[..gz.len() - 1].to_vec(), Compression::Gzip),
             ([&gz[..], b"garbage that is no gzip member"].concat(), Compression::Gzip),
+            // gzip(1) ignores them, Go's reader and so every image tool does not.
+            ([&gz[..], &[0; 512]].concat(), Compression::Gzip),
             (vec![], Compression::Gzip),
             (b"plain".to_vec(), Compression::Gzip),
             (zst[..zst.len() - 1].to_vec(), Compression::Zstd),
@@ -282,6 +299,79 @@ pub(crate) mod tests {
             let error = digests(&blob, compression).unwrap_err();
             assert!(matches!(error, StreamError::Decode { .. }), "{error:?}");
         }
+    }
+
+    /// Gives bytes until it fails, and says when it is gone.
+    struct Failing<'t> {
+        left: usize,
+        error: io::ErrorKind,
+        gone: &'t AtomicBool,
+    }
+
+    impl Read for Failing<'_> {
+        fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+            let n = buf.len().min(self.left);
+            if n == 0 {
+                return Err(self.error.into());
+            }
+            buf[..n].fill(7);
+            self.left -= n;
+            Ok(n)
+        }
+    }
+
+    impl Drop for Failing<'_> {
+        fn drop(&mut self) {
+            self.gone.store(true, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn the_first_cause_is_told_and_every_stage_ends() {
+        let any = sha256(b"");
+        let limits = Limits::default();
+        for (compression, left) in [(Compression::None, 9 << 20), (Compression::Gzip, 0), (Compression::Zstd, 0)] {
+            let gone = AtomicBool::new(false);
+            let blob = Failing { left, error: io::ErrorKind::ConnectionReset, gone: &gone };
+            let cancel = AtomicBool::new(false);
+            let from = Source {
+                blob: Box::new(blob),
+                compression,
+                digest: &any,
+                diff_id: &any,
+                on_read: &|_| {},
+                cancel: &cancel,
+            };
+            let error = std::thread::scope(|scope| LayerStream::ahead(scope, from, &limits)?.finish()).unwrap_err();
+            let StreamError::Read(source) = &error else { panic!("{compression:?}: {error:?}") };
+            assert_eq!(source.kind(), io::ErrorKind::ConnectionReset);
+            assert!(gone.load(Ordering::SeqCst));
+        }
+        // Whoever unpacks fails or is told to stop: the stages wait for room, and end all the same.
+        for stop in [false, true] {
+            let gone = AtomicBool::new(false);
+            let blob = Failing { left: usize::MAX, error: io::ErrorKind::Other, gone: &gone };
+            let cancel = AtomicBool::new(stop);
+            let (compression, on_read) = (Compression::None, &|_| {});
+            let from =
+                Source { blob: Box::new(blob), compression, digest: &any, diff_id: &any, on_read, cancel: &cancel };
+            std::thread::scope(|scope| {
+                let mut stream = LayerStream::ahead(scope, from, &limits).unwrap();
+                assert_eq!(matches!(stream.peek(), Err(StreamError::Cancelled)), stop);
+            });
+            assert!(gone.load(Ordering::SeqCst));
+        }
+    }
+
+    #[test]
+    fn windows_beyond_128_mib_are_refused_with_words() {
+        let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+        encoder.long_distance_matching(true).unwrap();
+        encoder.window_log(28).unwrap();
+        encoder.write_all(b"x").unwrap();
+        let error = digests(&encoder.finish().unwrap(), Compression::Zstd).unwrap_err();
+        let StreamError::Decode { format: "zstd", source } = error else { panic!("{error:?}") };
+        assert!(source.to_string().contains("requires too much memory"), "{source}");
     }
 
     #[test]

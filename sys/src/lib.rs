@@ -9,6 +9,7 @@ pub mod descriptors;
 pub mod landlock;
 pub mod loopback;
 pub mod mount;
+pub mod names;
 pub mod process;
 pub mod seccomp;
 pub mod signal;

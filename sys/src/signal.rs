@@ -4,6 +4,7 @@ use std::io;
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::process::Pid;
 
 /// Puts every signal back to its default action and unblocks all of them. Ignored signals survive `execve(2)`, and
 /// Rust's start-up ignores SIGPIPE: a payload that inherited that would not end with its reader.
@@ -20,6 +21,24 @@ pub fn reset() -> io::Result<()> {
     }
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
     Ok(())
+}
+
+/// Sends signal `number` to a process: also a real-time one, by the kernel's numbers, where each libc keeps others back.
+///
+/// # Errors
+/// The errno of `kill(2)`.
+pub fn send(to: Pid, number: i32) -> io::Result<()> {
+    // SAFETY: kill(2) takes two numbers and touches no memory.
+    super::check(unsafe { libc::kill(to.as_raw_nonzero().get(), number) }.into()).map(drop)
+}
+
+/// The same to the process group that `leader` leads.
+///
+/// # Errors
+/// The errno of `kill(2)`.
+pub fn send_to_group(leader: Pid, number: i32) -> io::Result<()> {
+    // SAFETY: as in `send`.
+    super::check(unsafe { libc::kill(-leader.as_raw_nonzero().get(), number) }.into()).map(drop)
 }
 
 /// Whether the caller was started with SIGHUP ignored, as `nohup(1)` does.

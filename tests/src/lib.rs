@@ -11,11 +11,14 @@
 
 pub mod attack;
 pub mod kernel;
+pub mod listing;
 pub mod messages_api;
 pub mod oci;
 mod ran;
+pub mod registry;
 mod started;
 mod terminal;
+pub mod unpackers;
 
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};

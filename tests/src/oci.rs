@@ -4,6 +4,8 @@
 //! DiffIDs and sizes are always right (break a layout by editing the files afterwards). Layers are streamed: neither a
 //! layer nor a file of a tree is ever held in memory.
 
+pub mod hostile;
+pub mod honest;
 mod layer;
 
 use std::fs;
@@ -187,6 +189,16 @@ pub fn sha256(bytes: &[u8]) -> String {
     let mut context = Context::new(&SHA256);
     context.update(bytes);
     layer::digest_text(context)
+}
+
+/// The same of a file, however large.
+///
+/// # Errors
+/// Whatever reading it says.
+pub fn sha256_of_file(path: &Path) -> io::Result<String> {
+    let mut hashed = Hashed::new(io::sink());
+    io::copy(&mut fs::File::open(path)?, &mut hashed)?;
+    Ok(hashed.digest())
 }
 
 #[cfg(test)]

@@ -78,7 +78,8 @@ fn values_that_a_flag_does_not_know_are_named_with_the_flag() {
         ("--name", &["a/b", "..", "-x", "", "0123456789ab", "é"]),
         ("--workdir", &["relative", "", "/a/../b"]),
         ("--mount", &["", "src=/etc", "dst=/x", "src=/etc,dst=x", "type=tmpfs,dst=/x", "src=/etc,dst=/x,shared"]),
-        ("--image", &["", "dir:", "oci:", "oci:/x:", "./image", "debian:12", "docker://debian", "oci:/x@sha256:abc"]),
+        ("--image", &["", "dir:", "oci:", "oci:/x:", "./image", "oci:/x@sha256:abc"]),
+        ("--image", &["Debian:12", "debian:", "docker://", "https://q.io/x", "docker-archive:-", "docker-daemon:x"]),
         ("--format", &["yaml"]),
     ] {
         for value in values {

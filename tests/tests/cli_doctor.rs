@@ -139,9 +139,14 @@ fn records_that_cannot_be_written_stop_jobs_and_a_store_that_cannot_does_not() {
     assert_eq!(of("store", &findings(&ran))["verdict"], "ok", "{ran}");
     assert_eq!(run(home.run().arg("true").env("XDG_STATE_HOME", &file)).code(), 125);
 
+    let ran = run(home.agentd().args(["doctor", "--format", "json"]).env("AGENTD_STORE", &file)).expect_success();
+    let without = findings(&ran);
+    assert_eq!(of("store", &without)["verdict"], "limited", "{ran}");
+    assert!(of("store", &without)["remedy"].as_str().unwrap().contains("AGENTD_STORE"), "{ran}");
+    assert_eq!(run(home.run().arg("true").env("AGENTD_STORE", &file)).code(), 0);
+
     let ran = run(home.agentd().args(["doctor", "--format", "json"]).env("XDG_DATA_HOME", &file)).expect_success();
-    let findings = findings(&ran);
-    assert_eq!(of("store", &findings)["verdict"], "limited", "{ran}");
-    assert!(of("store", &findings)["remedy"].as_str().unwrap().contains("XDG_DATA_HOME"), "{ran}");
-    assert_eq!(run(home.run().arg("true").env("XDG_DATA_HOME", &file)).code(), 0);
+    let elsewhere = findings(&ran);
+    assert_eq!(of("store", &elsewhere)["verdict"], "ok", "{ran}");
+    assert!(of("store", &elsewhere)["found"].as_str().unwrap().starts_with("/var/tmp/agentd-"), "{ran}");
 }

@@ -1,6 +1,8 @@
-//! Layers made by an attacker, unpacked by the binary: nothing lands, changes or is opened outside the store.
+//! Layers made by an attacker, unpacked by the binary: nothing lands, changes or is opened outside the store, what is
+//! refused is refused with words, and what is accepted is read as every other archiver reads it.
 //!
-//! CVE-2025-47290, CVE-2021-29136, CVE-2024-9676, and the tar parsers' RUSTSEC-2026-0067 and -0068.
+//! CVE-2025-47290, CVE-2021-29136, CVE-2024-9676, CVE-2025-62518, and the tar parsers' RUSTSEC-2026-0067, -0068, -0112
+//! and -0145. The archives are those of `agentd_tests::oci::hostile`.
 
 #![expect(clippy::unwrap_used, reason = "a test ends by a panic")]
 
@@ -9,8 +11,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use agentd_tests::oci::{Compression, Entry, Layer, Written};
-use agentd_tests::{Feature, Home, busybox, require, run};
+use agentd_tests::listing::Listing;
+use agentd_tests::oci::hostile::{self, Attack};
+use agentd_tests::oci::{Compression, Entry, Image, Layer, Written};
+use agentd_tests::unpackers::{self, OWN, Place};
+use agentd_tests::{Feature, Home, Ran, busybox, require, run};
 
 /// A directory of the host that a layer knows of.
 fn target(home: &Home) -> PathBuf {
@@ -21,71 +26,44 @@ fn target(home: &Home) -> PathBuf {
     dir
 }
 
-fn picture(dir: &Path) -> String {
-    run(Command::new("find").arg(dir).args(["-printf", "%p %y %m %U %s %n %T@\n"])).expect_success().stdout
+/// Everything of the home but what agentd keeps there, and the tree that it keeps beside the layers.
+fn picture(home: &Home) -> String {
+    let mut find = Command::new("find");
+    find.arg(home.path());
+    for kept in ["data/agentd/store/layers", "data/agentd/store/tmp", "state", "run", "images"] {
+        find.args(["-path"]).arg(home.path().join(kept)).args(["-prune", "-o"]);
+    }
+    run(find.args(["-mindepth", "1", "-not", "-path", "*/data*", "-printf", "%p %y %m %U %s %n %T@\n"]))
+        .expect_success()
+        .stdout
 }
 
-/// What each case is about, and its layers.
-fn cases(host: &str) -> Vec<(&'static str, Vec<Vec<Entry>>)> {
-    let far = format!("{}{host}", "../".repeat(30).trim_end_matches('/'));
-    let link = || Entry::symlink("link", host);
-    let pwned = |name: &str| Entry::file(name, "pwned");
-    vec![
-        ("a file through a link", vec![vec![link(), pwned("link/pwned")]]),
-        ("a file through a relative link", vec![vec![Entry::symlink("link", &far), pwned("link/pwned")]]),
-        ("a file through a link of the layer below", vec![vec![link()], vec![pwned("link/pwned")]]),
-        ("a directory through a link", vec![vec![link(), Entry::dir("link/sub/deep").mode(0o777)]]),
-        ("a mode through a link", vec![vec![link(), Entry::dir("link").mode(0o777)]]),
-        ("a mode through a link below", vec![vec![link()], vec![Entry::dir("link/sub").mode(0o777)]]),
-        ("a whiteout through a link", vec![vec![link()], vec![Entry::whiteout("link/canary")]]),
-        ("a whiteout through a link of its own layer", vec![vec![link(), Entry::whiteout("link/canary")]]),
-        ("an opaque directory through a link", vec![vec![link()], vec![Entry::opaque("link/sub")]]),
-        ("a whiteout of the parent", vec![vec![Entry::whiteout(".."), pwned("x/.wh..")]]),
-        (
-            "a hard link through a link",
-            vec![vec![link(), Entry::hardlink("hard", "link/canary"), Entry::file("hard", "pwned").mode(0o777)]],
-        ),
-        ("a hard link to the host", vec![vec![Entry::hardlink("hard", &format!("{host}/canary")), pwned("hard")]]),
-        ("a hard link up", vec![vec![Entry::hardlink("hard", &format!("{far}/canary")), pwned("hard")]]),
-        ("a hard link made below a link", vec![vec![link(), pwned("own"), Entry::hardlink("link/pwned", "own")]]),
-        ("a link made below a link", vec![vec![link(), Entry::symlink("link/pwned", "/etc")]]),
-        ("a name with ..", vec![vec![pwned(&format!("{far}/pwned"))]]),
-        ("a name with .. inside", vec![vec![Entry::dir("a"), pwned(&format!("a/../../../../../../..{host}/pwned"))]]),
-        ("an absolute name", vec![vec![pwned(&format!("{host}/pwned"))]]),
-        ("a file over a link", vec![vec![Entry::symlink("link", &format!("{host}/canary")), pwned("link")]]),
-        ("a FIFO, then a file", vec![vec![Entry::fifo("pipe"), pwned("pipe")]]),
-        ("a FIFO as passwd", vec![vec![Entry::fifo("etc/passwd"), Entry::fifo("etc/group")]]),
-        ("a device", vec![vec![Entry::char_device("node", 1, 1), Entry::char_device("dev/null", 0, 0)]]),
-        (
-            "a link as passwd",
-            vec![vec![
-                Entry::symlink("etc/passwd", &format!("{host}/canary")),
-                Entry::symlink("etc/group", "/etc/shadow"),
-            ]],
-        ),
-        (
-            "an overlay's own attributes",
-            vec![vec![
-                Entry::dir("redirected").pax("SCHILY.xattr.user.overlay.redirect", host.as_bytes()),
-                Entry::file("metacopy", "x")
-                    .pax("SCHILY.xattr.user.overlay.metacopy", b"")
-                    .pax("SCHILY.xattr.user.overlay.redirect", host.as_bytes()),
-                Entry::file("trusted", "x").pax("SCHILY.xattr.trusted.overlay.redirect", host.as_bytes()),
-            ]],
-        ),
-        (
-            "a size that a later header contradicts",
-            vec![vec![Entry::file("sized", "x").pax("size", b"1024"), link(), pwned("link/pwned")]],
-        ),
-        (
-            "a path of its own in the PAX header",
-            vec![vec![Entry::file("plain", "pwned").pax("path", format!("{far}/pwned").as_bytes())]],
-        ),
-        (
-            "a link path of its own in the PAX header",
-            vec![vec![Entry::hardlink("hard", "own").pax("linkpath", format!("{host}/canary").as_bytes())]],
-        ),
-    ]
+/// What a pull that failed may leave in the store: locks, nothing that was unpacked.
+#[track_caller]
+fn assert_nothing_half_unpacked(home: &Home, what: &str) {
+    let tmp = home.path().join("data/agentd/store/tmp");
+    let left = fs::read_dir(tmp).unwrap().map(|entry| entry.unwrap()).filter(|entry| entry.path().is_dir());
+    assert_eq!(left.map(|entry| entry.file_name()).collect::<Vec<_>>(), [""; 0], "{what} was left in the store");
+}
+
+fn write(home: &Home, name: &str, base: Image, layers: Vec<(Layer, Compression)>) -> (PathBuf, Written) {
+    let dir = home.path().join("images").join(name);
+    fs::create_dir_all(&dir).unwrap();
+    let image = layers.into_iter().fold(base, |image, (layer, compression)| image.layer(layer, compression));
+    let written = image.write(&dir, "t").unwrap();
+    (dir, written)
+}
+
+/// A refusal has the attack's words, in one line without control characters.
+fn verdict(attack: &Attack, ran: &Ran) -> Option<String> {
+    let lines = ran.stderr.lines().filter(|line| line.starts_with("agentd: ")).count();
+    match (attack.refused, ran.code()) {
+        (Some(words), 125) if ran.stderr.contains(words) && lines == 1 => {}
+        (None, 0) => {}
+        (expected, _) => return Some(format!("{}: expected {expected:?}\n{ran}", attack.what)),
+    }
+    let control = ran.stderr.chars().any(|c| c.is_control() && c != '\n');
+    control.then(|| format!("{}: control characters: {:?}", attack.what, ran.stderr))
 }
 
 #[test]
@@ -95,60 +73,137 @@ fn escape_layers_change_nothing_outside_the_store() {
     }
     let home = Home::new();
     let host = target(&home);
-    let before = picture(&host);
-    for (number, (what, layers)) in cases(host.to_str().unwrap()).into_iter().enumerate() {
-        let dir = home.path().join(format!("images/{number}"));
-        fs::create_dir_all(&dir).unwrap();
-        let image = layers
-            .into_iter()
-            .fold(busybox(), |image, entries| image.layer(Layer::Entries(entries), Compression::Gzip));
-        image.write(&dir, "t").unwrap();
+    let mut wrong = Vec::new();
+    let before = picture(&home);
+    assert!(before.contains("target/sub/canary"));
+    for (number, attack) in hostile::escapes(host.to_str().unwrap()).into_iter().enumerate() {
+        let (dir, _) = write(&home, &number.to_string(), busybox(), attack.layers.clone());
         let words = format!("oci:{}:t", dir.display());
-        let script = "cat /link/canary /hard /redirected/canary /metacopy /etc/passwd 2>/dev/null; test -b /node -o -c /node && echo device; echo ran";
+        let script = "cat /link/canary /hard /redirected/canary /escaped/canary /metacopy /etc/passwd 2>/dev/null; \
+                      test -b /node -o -c /node && echo device; echo ran";
         let ran = home.sh(&["--image", &words], script);
-        assert_eq!(picture(&host), before, "{what} changed the host\n{ran}");
+        let what = attack.what;
+        assert_eq!(picture(&home), before, "{what} changed the host\n{ran}");
         assert!(!ran.stdout.contains("of the host"), "{what} showed a file of the host\n{ran}");
         assert!(!ran.stdout.contains("device"), "{what}\n{ran}");
         assert!(ran.took < Duration::from_secs(10), "{what} opened a FIFO");
-        match ran.code() {
-            0 => assert!(ran.stdout.ends_with("ran\n"), "{what}\n{ran}"),
-            125 => {
-                assert_eq!(ran.stderr.lines().filter(|line| line.starts_with("agentd: ")).count(), 1, "{what}\n{ran}")
+        assert_nothing_half_unpacked(&home, what);
+        wrong.extend(verdict(&attack, &ran));
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The same archives do harm with archivers that trust them: each attack that is a way out leads out somewhere.
+#[test]
+fn escape_control_a_trusting_archiver_writes_to_the_host() {
+    let home = Home::new();
+    let host = target(&home);
+    let trusting: [(&str, &[&str]); 3] = [
+        ("tar", &["-x", "-P", "--keep-directory-symlink", "-f"]),
+        ("bsdtar", &["-x", "-P", "-k", "-f"]),
+        (
+            "python3",
+            &[
+                "-c",
+                "import tarfile, sys\nfor m in (t := tarfile.open(sys.argv[1])):\n try: t.extract(m, filter='fully_trusted')\n except Exception: pass",
+            ],
+        ),
+    ];
+    let mut harmful = std::collections::BTreeSet::new();
+    for (number, attack) in hostile::escapes(host.to_str().unwrap()).into_iter().enumerate() {
+        let (dir, written) = write(&home, &number.to_string(), Image::new(), attack.layers.clone());
+        for (program, arguments) in trusting {
+            let place = Place::new();
+            let before = picture(&home);
+            for layer in &written.layers {
+                let mut archiver = Command::new("timeout");
+                archiver.args(["2", program]).args(arguments).arg(Written::blob(&dir, layer)).current_dir(place.path());
+                run(archiver.stdin(std::process::Stdio::null()));
             }
-            code => panic!("{what}: {code}\n{ran}"),
+            if picture(&home) != before {
+                harmful.insert(attack.what);
+            }
+            fs::remove_dir_all(&host).unwrap();
+            target(&home);
         }
+    }
+    assert!(harmful.len() >= 20, "{harmful:?}");
+    let python = run(Command::new("timeout").args(["5", "python3", "-c", ""])).code() == 0;
+    let of_tar =
+        ["a file through a link", "a hard link through a link", "a FIFO made below a link", "an absolute name"];
+    for what in of_tar.into_iter().chain(python.then_some("a mode through a link")) {
+        assert!(harmful.contains(what), "{what} does no harm: {harmful:?}");
     }
 }
 
-/// The same archives do harm with an archiver that trusts them.
+/// Kind, size and content by path: what archives disagree about. The root is the place's own.
+fn read_as(mut listing: Listing) -> Vec<(String, String, u64, String)> {
+    listing.remove(".");
+    listing.into_iter().map(|(path, item)| (path, item.kind, item.size, item.content)).collect()
+}
+
+/// CVE-2025-62518, RUSTSEC-2026-0068, -0112, -0145: where another archiver sees other entries, there is a refusal.
 #[test]
-fn escape_control_a_trusting_archiver_writes_to_the_host() {
-    if !require(Feature::Busybox) {
+fn escape_cve_2025_62518_archives_are_read_as_others_read_them() {
+    if !require(Feature::Userns) || !unpackers::installed(&["bsdtar", "tar"]) {
         return;
     }
     let home = Home::new();
     let host = target(&home);
-    let mut harmful = Vec::new();
-    for (number, (what, layers)) in cases(host.to_str().unwrap()).into_iter().enumerate() {
-        let dir = home.path().join(format!("images/{number}"));
-        let place = home.path().join(format!("unpacked/{number}"));
-        fs::create_dir_all(&dir).unwrap();
-        fs::create_dir_all(&place).unwrap();
-        let before = picture(&host);
-        let image = layers
-            .into_iter()
-            .fold(busybox(), |image, entries| image.layer(Layer::Entries(entries), Compression::Plain));
-        let written = image.write(&dir, "t").unwrap();
-        for layer in &written.layers[1..] {
-            let blob = Written::blob(&dir, layer);
-            let mut tar = Command::new("tar");
-            run(tar.args(["-x", "-P", "--keep-directory-symlink", "-f"]).arg(blob).arg("-C").arg(&place));
+    let before = picture(&home);
+    let mut wrong = Vec::new();
+    for (number, attack) in hostile::desyncs(host.to_str().unwrap()).unwrap().into_iter().enumerate() {
+        let (dir, written) = write(&home, &number.to_string(), Image::new(), attack.layers.clone());
+        let (ran, listed) = home.listed(&format!("oci:{}:t", dir.display()));
+        assert_eq!(picture(&home), before, "{} changed the host", attack.what);
+        wrong.extend(verdict(&attack, &ran));
+        let Some((_, listing)) = listed else { continue };
+        let ours = read_as(listing.into_iter().filter(|(path, _)| !OWN.contains(&path.as_str())).collect());
+        for (name, unpack) in [("GNU tar", Place::gnu_tar as fn(&Place, &Path) -> Ran), ("bsdtar", Place::bsdtar)] {
+            let place = Place::new();
+            let theirs = unpack(&place, &Written::blob(&dir, &written.layers[0]));
+            let listing = read_as(place.listing());
+            if theirs.code() != 0 || listing != ours {
+                wrong.push(format!("{}: {name} reads it differently\n{ours:#?}\n{listing:#?}\n{theirs}", attack.what));
+            }
         }
-        if picture(&host) != before {
-            harmful.push(what);
-        }
-        fs::remove_dir_all(&host).unwrap();
-        target(&home);
     }
-    assert!(harmful.len() >= 5, "{harmful:?}");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn escape_bombs_and_damage_are_refused_with_words() {
+    if !require(Feature::Userns) || !require(Feature::Busybox) {
+        return;
+    }
+    let home = Home::new();
+    let mut wrong = Vec::new();
+    for (number, attack) in hostile::bombs().unwrap().into_iter().enumerate() {
+        let (dir, _) = write(&home, &number.to_string(), busybox(), attack.layers.clone());
+        let ran = home.sh(&["--image", &format!("oci:{}:t", dir.display())], "echo ran");
+        assert!(ran.took < Duration::from_secs(20), "{}\n{ran}", attack.what);
+        assert_nothing_half_unpacked(&home, attack.what);
+        wrong.extend(verdict(&attack, &ran));
+        fs::remove_dir_all(&dir).unwrap();
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// A set-user-ID file of an image lies in a store that nobody else can enter.
+#[test]
+fn escape_programs_for_root_lie_where_nobody_else_can_go() {
+    use std::os::unix::fs::PermissionsExt;
+    if !require(Feature::Userns) || !require(Feature::Busybox) {
+        return;
+    }
+    let home = Home::new();
+    let suid = vec![(Layer::Entries(vec![Entry::file("suid", "x").mode(0o6755)]), Compression::Gzip)];
+    let (dir, _) = write(&home, "suid", busybox(), suid);
+    let words = format!("oci:{}:t", dir.display());
+    assert_eq!(home.said(&["--image", &words], "stat -c %a /suid"), "6755\n");
+    let store = home.path().join("data/agentd/store");
+    assert_eq!(fs::metadata(&store).unwrap().permissions().mode() & 0o7777, 0o700);
+    // A store that others can enter is not used.
+    fs::set_permissions(&store, fs::Permissions::from_mode(0o711)).unwrap();
+    home.sh(&["--image", &words], "true").expect_code(125).expect_one_error_line(&["chmod 700"]);
 }

@@ -34,7 +34,7 @@ pub(crate) fn run(target_directory: &Path) -> Result<Vec<(&'static str, Outcome)
         ("fmt", passes(workspace::cargo().args(["fmt", "--all", "--check"]))?.into()),
         ("clippy", passes(clippy.args(["--", "--deny", "warnings"]))?.into()),
     ];
-    let deny = cargo_deny()?;
+    let deny = installed("cargo-deny", CARGO_DENY)?;
     let check = |kinds: &[&str]| {
         let mut command = Command::new(&deny);
         command.current_dir(workspace::root()).args(["--log-level", "error", "check"]).args(kinds);
@@ -63,22 +63,22 @@ fn advisories(mut check: Command) -> Result<Outcome> {
     Ok(Outcome::Failed)
 }
 
-/// Where cargo-deny is; installs it when it is missing. Distributions do not package it.
-fn cargo_deny() -> Result<PathBuf> {
+/// Where the cargo subcommand `name` is; installs it when it is missing. Distributions package none of them.
+pub(crate) fn installed(name: &str, version: &str) -> Result<PathBuf> {
     let has_it = |program: &Path| {
         let asked = Command::new(program).arg("--version").output();
-        asked.is_ok_and(|output| output.stdout.starts_with(format!("cargo-deny {CARGO_DENY}").as_bytes()))
+        asked.is_ok_and(|output| output.stdout.starts_with(format!("{name} {version}").as_bytes()))
     };
     let cargo_home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
     let cargo_home = cargo_home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
-    let installed = cargo_home.context("neither CARGO_HOME nor HOME is set")?.join("bin/cargo-deny");
+    let installed = cargo_home.context("neither CARGO_HOME nor HOME is set")?.join("bin").join(name);
     if has_it(&installed) {
         return Ok(installed);
     }
-    println!("installing cargo-deny {CARGO_DENY} (about two minutes on two cores, once)");
+    println!("installing {name} {version} (some minutes on two cores, once)");
     // Not in the workspace: its .cargo/config.toml is about our binary.
     let mut install = workspace::cargo();
-    install.current_dir("/").args(["install", "--quiet", "--locked", "--version", CARGO_DENY, "cargo-deny"]);
+    install.current_dir("/").args(["install", "--quiet", "--locked", "--version", version, name]);
     install.env_remove("CARGO_TARGET_DIR");
     succeed(&mut install)?;
     Ok(installed)

@@ -7,9 +7,9 @@
 mod agent;
 mod attempts;
 mod claude;
-mod debian;
+pub(crate) mod debian;
 mod host;
-mod images;
+pub(crate) mod images;
 mod project;
 mod report;
 mod site;

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::account::{self, Account};
 use crate::checks::{self, Outcome};
-use crate::{tidy, workspace};
+use crate::{fuzz, tidy, workspace};
 use execute::{Ended, User};
 use leftovers::Snapshot;
 use tally::Tally;
@@ -92,6 +92,7 @@ fn record_checks(table: &mut Table, user: &'static str, target_directory: &Path)
     println!("== checks");
     let mut outcomes = vec![("tidy", tidy::check()?.into())];
     outcomes.extend(checks::run(target_directory)?);
+    outcomes.push(("fuzz", fuzz::smoke()?));
     for (name, outcome) in outcomes {
         let tally = table.entry(("checks", user)).or_default();
         match outcome {

@@ -8,6 +8,7 @@ mod bench;
 mod checks;
 mod demo;
 mod e2e;
+mod fuzz;
 mod tidy;
 mod workspace;
 
@@ -18,8 +19,8 @@ use clap::{Parser, Subcommand};
 /// The project's own commands.
 ///
 /// `demo` shows agentd at work, `e2e` runs everything that decides whether a change is good (.ci/run calls it), `bench`
-/// measures, `tidy` checks what the compiler cannot. Each one says what it needs; as root, `e2e` and `bench` do their
-/// work as an ordinary user they create.
+/// measures, `fuzz` searches for inputs that break a promise, `tidy` checks what the compiler cannot. Each one says what
+/// it needs; as root, `e2e` and `bench` do their work as an ordinary user they create.
 #[derive(Debug, Parser)]
 #[command(bin_name = "cargo xtask", arg_required_else_help = true)]
 struct Arguments {
@@ -36,6 +37,8 @@ enum Verb {
     /// Measures agentd beside its peers
     #[command(subcommand)]
     Bench(bench::Verb),
+    /// Feeds hostile input to everything that reads images, for some seconds each
+    Fuzz(fuzz::Args),
     /// Checks dependencies between crates, module docs, file sizes, decisions and links
     Tidy(tidy::Args),
 }
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         Verb::Demo(arguments) => demo::run(arguments).map(|()| true),
         Verb::E2e(arguments) => e2e::run(&arguments),
         Verb::Bench(verb) => bench::run(verb),
+        Verb::Fuzz(arguments) => fuzz::run(&arguments),
         Verb::Tidy(arguments) => tidy::run(&arguments),
     };
     match outcome {

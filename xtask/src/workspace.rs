@@ -98,8 +98,17 @@ pub(crate) fn programs(build: &mut Command) -> Result<Vec<Program>> {
 
 /// Builds the program `name` of `package` in release and returns where it is.
 pub(crate) fn release_program(package: &str, name: &str, target_directory: &Path) -> Result<PathBuf> {
+    release(package, "--bin", name, target_directory)
+}
+
+/// Builds the example `name` of `package` in release and returns where it is.
+pub(crate) fn release_example(package: &str, name: &str, target_directory: &Path) -> Result<PathBuf> {
+    release(package, "--example", name, target_directory)
+}
+
+fn release(package: &str, kind: &str, name: &str, target_directory: &Path) -> Result<PathBuf> {
     let mut build = cargo();
-    build.args(["build", "--release", "--package", package, "--bin", name]).arg("--target-dir").arg(target_directory);
+    build.args(["build", "--release", "--package", package, kind, name]).arg("--target-dir").arg(target_directory);
     let built = programs(&mut build)?.into_iter().find(|program| program.target == name);
     Ok(built.with_context(|| format!("cargo built no program {name}"))?.path)
 }

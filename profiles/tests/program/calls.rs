@@ -4,13 +4,12 @@ use std::collections::BTreeSet;
 
 use agentd_profiles::evaluate::Call;
 use agentd_profiles::{Arch, Condition, SeccompRules};
-use proptest::prelude::*;
 
 /// i386, 32-bit Arm, big-endian Arm, nothing.
-const FOREIGN: [u32; 4] = [0x4000_0003, 0x4000_0028, 0x8000_00b7, 0];
+pub(crate) const FOREIGN: [u32; 4] = [0x4000_0003, 0x4000_0028, 0x8000_00b7, 0];
 const RUBBISH: u64 = 0xdead_beef_0000_0000;
 
-fn numbers(rules: &SeccompRules, arch: Arch) -> BTreeSet<u32> {
+pub(crate) fn numbers(rules: &SeccompRules, arch: Arch) -> BTreeSet<u32> {
     let named = rules.rules.iter().flat_map(|rule| rule.syscalls.iter()).filter_map(|syscall| syscall.number(arch));
     let near = named.flat_map(|nr| [nr.wrapping_sub(1), nr, nr.wrapping_add(1)]);
     let aliased: BTreeSet<u32> = near.flat_map(|nr| [nr, nr | 0x4000_0000, nr | 0x8000_0000]).collect();
@@ -21,7 +20,7 @@ fn numbers(rules: &SeccompRules, arch: Arch) -> BTreeSet<u32> {
 }
 
 /// Values worth trying against a condition.
-fn values(condition: &Condition) -> BTreeSet<u32> {
+pub(crate) fn values(condition: &Condition) -> BTreeSet<u32> {
     let named = condition.test.values().iter().copied();
     let near = named.flat_map(|value| [value.wrapping_sub(1), value, value.wrapping_add(1), value | !condition.mask]);
     let bits = (0..32).map(|bit| 1 << bit).filter(|bit| condition.mask != u32::MAX && bit & condition.mask != 0);
@@ -29,7 +28,7 @@ fn values(condition: &Condition) -> BTreeSet<u32> {
 }
 
 /// The values for each argument of a call and its neighbours: a search that is off by one treats it as one of those.
-fn pools(rules: &SeccompRules, arch: Arch, nr: u32) -> [BTreeSet<u32>; 6] {
+pub(crate) fn pools(rules: &SeccompRules, arch: Arch, nr: u32) -> [BTreeSet<u32>; 6] {
     let mut pools: [BTreeSet<u32>; 6] = Default::default();
     let close = |number: Option<u32>| number.is_some_and(|number| number.abs_diff(nr) <= 1);
     let about = rules.rules.iter().filter(|rule| rule.syscalls.iter().any(|syscall| close(syscall.number(arch))));
@@ -62,24 +61,8 @@ pub(crate) fn boundaries(rules: &SeccompRules, arch: Arch) -> Vec<Call> {
 }
 
 fn set(mut args: [u64; 6], arg: usize, value: u64) -> [u64; 6] {
-    args[arg] = value;
+    if let Some(slot) = args.get_mut(arg) {
+        *slot = value;
+    }
     args
-}
-
-/// Random calls, most of them near something a rule names.
-pub(crate) fn near_rules(rules: &'static SeccompRules, arch: Arch) -> impl Strategy<Value = Call> {
-    let known: Vec<u32> = numbers(rules, arch).into_iter().collect();
-    let conditioned: Vec<u32> =
-        known.iter().copied().filter(|nr| pools(rules, arch, *nr).iter().any(|pool| !pool.is_empty())).collect();
-    let nr = prop_oneof![4 => proptest::sample::select(known), 4 => proptest::sample::select(conditioned), 1 => 0..1024_u32, 1 => any::<u32>()];
-    let word =
-        prop_oneof![9 => Just(arch.audit_word()), 1 => proptest::sample::select(&FOREIGN[..]), 1 => any::<u32>()];
-    let pool: BTreeSet<u32> = rules.rules.iter().flat_map(|rule| rule.when.iter()).flat_map(values).collect();
-    let value = proptest::sample::select(pool.into_iter().collect::<Vec<_>>());
-    let arg = prop_oneof![
-        3 => value.clone().prop_map(u64::from),
-        3 => (value, any::<u32>()).prop_map(|(low, high)| u64::from(low) | u64::from(high) << 32),
-        1 => any::<u64>(),
-    ];
-    (word, nr, proptest::array::uniform6(arg)).prop_map(|(arch, nr, args)| Call { arch, nr, args })
 }

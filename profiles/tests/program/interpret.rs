@@ -3,14 +3,14 @@
 use agentd_profiles::evaluate::Call;
 use libc::sock_filter;
 
-const LOAD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
-const AND: u32 = libc::BPF_ALU | libc::BPF_AND | libc::BPF_K;
-const ALWAYS: u32 = libc::BPF_JMP | libc::BPF_JA;
+pub(crate) const LOAD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+pub(crate) const AND: u32 = libc::BPF_ALU | libc::BPF_AND | libc::BPF_K;
+pub(crate) const ALWAYS: u32 = libc::BPF_JMP | libc::BPF_JA;
 const EQUAL: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
 const AT_LEAST: u32 = libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K;
 const GREATER: u32 = libc::BPF_JMP | libc::BPF_JGT | libc::BPF_K;
 const ANY_BIT: u32 = libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K;
-const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
+pub(crate) const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
 
 /// The action the program returns, or what the kernel would have refused to load.
 pub(crate) fn run(program: &[sock_filter], call: &Call) -> Result<u32, String> {
@@ -24,7 +24,7 @@ pub(crate) fn run(program: &[sock_filter], call: &Call) -> Result<u32, String> {
         match u32::from(code) {
             LOAD => accumulator = word(call, k).ok_or(format!("load from {k}"))?,
             AND => accumulator &= k,
-            ALWAYS => pc += usize::try_from(k).unwrap(),
+            ALWAYS => pc += usize::try_from(k).map_err(|error| error.to_string())?,
             EQUAL => branch(accumulator == k),
             AT_LEAST => branch(accumulator >= k),
             GREATER => branch(accumulator > k),
@@ -47,21 +47,4 @@ fn word(call: &Call, offset: u32) -> Option<u32> {
         }
         _ => None,
     }
-}
-
-/// The most instructions one call can run through; without `arguments`, among calls decided by their number alone.
-pub(crate) fn longest_path(program: &[sock_filter], arguments: bool) -> usize {
-    // Jumps only go forward, so the paths from behind an instruction are known when it is reached from the end.
-    let mut longest = vec![None; program.len()];
-    for (pc, instruction) in program.iter().enumerate().rev() {
-        let after = |skip: usize| longest[pc + 1 + skip].map(|steps: usize| steps + 1);
-        longest[pc] = match u32::from(instruction.code) {
-            RETURN => Some(1),
-            LOAD if instruction.k >= 16 && !arguments => None,
-            LOAD | AND => after(0),
-            ALWAYS => after(usize::try_from(instruction.k).unwrap()),
-            _ => after(usize::from(instruction.jt)).max(after(usize::from(instruction.jf))),
-        };
-    }
-    longest[0].unwrap_or(0)
 }

@@ -7,19 +7,24 @@
 
 mod calls;
 mod interpret;
+mod longest;
 mod oracle;
 mod random;
 
 use agentd_profiles::compile::compile;
 use agentd_profiles::evaluate::{Call, verdict};
-use agentd_profiles::{Arch, BuiltIn, NATIVE, SeccompRules, rules, seccomp};
+use agentd_profiles::{Arch, BuiltIn, NATIVE, SeccompRules, load, profile, seccomp};
 use libc::sock_filter;
 use proptest::prelude::*;
 
 use interpret::run;
 
 const ARCHES: [Arch; 2] = [Arch::X86_64, Arch::Aarch64];
-const PROFILES: [BuiltIn; 2] = [BuiltIn::Default, BuiltIn::Init];
+const PROFILES: [BuiltIn; 4] = [BuiltIn::Default, BuiltIn::Strict, BuiltIn::Nested, BuiltIn::Init];
+
+fn rules(built_in: BuiltIn) -> &'static SeccompRules {
+    &profile(built_in).seccomp
+}
 
 /// What the rules say to every call worth trying.
 fn expected(rules: &SeccompRules, arch: Arch) -> Vec<(Call, u32)> {
@@ -87,10 +92,12 @@ fn a_single_fault_is_found() {
 /// Loading costs 0.6 µs an instruction at every start; run with `--nocapture` for the numbers.
 #[test]
 fn programs_are_small() {
-    for (profile, limit) in [(BuiltIn::Default, 180), (BuiltIn::Init, 60)] {
+    for (profile, limit) in
+        [(BuiltIn::Default, 180), (BuiltIn::Strict, 230), (BuiltIn::Nested, 200), (BuiltIn::Init, 60)]
+    {
         for arch in ARCHES {
             let program = compile(rules(profile), arch).unwrap();
-            let (all, by_number) = (interpret::longest_path(&program, true), interpret::longest_path(&program, false));
+            let (all, by_number) = (longest::longest_path(&program, true), longest::longest_path(&program, false));
             println!(
                 "{profile:?} {arch:?}: {} instructions, longest path {all}, {by_number} without arguments",
                 program.len()
@@ -130,7 +137,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 20_000, ..ProptestConfig::default() })]
 
     #[test]
-    fn agrees_with_the_rules(call in calls::near_rules(rules(BuiltIn::Default), NATIVE)) {
+    fn agrees_with_the_rules(call in random::near_rules(rules(BuiltIn::Default), NATIVE)) {
         for profile in PROFILES {
             prop_assert_eq!(run(seccomp(profile), &call), Ok(verdict(rules(profile), NATIVE, &call).action()));
         }
@@ -149,6 +156,35 @@ proptest! {
             Err(error) => prop_assert!(!error.to_string().is_empty()),
         }
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
+
+    /// As a start does it with a file: text to rules to program, for both architectures, tried at each boundary of the
+    /// file's own rules and at every number either table has.
+    #[test]
+    fn any_profile_is_compiled_right_or_refused(text in random::profile_text()) {
+        for arch in ARCHES {
+            let Ok((profile, program)) = load(&text, arch) else { continue };
+            let own = profile.seccomp.rules.iter().take_while(|rule| rule.group == "g").cloned().collect::<Vec<_>>();
+            let near = SeccompRules { rules: own.into(), ..profile.seccomp.clone() };
+            let numbers = (0..480).map(|nr| Call { arch: arch.audit_word(), nr, args: [0; 6] });
+            let calls = calls::boundaries(&near, arch).into_iter().chain(numbers);
+            let expected: Vec<_> = calls.map(|call| (call, verdict(&profile.seccomp, arch, &call).action())).collect();
+            prop_assert_eq!(disagreement(&program, &expected), None, "{:?} {}", arch, text);
+        }
+    }
+}
+
+/// The property above compiles most of what it makes.
+#[test]
+fn most_random_profiles_are_sound() {
+    use proptest::strategy::ValueTree;
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let made = (0..100).map(|_| random::profile_text().new_tree(&mut runner).unwrap().current());
+    let sound = made.filter(|text| load(text, NATIVE).is_ok()).count();
+    assert!(sound > 20, "{sound} of 100");
 }
 
 /// Jumps reach 255 instructions; these lists need further ones, and finally more instructions than there may be.

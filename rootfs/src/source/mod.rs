@@ -2,46 +2,92 @@
 //!
 //! Invariant: documents are verified here before they are parsed; the bytes of layers are verified by whoever unpacks them.
 
+mod archive;
+pub(crate) mod document;
+mod error;
+mod index;
 mod layout;
+mod platform;
+mod registry;
 
 use std::io::Read;
 
 use crate::config::ImageConfig;
 use crate::digest::Digest;
 use crate::limits::Limits;
+use crate::reference::ImageRef;
 use crate::stream::Compression;
 
+pub use archive::ArchiveError;
+pub(crate) use archive::{DockerArchive, OciArchive};
+pub use error::SourceError;
 pub(crate) use layout::Layout;
 pub use layout::LayoutError;
+pub(crate) use platform::Machine;
+#[cfg(feature = "fuzzing")]
+pub(crate) use registry::count_challenges_and_credentials;
+pub(crate) use registry::{Registry, Remote, is_stopped};
+pub use registry::{Proxies, RegistryConfig, RegistryError};
 
 /// One image at its source.
 pub(crate) trait Source: Sync {
     /// The image's manifest for this machine, with its config, both verified.
-    fn manifest(&self, limits: &Limits) -> Result<Manifest, LayoutError>;
+    fn manifest(&self, limits: &Limits) -> Result<Manifest, SourceError>;
 
     /// The blob of a layer from its first byte: its size is checked where it is known, its bytes are not.
-    fn layer(&self, layer: &Layer) -> Result<Box<dyn Read + Send + '_>, LayoutError>;
+    fn layer(&self, layer: &Layer) -> Result<Box<dyn Read + Send + '_>, SourceError>;
+
+    /// Ends every wait for bytes, from any thread; for sources that may have to wait.
+    fn stop(&self) {}
+}
+
+/// Opens what `reference` names; `None` for what is no image of layers.
+pub(crate) fn open<'r>(
+    reference: &ImageRef,
+    remote: &Remote<'r>,
+) -> Result<Option<Box<dyn Source + 'r>>, SourceError> {
+    match reference {
+        ImageRef::Host | ImageRef::Dir(_) => Ok(None),
+        ImageRef::Oci { layout, select } => Ok(Some(Box::new(Layout::open(layout, select)?))),
+        ImageRef::OciArchive { file, select } => Ok(Some(Box::new(OciArchive::open(file, select)?))),
+        ImageRef::DockerArchive { file, name } => Ok(Some(Box::new(DockerArchive::open(file, name.as_ref())?))),
+        ImageRef::Registry(name) => Ok(Some(Box::new(Registry::open(name, remote)?))),
+    }
 }
 
 /// One layer, as the manifest and the config describe it.
 #[derive(Clone, Debug)]
 pub(crate) struct Layer {
-    pub(crate) digest: Digest,
+    /// Of the blob as it is stored; `None` where the source knows only what it unpacks to (`docker-archive:`).
+    pub(crate) digest: Option<Digest>,
+    /// Bytes of the blob as it is stored.
     pub(crate) size: u64,
     pub(crate) compression: Compression,
     pub(crate) diff_id: Digest,
+}
+
+impl Layer {
+    /// What to call it: its blob's digest, else its DiffID.
+    pub(crate) fn name(&self) -> &Digest {
+        self.digest.as_ref().unwrap_or(&self.diff_id)
+    }
 }
 
 /// A manifest with its config, verified.
 #[derive(Debug)]
 pub(crate) struct Manifest {
     pub(crate) digest: Digest,
+    /// The document itself.
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) config_digest: Digest,
+    /// The config itself.
+    pub(crate) config_bytes: Vec<u8>,
     /// Lowest first.
     pub(crate) layers: Vec<Layer>,
     pub(crate) config: ImageConfig,
 }
 
 /// An error unless the digests are the same.
-pub(crate) fn check_digest(digest: &Digest, actual: Digest) -> Result<(), LayoutError> {
-    if *digest == actual { Ok(()) } else { Err(LayoutError::Corrupt { digest: digest.clone(), actual }) }
+pub(crate) fn check_digest(digest: &Digest, actual: Digest) -> Result<(), SourceError> {
+    if *digest == actual { Ok(()) } else { Err(SourceError::Corrupt { digest: digest.clone(), actual }) }
 }

@@ -1,150 +1,110 @@
-//! The layer store: one unpacked directory a DiffID, shared by all jobs and images of one user.
+//! The image store: one unpacked directory a DiffID, shared by all jobs and images of one user, and what images are called.
 //!
 //! ```text
-//! STORE/                      0700: layers hold real setuid files
-//!   layers/KEY/fs             one layer as overlayfs wants it; KEY = ALGORITHM-DIFFID-IDMODE
-//!   tmp/KEY, tmp/KEY.lock     a layer being unpacked (see `lock`)
+//! STORE/                        0700: layers hold real setuid files
+//!   layers/KEY/fs               one layer as overlayfs wants it; KEY = ALGORITHM-DIFFID-IDMODE (see `facts`)
+//!   images/, blobs/             names, manifests, configs (see `names`)
+//!   lock                        between starts and removals (see `hold`)
+//!   tmp/KEY, tmp/KEY.lock       a layer being unpacked (see `lock`)
+//!   tmp/blob-….partial          a download that was broken off (see `partial`)
 //! ```
 //! Invariant: `layers/KEY` appears by one rename, after the blob's size and digest and the DiffID were verified and the
-//! bytes are on the disk. Keyed by anything unverified, one image could poison another's layer.
+//! bytes are on the disk. Keyed by anything unverified, one image could poison another's layer. Every file is written here
+//! from the archive's bytes, never linked or cloned from a file that somebody can still write.
 
+mod error;
+mod extra;
+mod facts;
+mod hold;
+mod list;
+mod names;
+pub(crate) mod partial;
+mod place;
+mod prune;
 mod pull;
 #[cfg(test)]
 mod tests;
+mod unsynced;
 
-use std::fs::DirBuilder;
+use std::collections::HashSet;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
-use rustix::fs::{Mode, OFlags, fstat, mkdirat, openat};
+use oci_spec::image::ImageConfiguration;
 use rustix::io::Errno;
 
 use crate::config::ImageConfig;
-use crate::digest::Digest;
+use crate::digest::{Digest, DigestError};
 use crate::limits::Limits;
 use crate::printable::printable;
-use crate::reference::Selector;
-use crate::source::{Layer, Layout, LayoutError, Source};
-use crate::stream::StreamError;
-use crate::unpack::{TarError, TreeError, UnpackError};
+use crate::reference::ImageRef;
+use crate::source::document::read_config;
+use crate::source::{self, Layer, Machine, Manifest, RegistryConfig, Remote};
 
-/// Owners are squashed to the store's owner. Part of the key: another mode would need other layers.
-const ID_MODE: &str = "squash";
-/// On `layers/KEY`: the layer hides everything below it. Not on `fs`, whose mode is the image's and may deny reading.
-const OPAQUE_ROOT: &str = "user.agentd.opaque";
+pub use self::error::{ImageError, LayerError, StoreError};
+use self::extra::Extra;
+use self::facts::{FACTS, Facts, LONGEST};
+pub use self::hold::Hold;
+pub use self::list::{Details, LayerDetails, Listed};
+use self::names::Named;
+pub use self::place::Places;
+pub use self::place::suitable;
+use self::place::{Place, directory};
+pub use self::prune::{Cleaning, InUse, Rubbish};
 
-/// Why the store cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// A system call.
-    #[error("cannot {action} the image store `{path}`")]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// Where.
-        path: String,
-        /// Why not.
-        source: std::io::Error,
-    },
-    /// Others may enter.
-    #[error("the image store `{0}` is open to other users, and layers hold setuid files; run `chmod 700 {0}`")]
-    Open(String),
-    /// Somebody else's.
-    #[error("the image store `{0}` belongs to another user")]
-    Foreign(String),
+/// Owners are squashed to the store's owner. Part of the key: another mode would need other layers. The number changes
+/// with what [`Facts`] are kept.
+const ID_MODE: &str = "squash1";
+
+/// How often a pull whose layers were removed meanwhile begins again.
+const ROUNDS: usize = 3;
+
+/// Whether an image is looked for outside the store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pull {
+    /// When the store does not have it. What lies on this machine is looked at each time: it may have changed, and that
+    /// costs a few small reads.
+    #[default]
+    Missing,
+    /// Each time; layers the store has are not fetched again.
+    Always,
+    /// Not at all.
+    Never,
 }
 
-/// Why an image cannot be had.
-#[derive(Debug, thiserror::Error)]
-pub enum ImageError {
-    /// The layout does not lead to one.
-    #[error(transparent)]
-    Layout(#[from] LayoutError),
-    /// A layer of it cannot be unpacked.
-    #[error("layer {digest}")]
-    Layer {
-        /// The layer's blob.
-        digest: Digest,
-        /// Why.
-        source: LayerError,
-    },
-    /// The store.
-    #[error(transparent)]
-    Store(#[from] StoreError),
+/// How an image is to be had, and who follows it.
+pub struct Fetch<'f> {
+    /// Whether it is looked for outside the store.
+    pub pull: Pull,
+    /// What it may ask of this machine.
+    pub limits: &'f Limits,
+    /// How registries are spoken to.
+    pub registries: &'f RegistryConfig,
+    /// Told what happens.
+    pub tell: &'f mut dyn FnMut(Event),
+    /// Set by the caller to end the pull; set by the pull itself when a layer failed.
+    pub stop: &'f AtomicBool,
 }
 
-/// Why a layer cannot be unpacked.
-#[derive(Debug, thiserror::Error)]
-pub enum LayerError {
-    /// Its blob.
-    #[error(transparent)]
-    Blob(#[from] LayoutError),
-    /// Its content.
-    #[error(transparent)]
-    Unpack(#[from] UnpackError),
-    /// The content is not what the config says.
-    #[error("its content is not what the image's config says: it hashes to {actual} instead of {expected}")]
-    DiffId {
-        /// What the config says.
-        expected: Digest,
-        /// What it is.
-        actual: Digest,
-    },
-    /// The store.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-/// What kind of failure an [`ImageError`] is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ErrorKind {
-    /// The layout, image or blob is not there.
-    NotFound,
-    /// The image breaks the specification, or holds what cannot be unpacked.
-    Invalid,
-    /// Bytes do not match their size or digest.
-    Corrupt,
-    /// The image is valid, but not supported here.
-    Unsupported,
-    /// The image goes over a limit.
-    Limit,
-    /// The operating system refused.
-    System,
-}
-
-impl ImageError {
-    /// What kind of failure this is.
-    pub fn kind(&self) -> ErrorKind {
-        match self {
-            ImageError::Store(_) | ImageError::Layer { source: LayerError::Store(_), .. } => ErrorKind::System,
-            ImageError::Layout(e) | ImageError::Layer { source: LayerError::Blob(e), .. } => match e {
-                LayoutError::Missing { .. }
-                | LayoutError::NotALayout { .. }
-                | LayoutError::NoBlob { .. }
-                | LayoutError::NoImage { .. }
-                | LayoutError::SeveralImages { .. } => ErrorKind::NotFound,
-                LayoutError::Size { .. } | LayoutError::Corrupt { .. } => ErrorKind::Corrupt,
-                LayoutError::Platform { .. } | LayoutError::Unsupported { .. } | LayoutError::Version { .. } => {
-                    ErrorKind::Unsupported
-                }
-                LayoutError::Limit { .. } => ErrorKind::Limit,
-                LayoutError::Malformed { .. } | LayoutError::Digest { .. } => ErrorKind::Invalid,
-                LayoutError::Io { .. } => ErrorKind::System,
-            },
-            ImageError::Layer { source: LayerError::DiffId { .. }, .. } => ErrorKind::Corrupt,
-            ImageError::Layer { source: LayerError::Unpack(e), .. } => match e {
-                UnpackError::Archive(e) | UnpackError::Data { source: e, .. } => match e {
-                    TarError::Limit(_) | TarError::Stream(StreamError::Limit(_)) => ErrorKind::Limit,
-                    TarError::Stream(StreamError::Read(_) | StreamError::Cancelled) => ErrorKind::System,
-                    _ => ErrorKind::Invalid,
-                },
-                UnpackError::Entry { source: TreeError::Limit(_), .. } => ErrorKind::Limit,
-                UnpackError::Entry { source: TreeError::Path(_), .. } => ErrorKind::Invalid,
-                UnpackError::Entry { source: TreeError::Call { .. }, .. } => ErrorKind::System,
-            },
-        }
+impl std::fmt::Debug for Fetch<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Fetch { pull, limits, stop, .. } = self;
+        f.debug_struct("Fetch").field("pull", pull).field("limits", limits).field("stop", stop).finish_non_exhaustive()
     }
+}
+
+/// Something that happens while an image is made ready.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The store was made just now, and not in the first place: where, and why, in words.
+    Placed(String),
+    /// From here on it may take long. Comes before the first thread is started.
+    Begun,
+    /// Another process unpacks this layer (named by its blob's digest) already.
+    Waiting(String),
+    /// One layer goes on.
+    Layer(Progress),
 }
 
 /// How far one layer is.
@@ -165,7 +125,7 @@ pub struct Progress {
 }
 
 /// An image whose layers are all unpacked.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Image {
     /// Digest of the image's manifest.
     pub manifest_digest: String,
@@ -173,121 +133,245 @@ pub struct Image {
     pub layers: Vec<PathBuf>,
     /// What the image says about running it.
     pub config: ImageConfig,
+    /// Keeps the layers in the store: to be dropped once the job that uses them is on record.
+    pub hold: Hold,
 }
 
-/// An opened layer store.
+/// DiffIDs of an image's layers, lowest first.
+#[derive(Debug)]
+struct Layers(Vec<Digest>);
+
+impl Layers {
+    fn of(manifest: &Manifest) -> Layers {
+        Layers(manifest.layers.iter().map(|layer| layer.diff_id.clone()).collect())
+    }
+
+    fn keys(&self) -> HashSet<String> {
+        self.0.iter().map(key_of).collect()
+    }
+
+    /// The DiffID in a key, for people; the key itself where it is none of ours.
+    fn shown(key: &str) -> String {
+        match key.splitn(3, '-').collect::<Vec<_>>()[..] {
+            [algorithm, hex, _] => printable(format!("{algorithm}:{hex}").as_bytes()),
+            _ => printable(key.as_bytes()),
+        }
+    }
+}
+
+fn key_of(diff_id: &Digest) -> String {
+    format!("{}-{}-{ID_MODE}", diff_id.algorithm(), diff_id.hex())
+}
+
+/// An opened store.
 #[derive(Debug)]
 pub struct Store {
     path: PathBuf,
+    root: OwnedFd,
     layers: OwnedFd,
     tmp: OwnedFd,
-}
-
-/// Whether a layer is in the store.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Presence {
-    Missing,
-    Present { opaque_root: bool },
+    extra: Vec<Extra>,
+    note: Option<String>,
 }
 
 impl Store {
-    /// Opens the store at `dir`, making it (0700) where it is missing.
-    pub fn open(dir: &Path) -> Result<Store, StoreError> {
-        let shown = || printable(dir.as_os_str().as_encoded_bytes());
-        let io = |action| move |source: std::io::Error| StoreError::Io { action, path: shown(), source };
-        let path = std::path::absolute(dir).map_err(io("locate"))?;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = match rustix::fs::open(&path, flags, Mode::empty()) {
-            Err(Errno::NOENT) => {
-                DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(io("create"))?;
-                rustix::fs::open(&path, flags, Mode::empty())
-            }
-            other => other,
-        };
-        let root = root.map_err(|e| io("open")(e.into()))?;
-        let stat = fstat(&root).map_err(|e| io("examine")(e.into()))?;
-        if stat.st_uid != rustix::process::geteuid().as_raw() {
-            return Err(StoreError::Foreign(shown()));
-        }
-        if stat.st_mode & 0o077 != 0 {
-            return Err(StoreError::Open(shown()));
-        }
-        let sub = |name: &str| match openat(&root, name, flags | OFlags::NOFOLLOW, Mode::empty()) {
-            Err(Errno::NOENT) => {
-                match mkdirat(&root, name, Mode::RWXU) {
-                    Ok(()) | Err(Errno::EXIST) => {}
-                    Err(e) => return Err(e),
-                }
-                openat(&root, name, flags | OFlags::NOFOLLOW, Mode::empty())
-            }
-            other => other,
-        };
-        let layers = sub("layers").map_err(|e| io("open")(e.into()))?;
-        let tmp = sub("tmp").map_err(|e| io("open")(e.into()))?;
-        Ok(Store { path, layers, tmp })
+    /// Opens the store, making it (0700) where there is none: in the first of `places` whose file system can carry it.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn open(places: &Places) -> Result<Store, StoreError> {
+        Store::at(places.find_or_make()?, places)
     }
 
-    /// The image that `select` names in the OCI image layout `layout`, its missing layers unpacked in parallel.
+    /// Opens the store if there is one.
     ///
-    /// When all layers are here already this reads three small documents and looks at each layer once.
-    pub fn image(
+    /// # Errors
+    /// [`StoreError`].
+    pub fn existing(places: &Places) -> Result<Option<Store>, StoreError> {
+        match places.find()? {
+            Some(place) => Store::at(place, places).map(Some),
+            // Somebody else's alone can be used too, and then there has to be an own one to lock.
+            None if !places.extra.is_empty() => Store::open(places).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn at(place: Place, places: &Places) -> Result<Store, StoreError> {
+        let Place { path, root, layers, note } = place;
+        let tmp = directory(&root, c"tmp").map_err(StoreError::io("open", &path))?;
+        let extra = places.extra.iter().map(|path| Extra::open(path)).collect::<Result<_, _>>()?;
+        let store = Store { path, root, layers, tmp, extra, note };
+        store.look_at_notes()?;
+        Ok(store)
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The image that `reference` names, its missing layers unpacked in parallel.
+    ///
+    /// When all layers are here this reads three small documents at most and looks at each layer once.
+    ///
+    /// # Errors
+    /// [`ImageError`]. Layers that were finished stay in the store.
+    pub fn image(&self, reference: &ImageRef, fetch: &mut Fetch<'_>) -> Result<Image, ImageError> {
+        if let Some(note) = &self.note {
+            (fetch.tell)(Event::Placed(note.clone()));
+        }
+        let name = reference.to_string();
+        let local = is_local(reference);
+        if fetch.pull == Pull::Never || (fetch.pull == Pull::Missing && !local) {
+            if let Some(named) = self.named(&name)?
+                && let Some(image) = self.known(&named)?
+            {
+                return Ok(image);
+            }
+            if fetch.pull == Pull::Never {
+                return Err(ImageError::NotHere(printable(name.as_bytes())));
+            }
+        }
+        if !local {
+            (fetch.tell)(Event::Begun);
+        }
+        let partial = |digest: &Digest| partial::open(&self.tmp, digest).ok().flatten();
+        let remote = Remote { config: fetch.registries, partial: &partial, stop: fetch.stop };
+        let source = source::open(reference, &remote)?;
+        let source = source.ok_or_else(|| ImageError::NothingToPull(printable(name.as_bytes())))?;
+        let manifest = source.manifest(fetch.limits)?;
+        let layers = Layers::of(&manifest);
+        let mut hold = self.hold()?;
+        for _ in 0..ROUNDS {
+            let missing = self.missing(&manifest)?;
+            if missing.is_empty() {
+                let named = self.named(&name)?;
+                if named.is_none_or(|named| named.digest != manifest.digest || named.config != manifest.config_digest) {
+                    self.remember(&name, &manifest)?;
+                }
+                return self.assemble(&layers, &manifest.digest, manifest.config, hold);
+            }
+            drop(hold);
+            (fetch.tell)(Event::Begun);
+            hold = self.pull(&*source, missing, fetch)?;
+        }
+        Err(ImageError::Contended(printable(name.as_bytes())))
+    }
+
+    /// A known image, if everything it needs is here.
+    fn known(&self, named: &Named) -> Result<Option<Image>, ImageError> {
+        let Some(bytes) = self.document(&named.config)? else { return Ok(None) };
+        let (config, diff_ids) = read_config(&named.config, &bytes, &Machine::this())?;
+        let hold = self.hold()?;
+        for diff_id in &diff_ids {
+            if self.find(diff_id)?.is_none() {
+                return Ok(None);
+            }
+        }
+        self.assemble(&Layers(diff_ids), &named.digest, config, hold).map(Some)
+    }
+
+    /// The layers of a named image; `None` where its config is not here any more.
+    fn layers_of(&self, named: &Named) -> Result<Option<Layers>, StoreError> {
+        let Some(bytes) = self.document(&named.config)? else { return Ok(None) };
+        // An image for another machine, in a store that machines of several kinds share, is an image all the same.
+        let config = serde_json::from_slice::<ImageConfiguration>(&bytes).ok();
+        let diff_ids = config.map(|config| config.rootfs().diff_ids().iter().map(|text| text.parse()).collect());
+        Ok(diff_ids.and_then(|diff_ids: Result<_, DigestError>| diff_ids.ok()).map(Layers))
+    }
+
+    /// The image of `layers`, which are all here.
+    fn assemble(
         &self,
-        layout: &Path,
-        select: &Selector,
-        limits: &Limits,
-        progress: &mut dyn FnMut(Progress),
+        layers: &Layers,
+        digest: &Digest,
+        config: ImageConfig,
+        hold: Hold,
     ) -> Result<Image, ImageError> {
-        let source = Layout::open(layout, select)?;
-        let manifest = source.manifest(limits)?;
-        let look = || manifest.layers.iter().map(|layer| self.presence(layer)).collect::<Result<Vec<_>, _>>();
-        let mut presence = look()?;
-        let mut missing: Vec<&Layer> = Vec::new();
-        for (layer, presence) in manifest.layers.iter().zip(&presence) {
-            let known = missing.iter().any(|known| known.diff_id == layer.diff_id);
-            if *presence == Presence::Missing && !known {
-                missing.push(layer);
-            }
-        }
-        if !missing.is_empty() {
-            self.pull(&source, missing, limits, progress)?;
-            presence = look()?;
-        }
-        let mut layers: Vec<PathBuf> = Vec::with_capacity(manifest.layers.len());
-        for (layer, presence) in manifest.layers.iter().zip(presence).rev() {
-            let path = self.layer_path(layer).join("fs");
+        let mut paths: Vec<PathBuf> = Vec::with_capacity(layers.0.len());
+        for diff_id in layers.0.iter().rev() {
+            let Some((store, facts)) = self.find(diff_id)? else {
+                return Err(ImageError::Contended(digest.to_string()));
+            };
+            let path = store.join("layers").join(key_of(diff_id)).join("fs");
             // Of equal layers the topmost decides: it repeats whatever the lower one did.
-            if !layers.contains(&path) {
-                layers.push(path);
+            if !paths.contains(&path) {
+                paths.push(path);
             }
-            if presence == (Presence::Present { opaque_root: true }) {
+            if facts.opaque_root {
                 break;
             }
         }
-        layers.reverse();
-        Ok(Image { manifest_digest: manifest.digest.to_string(), layers, config: manifest.config })
+        paths.reverse();
+        Ok(Image { manifest_digest: digest.to_string(), layers: paths, config, hold })
     }
 
-    fn key(layer: &Layer) -> String {
-        format!("{}-{}-{ID_MODE}", layer.diff_id.algorithm(), layer.diff_id.hex())
+    /// The layers that are nowhere, each once.
+    fn missing<'m>(&self, manifest: &'m Manifest) -> Result<Vec<&'m Layer>, StoreError> {
+        let mut missing: Vec<&Layer> = Vec::new();
+        for layer in &manifest.layers {
+            let known = missing.iter().any(|known| known.diff_id == layer.diff_id);
+            if !known && self.find(&layer.diff_id)?.is_none() {
+                missing.push(layer);
+            }
+        }
+        Ok(missing)
     }
 
-    fn layer_path(&self, layer: &Layer) -> PathBuf {
-        self.path.join("layers").join(Store::key(layer))
-    }
-
-    fn io(&self, action: &'static str) -> impl Fn(Errno) -> StoreError + use<> {
-        let path = printable(self.path.as_os_str().as_encoded_bytes());
-        move |errno| StoreError::Io { action, path: path.clone(), source: errno.into() }
+    /// The store that has a layer, and what is known of it.
+    fn find(&self, diff_id: &Digest) -> Result<Option<(&Path, Facts)>, StoreError> {
+        let key = key_of(diff_id);
+        if let Some(facts) = self.facts(&self.path, &key)? {
+            return Ok(Some((&self.path, facts)));
+        }
+        for extra in &self.extra {
+            if let Some(facts) = self.facts(&extra.path, &key)? {
+                extra.check_layer(&key)?;
+                return Ok(Some((&extra.path, facts)));
+            }
+        }
+        Ok(None)
     }
 
     /// Looks at one layer, with one system call.
-    fn presence(&self, layer: &Layer) -> Result<Presence, StoreError> {
-        let mut value = [0u8; 1];
-        match rustix::fs::lgetxattr(self.layer_path(layer), OPAQUE_ROOT, &mut value) {
-            Ok(_) => Ok(Presence::Present { opaque_root: true }),
-            Err(Errno::NODATA | Errno::NOTSUP) => Ok(Presence::Present { opaque_root: false }),
-            Err(Errno::NOENT) => Ok(Presence::Missing),
-            Err(e) => Err(self.io("look into")(e)),
+    fn facts(&self, store: &Path, key: &str) -> Result<Option<Facts>, StoreError> {
+        let mut value = [0u8; LONGEST];
+        let lost = || StoreError::Layer {
+            layer: printable(key.as_bytes()),
+            path: printable(store.as_os_str().as_encoded_bytes()),
+        };
+        match rustix::fs::lgetxattr(store.join("layers").join(key), FACTS, &mut value) {
+            Ok(length) => {
+                let text = value.get(..length).and_then(|value| std::str::from_utf8(value).ok()).unwrap_or_default();
+                text.parse().map(Some).map_err(|_malformed| lost())
+            }
+            Err(Errno::NODATA | Errno::NOTSUP | Errno::RANGE) => Err(lost()),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(StoreError::io("look into", store)(errno)),
         }
     }
+
+    /// Whether this very store has a layer.
+    fn has(&self, layer: &Layer) -> Result<bool, StoreError> {
+        Ok(self.facts(&self.path, &Store::key(layer))?.is_some())
+    }
+
+    fn key(layer: &Layer) -> String {
+        key_of(&layer.diff_id)
+    }
+
+    /// The own store, then the others.
+    fn roots(&self) -> impl Iterator<Item = &OwnedFd> {
+        std::iter::once(&self.root).chain(self.extra.iter().map(|extra| &extra.root))
+    }
+
+    fn shown(&self) -> String {
+        printable(self.path.as_os_str().as_encoded_bytes())
+    }
+}
+
+/// Whether the reference leads to files of this machine, which may change under the same name.
+fn is_local(reference: &ImageRef) -> bool {
+    !matches!(reference, ImageRef::Registry(_))
 }

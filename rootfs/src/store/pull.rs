@@ -5,44 +5,52 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{self, Sender};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::thread;
+use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags, XattrFlags, fsetxattr, mkdirat, openat, renameat, syncfs};
+use rustix::fs::{Mode, OFlags, XattrFlags, fsetxattr, mkdirat, openat, renameat};
 use rustix::io::Errno;
 
-use super::{ImageError, LayerError, OPAQUE_ROOT, Presence, Progress, Store, StoreError};
+use super::{Event, FACTS, Facts, Fetch, Hold, ImageError, LayerError, Progress, Store, StoreError, partial};
 use crate::limits::Limits;
 use crate::lock::{Lock, sweep};
 use crate::removal::remove_all;
-use crate::source::{Layer, LayoutError, Source, check_digest};
+use crate::source::{Layer, Source, SourceError, check_digest, is_stopped};
 use crate::stream::{self, LayerStream, StreamError};
 use crate::unpack::{Report, TarError, UnpackError, unpack};
 
 /// A progress event for so many bytes.
 const PROGRESS_STEP: u64 = 1 << 20;
+/// How soon waiting for bytes ends when it has become pointless.
+const STOPPED_WITHIN: Duration = Duration::from_millis(100);
+/// Blobs of fewer bytes are unpacked by one thread: starting more takes longer than they would save.
+const THREADS_FROM: u64 = 256 << 10;
 
 impl Store {
     pub(super) fn pull(
         &self,
         source: &dyn Source,
         mut missing: Vec<&Layer>,
-        limits: &Limits,
-        progress: &mut dyn FnMut(Progress),
-    ) -> Result<(), ImageError> {
+        fetch: &mut Fetch<'_>,
+    ) -> Result<Hold, ImageError> {
         sweep(&self.tmp).map_err(self.io("clean up"))?;
+        self.remove_partials(&self.old_partials(partial::KEPT)?)?;
         // All locks before any work, in one order everywhere: two pulls that share layers cannot wait for each other.
         missing.sort_by_key(|layer| Store::key(layer));
         let mut held = Vec::new();
         for layer in missing {
-            let lock = Lock::acquire(self.tmp.as_fd(), &Store::key(layer)).map_err(self.io("lock a layer in"))?;
-            if self.presence(layer)? == Presence::Missing {
+            let mut busy = || (fetch.tell)(Event::Waiting(layer.name().to_string()));
+            let lock = Lock::acquire(self.tmp.as_fd(), &Store::key(layer), &mut busy);
+            let lock = lock.map_err(self.io("lock a layer in"))?;
+            if !self.has(layer)? {
                 held.push((layer, lock));
             }
         }
         // The largest first: it decides how long the whole takes.
         held.sort_by_key(|(layer, _)| std::cmp::Reverse(layer.size));
         let jobs: Vec<&Layer> = held.iter().map(|(layer, _)| *layer).collect();
-        let (unpacked, failed) = self.unpack_all(source, &jobs, limits, progress);
+        let (unpacked, failed) = self.unpack_all(source, &jobs, fetch);
         let published = self.publish(&unpacked);
         for layer in jobs {
             let name = Store::key(layer);
@@ -52,8 +60,10 @@ impl Store {
             }
         }
         match failed {
-            Some(error) => Err(error),
-            None => Ok(published?),
+            Some(error) if !is_stop(&error) => Err(error),
+            // A layer that was not begun is no failure, but not there either.
+            _ if fetch.stop.load(Ordering::Relaxed) => Err(ImageError::Interrupted),
+            _ => Ok(published?),
         }
     }
 
@@ -62,39 +72,53 @@ impl Store {
         &self,
         source: &dyn Source,
         jobs: &[&'l Layer],
-        limits: &Limits,
-        progress: &mut dyn FnMut(Progress),
+        fetch: &mut Fetch<'_>,
     ) -> (Vec<&'l Layer>, Option<ImageError>) {
+        let Fetch { limits, tell, stop: cancel, .. } = fetch;
+        let (limits, cancel) = (*limits, *cancel);
         let next = Mutex::new(jobs.iter());
-        let cancel = AtomicBool::new(false);
         let outcome = Mutex::new((Vec::new(), None));
         let (sender, receiver) = mpsc::channel::<Progress>();
         let work = |sender: Sender<Progress>| {
             loop {
                 let job = next.lock().ok().and_then(|mut jobs| jobs.next().copied());
                 let Some(layer) = job.filter(|_| !cancel.load(Ordering::Relaxed)) else { return };
-                let result = self.unpack_one(source, layer, limits, &cancel, &sender);
+                let result = self.unpack_one(source, layer, limits, cancel, &sender);
                 let Ok(mut outcome) = outcome.lock() else { return };
                 match result {
                     Ok(()) => outcome.0.push(layer),
                     // The first failure is the cause; later ones may only be the others being told to stop.
                     Err(source) if outcome.1.is_none() => {
                         cancel.store(true, Ordering::Relaxed);
-                        outcome.1 = Some(ImageError::Layer { digest: layer.digest.clone(), source });
+                        if !may_go_on(&source) {
+                            partial::remove(&self.tmp, layer.name());
+                        }
+                        let (digest, source) = (layer.name().clone(), Box::new(source));
+                        outcome.1 = Some(ImageError::Layer { digest, source });
                     }
                     Err(_) => {}
                 }
             }
         };
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        std::thread::scope(|scope| {
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        thread::scope(|scope| {
             for _ in 0..cores.min(jobs.len()) {
                 let sender = sender.clone();
                 scope.spawn(|| work(sender));
             }
             drop(sender);
-            for event in receiver {
-                progress(event);
+            let mut stopped = false;
+            loop {
+                match receiver.recv_timeout(STOPPED_WITHIN) {
+                    Ok(event) => tell(Event::Layer(event)),
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => break,
+                }
+                // Threads that wait for the network look at nothing else.
+                if !stopped && cancel.load(Ordering::Relaxed) {
+                    source.stop();
+                    stopped = true;
+                }
             }
         });
         // Nothing panics while holding the lock; a poisoned one would only mean fewer layers.
@@ -114,7 +138,7 @@ impl Store {
         let (dir, root) = self.make_tmp(&Store::key(layer)).map_err(self.io("make a directory in"))?;
         let tell = |bytes_done: u64, done: Option<Report>| {
             let Report { skipped_devices, dropped_xattrs } = done.unwrap_or_default();
-            let (digest, bytes_total) = (layer.digest.to_string(), layer.size);
+            let (digest, bytes_total) = (layer.name().to_string(), layer.size);
             let done = done.is_some();
             // Nobody listening is no reason to stop.
             sender.send(Progress { digest, bytes_done, bytes_total, done, skipped_devices, dropped_xattrs }).ok();
@@ -130,32 +154,39 @@ impl Store {
         let from = stream::Source {
             blob,
             compression: layer.compression,
-            digest: &layer.digest,
+            digest: layer.name(),
             diff_id: &layer.diff_id,
             on_read: &on_read,
             cancel,
         };
-        let result = LayerStream::new(from, limits)
-            .map_err(|e| UnpackError::Archive(e.into()))
-            .and_then(|stream| unpack(stream, root, limits));
+        let unpack = |stream: Result<LayerStream<'_>, StreamError>| {
+            stream.map_err(|e| UnpackError::Archive(e.into())).and_then(|stream| unpack(stream, root, limits))
+        };
+        let result = if layer.size < THREADS_FROM {
+            unpack(LayerStream::new(from, limits))
+        } else {
+            thread::scope(|scope| unpack(LayerStream::ahead(scope, from, limits)))
+        };
         let unpacked = match result {
             Ok(unpacked) => unpacked,
             Err(error) => {
-                // Damaged bytes fail in many ways; that they are damaged is the better answer.
-                let content = !matches!(&error, UnpackError::Archive(TarError::Stream(StreamError::Cancelled)));
-                if content {
+                // Damaged bytes fail in many ways; that they are damaged is the better answer. Bytes that never came do not.
+                if !is_cancelled(&error) && !is_read(&error) {
                     verify_blob(source, layer)?;
                 }
                 return Err(error.into());
             }
         };
-        check_digest(&layer.digest, unpacked.digest)?;
+        if let Some(digest) = &layer.digest {
+            check_digest(digest, unpacked.digest)?;
+        }
         if unpacked.diff_id != layer.diff_id {
             return Err(LayerError::DiffId { expected: layer.diff_id.clone(), actual: unpacked.diff_id });
         }
-        if unpacked.opaque_root {
-            fsetxattr(&dir, OPAQUE_ROOT, b"y", XattrFlags::empty()).map_err(self.io("set an attribute in"))?;
-        }
+        let Report { skipped_devices, dropped_xattrs } = unpacked.report;
+        let facts = Facts { opaque_root: unpacked.opaque_root, bytes: unpacked.bytes, skipped_devices, dropped_xattrs };
+        fsetxattr(&dir, FACTS, facts.to_string().as_bytes(), XattrFlags::empty())
+            .map_err(self.io("set an attribute in"))?;
         tell(layer.size, Some(unpacked.report));
         Ok(())
     }
@@ -172,29 +203,66 @@ impl Store {
         Ok((dir, root))
     }
 
-    fn publish(&self, unpacked: &[&Layer]) -> Result<(), StoreError> {
-        if unpacked.is_empty() {
-            return Ok(());
+    /// From here on the layers are kept from those who remove what no image needs, until the image has its name.
+    fn publish(&self, unpacked: &[&Layer]) -> Result<Hold, StoreError> {
+        if !unpacked.is_empty() {
+            // Before any rename: a crash of the host could leave a published layer of empty files.
+            self.note_or_sync(&unpacked.iter().map(|layer| Store::key(layer)).collect::<Vec<_>>())?;
         }
-        // Once a pull, before any rename: else a host crash could leave a published layer of empty files.
-        syncfs(&self.tmp).map_err(self.io("write back"))?;
+        let hold = self.hold()?;
         for layer in unpacked {
             let key = Store::key(layer);
             renameat(&self.tmp, &key, &self.layers, &key).map_err(self.io("publish a layer in"))?;
+            partial::remove(&self.tmp, layer.name());
         }
-        Ok(())
+        Ok(hold)
+    }
+
+    fn io(&self, action: &'static str) -> impl Fn(Errno) -> StoreError + use<> {
+        StoreError::io(action, &self.path)
     }
 }
 
-fn verify_blob(source: &dyn Source, layer: &Layer) -> Result<(), LayoutError> {
+fn is_stop(error: &ImageError) -> bool {
+    let ImageError::Layer { source, .. } = error else { return false };
+    matches!(&**source, LayerError::Unpack(error) if is_cancelled(error))
+}
+
+fn is_cancelled(error: &UnpackError) -> bool {
+    let (UnpackError::Archive(error) | UnpackError::Data { source: error, .. }) = error else { return false };
+    match error {
+        TarError::Stream(StreamError::Cancelled) => true,
+        TarError::Stream(StreamError::Read(error)) => is_stopped(error),
+        _ => false,
+    }
+}
+
+fn is_read(error: &UnpackError) -> bool {
+    let (UnpackError::Archive(error) | UnpackError::Data { source: error, .. }) = error else { return false };
+    matches!(error, TarError::Stream(StreamError::Read(_)))
+}
+
+/// Whether the bytes that were downloaded may be good: the download or this machine failed, not what they say.
+fn may_go_on(error: &LayerError) -> bool {
+    match error {
+        LayerError::Blob(SourceError::Io { .. }) | LayerError::Store(_) => true,
+        LayerError::Unpack(UnpackError::Archive(error) | UnpackError::Data { source: error, .. }) => {
+            matches!(error, TarError::Stream(StreamError::Cancelled | StreamError::Read(_)))
+        }
+        _ => false,
+    }
+}
+
+fn verify_blob(source: &dyn Source, layer: &Layer) -> Result<(), SourceError> {
+    let Some(digest) = &layer.digest else { return Ok(()) };
     let mut blob = source.layer(layer)?;
-    let mut hasher = layer.digest.hasher();
+    let mut hasher = digest.hasher();
     let mut buffer = vec![0; 128 << 10];
     loop {
         let n = std::io::Read::read(&mut blob, &mut buffer)
-            .map_err(|source| LayoutError::Io { object: format!("blob {}", layer.digest), source })?;
+            .map_err(|source| SourceError::Io { object: format!("blob {digest}"), source })?;
         if n == 0 {
-            return check_digest(&layer.digest, hasher.finish());
+            return check_digest(digest, hasher.finish());
         }
         hasher.update(&buffer[..n]);
     }

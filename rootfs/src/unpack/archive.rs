@@ -13,7 +13,7 @@ use crate::limits::{LimitError, Limits};
 use crate::printable::printable;
 use crate::stream::{LayerStream, StreamError};
 
-pub(super) const BLOCK: u64 = 512;
+pub(crate) const BLOCK: u64 = 512;
 
 /// Why an archive cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -103,6 +103,8 @@ pub(super) struct Archive<'s> {
     pub(super) stream: LayerStream<'s>,
     limits: &'s Limits,
     headers: u64,
+    /// A PAX record was read.
+    has_pax: bool,
     /// Bytes of the current entry's data not yet taken, and of its padding.
     data: u64,
     padding: u64,
@@ -118,7 +120,7 @@ struct Pending {
 
 impl<'s> Archive<'s> {
     pub(super) fn new(stream: LayerStream<'s>, limits: &'s Limits) -> Archive<'s> {
-        Archive { stream, limits, headers: 0, data: 0, padding: 0 }
+        Archive { stream, limits, headers: 0, has_pax: false, data: 0, padding: 0 }
     }
 
     /// Headers read so far.
@@ -152,10 +154,12 @@ impl<'s> Archive<'s> {
                 }
                 b'x' => {
                     twice(pending.pax.is_some(), "two PAX records for one entry")?;
+                    self.has_pax = true;
                     pending.pax = Some(Pax::parse(&self.record(&old.size)?)?);
                 }
                 b'g' => {
                     // Go and containerd ignore global records, GNU tar obeys them.
+                    self.has_pax = true;
                     if Pax::parse(&self.record(&old.size)?)?.changes_layout() {
                         return Err(TarError::Ambiguous("a global PAX record that sets a path or a size"));
                     }
@@ -172,12 +176,15 @@ impl<'s> Archive<'s> {
             Some(size) => size,
             None => unsigned(&old.size, "size")?,
         };
+        // GNU tar believes the PAX record, bsdtar and Go the long name.
         let untrusted_path = match (pending.long_path, pax.path.take()) {
-            (Some(path), _) | (None, Some(path)) => path,
+            (Some(_), Some(_)) => return Err(TarError::Ambiguous("two names for one entry, a long one and a PAX one")),
+            (Some(path), None) | (None, Some(path)) => path,
             (None, None) => header.path_bytes().into_owned(),
         };
         let untrusted_link = match (pending.long_link, pax.link.take()) {
-            (Some(link), _) | (None, Some(link)) => link,
+            (Some(_), Some(_)) => return Err(TarError::Ambiguous("two link targets for one entry")),
+            (Some(link), None) | (None, Some(link)) => link,
             (None, None) => until_nul(&old.linkname).to_vec(),
         };
         let kind = match flag {
@@ -193,9 +200,11 @@ impl<'s> Archive<'s> {
         };
         match kind {
             Kind::File => {}
-            // The size of a link is that of its target for some writers; no data follows.
-            Kind::HardLink => size = 0,
             _ if size == 0 => {}
+            // bsdtar reads data there as soon as it has seen a PAX record; GNU tar and Go never do.
+            Kind::HardLink if self.has_pax => return Err(TarError::UnexpectedData("a hard link")),
+            // The size of a link is that of its target for some old writers; no data follows.
+            Kind::HardLink => size = 0,
             Kind::Symlink => return Err(TarError::UnexpectedData("a symlink")),
             Kind::Directory => return Err(TarError::UnexpectedData("a directory")),
             Kind::Fifo | Kind::Device => return Err(TarError::UnexpectedData("a FIFO or device")),
@@ -219,7 +228,14 @@ impl<'s> Archive<'s> {
         if flag == b'S' {
             self.gnu_sparse(header, &mut entry)?;
         } else if pax.sparse {
-            self.pax_sparse(pax, &mut entry)?;
+            if entry.kind != Kind::File {
+                return Err(TarError::Ambiguous("a sparse map for what is not a file"));
+            }
+            match pax.sparse_version {
+                (Some(1), Some(0)) => self.pax_sparse(pax, &mut entry)?,
+                (None, None) | (Some(0), Some(0 | 1)) => pax_sparse_0(pax, &mut entry)?,
+                _ => return Err(TarError::Sparse("only the GNU formats old, 0.0, 0.1 and 1.0 are known")),
+            }
         }
         Ok(entry)
     }
@@ -238,11 +254,7 @@ impl<'s> Archive<'s> {
         }
         self.headers += 1;
         LimitError::check("entries of a layer", self.headers, self.limits.entries)?;
-        let sum: u64 = bytes.iter().map(|b| u64::from(*b)).sum();
-        let field = header.as_old().cksum;
-        let field_sum: u64 = field.iter().map(|b| u64::from(*b)).sum();
-        // The checksum is taken with its own field as eight spaces.
-        if unsigned(&field, "checksum").ok() != Some(sum - field_sum + 8 * 32) {
+        if !checksum_is_right(&header) {
             return Err(TarError::Checksum(self.headers));
         }
         Ok(Some(header))
@@ -289,8 +301,8 @@ impl<'s> Archive<'s> {
 
     /// GNU's sparse format 1.0 in PAX, what `tar --format=pax --sparse` writes: the map leads the data.
     fn pax_sparse(&mut self, pax: Pax, entry: &mut Entry) -> Result<(), TarError> {
-        if pax.sparse_version != (Some(1), Some(0)) {
-            return Err(TarError::Sparse("only the GNU formats old and 1.0 are supported"));
+        if !pax.sparse_map.is_empty() {
+            return Err(TarError::Sparse("there are two"));
         }
         let real_size = pax.sparse_real_size.ok_or(TarError::Sparse("it has no real size"))?;
         entry.untrusted_path = pax.sparse_name.ok_or(TarError::Sparse("it has no name"))?;
@@ -316,8 +328,7 @@ impl<'s> Archive<'s> {
                 }
             }
         }
-        let pairs = numbers.get(1..).unwrap_or_default().chunks_exact(2);
-        let segments: Vec<(u64, u64)> = pairs.map(|pair| (pair[0], pair[1])).collect();
+        let segments = segments(numbers.get(1..).unwrap_or_default());
         let exact = numbers.len() == 1 + 2 * segments.len();
         if !exact || numbers.first().copied() != Some(segments.len() as u64) || !digits.is_empty() {
             return Err(TarError::Sparse("its count is wrong"));
@@ -374,6 +385,27 @@ impl<'s> Archive<'s> {
     }
 }
 
+/// GNU's sparse formats 0.0 and 0.1: the map is in the PAX record, the data as in the old format.
+fn pax_sparse_0(pax: Pax, entry: &mut Entry) -> Result<(), TarError> {
+    let segments = segments(&pax.sparse_map);
+    let exact = pax.sparse_map.len() == 2 * segments.len();
+    if !exact || pax.sparse_count.is_some_and(|count| count != segments.len() as u64) {
+        return Err(TarError::Sparse("its count is wrong"));
+    }
+    // Format 0.0 has the name where it always is.
+    if let Some(name) = pax.sparse_name {
+        entry.untrusted_path = name;
+    }
+    let real_size = pax.sparse_real_size.ok_or(TarError::Sparse("it has no real size"))?;
+    entry.sparse = Some(Sparse::checked(real_size, segments, entry.size)?);
+    Ok(())
+}
+
+/// Offsets and lengths in turn.
+fn segments(numbers: &[u64]) -> Vec<(u64, u64)> {
+    numbers.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect()
+}
+
 impl Sparse {
     fn checked(real_size: u64, segments: Vec<(u64, u64)>, stored: u64) -> Result<Sparse, TarError> {
         let mut end = 0u64;
@@ -393,11 +425,19 @@ impl Sparse {
     }
 }
 
-fn until_nul(bytes: &[u8]) -> &[u8] {
+/// Whether a header is one: its checksum is taken with its own field as eight spaces.
+pub(crate) fn checksum_is_right(header: &Header) -> bool {
+    let sum: u64 = header.as_bytes().iter().map(|b| u64::from(*b)).sum();
+    let field = header.as_old().cksum;
+    let field_sum: u64 = field.iter().map(|b| u64::from(*b)).sum();
+    unsigned(&field, "checksum").ok() == Some(sum - field_sum + 8 * 32)
+}
+
+pub(crate) fn until_nul(bytes: &[u8]) -> &[u8] {
     bytes.split(|b| *b == 0).next().unwrap_or_default()
 }
 
-fn unsigned(field: &[u8], what: &'static str) -> Result<u64, TarError> {
+pub(crate) fn unsigned(field: &[u8], what: &'static str) -> Result<u64, TarError> {
     u64::try_from(signed(field, what)?).map_err(|_negative| TarError::Number(what))
 }
 

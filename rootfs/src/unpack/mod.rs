@@ -3,8 +3,8 @@
 //! Invariant: whatever the archive holds, nothing outside the directory is read, written or opened; no FIFO or device
 //! of it is opened; owners are squashed to the caller's; attributes that overlayfs itself reads come from us only.
 
-mod archive;
-mod pax;
+pub(crate) mod archive;
+pub(crate) mod pax;
 mod tree;
 mod whiteout;
 
@@ -29,6 +29,9 @@ use crate::digest::Digest;
 use crate::limits::{LimitError, Limits};
 use crate::printable::printable;
 use crate::stream::{LayerStream, StreamError};
+
+/// Bytes of a file with its holes: what ext4 holds, so that an image does not depend on where the store is.
+const LARGEST: u64 = 16 << 40;
 
 /// Why a layer cannot be unpacked.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +66,8 @@ pub(crate) struct Unpacked {
     pub(crate) diff_id: Digest,
     /// The layer hides everything below it.
     pub(crate) opaque_root: bool,
+    /// Of files, without their holes.
+    pub(crate) bytes: u64,
     pub(crate) report: Report,
 }
 
@@ -87,10 +92,10 @@ pub(crate) fn unpack(stream: LayerStream<'_>, root: OwnedFd, limits: &Limits) ->
             }
         })?;
     }
-    let Unpacker { archive, tree, opaque_root, report, .. } = unpacker;
+    let Unpacker { archive, tree, opaque_root, bytes, report, .. } = unpacker;
     let (digest, diff_id) = archive.stream.finish().map_err(|e: StreamError| UnpackError::Archive(e.into()))?;
     tree.finish().map_err(|(path, source)| UnpackError::Entry { path: printable(&path), source })?;
-    Ok(Unpacked { digest, diff_id, opaque_root, report })
+    Ok(Unpacked { digest, diff_id, opaque_root, bytes, report })
 }
 
 enum Failed {
@@ -114,7 +119,7 @@ struct Unpacker<'a> {
     archive: Archive<'a>,
     tree: Tree<'a>,
     limits: &'a Limits,
-    /// Bytes of files with their holes.
+    /// Bytes of files without their holes, which cost nothing: a layer with a sparse /var/log/lastlog is honest.
     bytes: u64,
     opaque_root: bool,
     report: Report,
@@ -194,8 +199,9 @@ impl Unpacker<'_> {
     }
 
     fn file(&mut self, entry: &Entry, parent: &Rc<Parent>, name: &std::ffi::CStr) -> Result<(), Failed> {
-        let size = entry.sparse.as_ref().map_or(entry.size, |sparse| sparse.real_size);
-        self.bytes = self.bytes.saturating_add(size);
+        let with_holes = entry.sparse.as_ref().map_or(0, |sparse| sparse.real_size);
+        LimitError::check("bytes of a sparse file", with_holes, LARGEST).map_err(TreeError::from)?;
+        self.bytes = self.bytes.saturating_add(entry.size);
         LimitError::check("unpacked bytes of a layer", self.bytes, self.limits.layer_bytes).map_err(TreeError::from)?;
         let fd = self.create(parent, name, "openat", || {
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -243,7 +249,7 @@ impl Unpacker<'_> {
     }
 
     fn symlink(&mut self, entry: &Entry, parent: &Rc<Parent>, name: &std::ffi::CStr) -> Result<(), TreeError> {
-        LimitError::check("bytes of a path", entry.untrusted_link.len() as u64 + 1, self.limits.path_bytes as u64)?;
+        LimitError::check("bytes of a path", entry.untrusted_link.len() as u64 + 1, self.limits.path_bytes)?;
         // Extended attributes of the user's cannot be set on symlinks (xattr(7)).
         self.report.dropped_xattrs += entry.xattrs.len() as u64;
         let target = c_name(&entry.untrusted_link)?;

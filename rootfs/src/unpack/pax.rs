@@ -8,27 +8,30 @@ use super::archive::Mtime;
 
 /// What is wrong with a record.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct PaxError(pub(super) &'static str);
+pub(crate) struct PaxError(pub(crate) &'static str);
 
 /// The records that matter here.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Pax {
-    pub(super) path: Option<Vec<u8>>,
-    pub(super) link: Option<Vec<u8>>,
-    pub(super) size: Option<u64>,
+pub(crate) struct Pax {
+    pub(crate) path: Option<Vec<u8>>,
+    pub(crate) link: Option<Vec<u8>>,
+    pub(crate) size: Option<u64>,
     pub(super) mtime: Option<Mtime>,
     /// A map, so that a record of thousands of names costs no quadratic time.
     pub(super) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     pub(super) dropped_xattrs: u64,
     /// Any `GNU.sparse.*` record.
-    pub(super) sparse: bool,
+    pub(crate) sparse: bool,
     pub(super) sparse_version: (Option<u64>, Option<u64>),
     pub(super) sparse_name: Option<Vec<u8>>,
     pub(super) sparse_real_size: Option<u64>,
+    /// Offsets and lengths in turn: in formats 0.0 and 0.1 the map is here, and not before the data.
+    pub(super) sparse_map: Vec<u64>,
+    pub(super) sparse_count: Option<u64>,
 }
 
 impl Pax {
-    pub(super) fn parse(mut rest: &[u8]) -> Result<Pax, PaxError> {
+    pub(crate) fn parse(mut rest: &[u8]) -> Result<Pax, PaxError> {
         let mut pax = Pax::default();
         while !rest.is_empty() {
             let space = rest.iter().take(20).position(|b| *b == b' ').ok_or(PaxError("no length"))?;
@@ -45,17 +48,17 @@ impl Pax {
         Ok(pax)
     }
 
-    /// Of records with one key the last counts; an empty value means the header's own (POSIX pax, "pax Header Block").
+    /// Of records with one key the last counts; an empty value means the header's own (POSIX pax, "pax Header Block"), where all
+    /// programs agree that it does.
     fn set(&mut self, key: &[u8], value: &[u8]) -> Result<(), PaxError> {
+        // An empty one would mean the header's own, and does to Go; GNU tar takes it as it is.
         let name = || match value {
-            [] => Ok(None),
+            [] => Err(PaxError("a path is empty")),
             value if value.contains(&0) => Err(PaxError("a path holds a NUL")),
             value => Ok(Some(value.to_vec())),
         };
-        let count = || match value {
-            [] => Ok(None),
-            value => number(value).map(Some).ok_or(PaxError("a size is not a number")),
-        };
+        // An empty one would mean the header's own; GNU tar and bsdtar take it for 0.
+        let count = || number(value).map(Some).ok_or(PaxError("a size is not a number"));
         if key.starts_with(b"GNU.sparse.") {
             self.sparse = true;
         }
@@ -67,7 +70,17 @@ impl Pax {
             b"GNU.sparse.major" => self.sparse_version.0 = count()?,
             b"GNU.sparse.minor" => self.sparse_version.1 = count()?,
             b"GNU.sparse.name" => self.sparse_name = name()?,
-            b"GNU.sparse.realsize" => self.sparse_real_size = count()?,
+            b"GNU.sparse.realsize" | b"GNU.sparse.size" => self.sparse_real_size = count()?,
+            b"GNU.sparse.numblocks" => self.sparse_count = count()?,
+            b"GNU.sparse.map" => self.set_sparse_map(value.split(|b| *b == b','))?,
+            // The one pair of keys that stands there again for every segment.
+            b"GNU.sparse.offset" | b"GNU.sparse.numbytes" => {
+                let is_offset = self.sparse_map.len().is_multiple_of(2);
+                if is_offset != (key == b"GNU.sparse.offset") {
+                    return Err(PaxError("offsets and lengths of a sparse file do not alternate"));
+                }
+                self.sparse_map.extend(count()?);
+            }
             _ => {
                 if let Some(xattr) = key.strip_prefix(b"SCHILY.xattr.") {
                     self.set_xattr(xattr, value);
@@ -77,6 +90,16 @@ impl Pax {
             }
         }
         Ok(())
+    }
+
+    fn set_sparse_map<'v>(&mut self, mut numbers: impl Iterator<Item = &'v [u8]>) -> Result<(), PaxError> {
+        if !self.sparse_map.is_empty() {
+            return Err(PaxError("two sparse maps"));
+        }
+        numbers.try_for_each(|text| {
+            self.sparse_map.push(number(text).ok_or(PaxError("the sparse map holds what is not a number"))?);
+            Ok(())
+        })
     }
 
     fn set_xattr(&mut self, name: &[u8], value: &[u8]) {
@@ -90,7 +113,7 @@ impl Pax {
     }
 
     /// Whether a record changes where entries start or what they are called.
-    pub(super) fn changes_layout(&self) -> bool {
+    pub(crate) fn changes_layout(&self) -> bool {
         self.path.is_some() || self.link.is_some() || self.size.is_some() || self.sparse
     }
 }
@@ -159,7 +182,9 @@ pub(super) mod tests {
     #[test]
     fn the_last_record_counts_and_empty_resets() {
         assert_eq!(Pax::parse(b"9 size=7\n9 size=8\n").unwrap().size, Some(8));
-        assert_eq!(Pax::parse(b"9 size=7\n8 size=\n").unwrap().size, None);
+        assert_eq!(Pax::parse(b"11 mtime=1\n10 mtime=\n").unwrap().mtime, None);
+        assert!(Pax::parse(b"9 size=7\n8 size=\n").is_err());
+        assert!(Pax::parse(b"10 path=a\n8 path=\n").is_err());
     }
 
     #[test]

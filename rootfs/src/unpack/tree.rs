@@ -229,7 +229,7 @@ impl<'l> Tree<'l> {
         } else {
             self.directory_bytes += path.len();
             let bytes = self.directory_bytes as u64;
-            LimitError::check("bytes of directory names", bytes, self.limits.directory_bytes as u64)?;
+            LimitError::check("bytes of directory names", bytes, self.limits.directory_bytes)?;
             self.directories.insert(path, attributes.unwrap_or(Final { mode: 0o755, mtime: None }));
         }
         Ok(fd)
@@ -308,9 +308,9 @@ pub(super) fn normal(path: &[u8], limits: &Limits) -> Result<Vec<u8>, TreeError>
 }
 
 fn check_path(path: &[u8], limits: &Limits) -> Result<(), LimitError> {
-    LimitError::check("bytes of a path", path.len() as u64 + 1, limits.path_bytes as u64)?;
+    LimitError::check("bytes of a path", path.len() as u64 + 1, limits.path_bytes)?;
     let depth = path.split(|b| *b == b'/').count();
-    LimitError::check("components of a path", depth as u64, limits.depth as u64)
+    LimitError::check("components of a path", depth as u64, limits.depth)
 }
 
 /// Splits a normal path into its directory and its last name.

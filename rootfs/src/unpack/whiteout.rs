@@ -6,6 +6,7 @@
 use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::{FileType, Mode, mknodat};
+use rustix::io::Errno;
 
 use super::tree::{Found, Symlinks, Tree, TreeError, c_name, call, find, normal, set_opaque, split};
 use crate::limits::Limits;
@@ -58,6 +59,9 @@ pub(super) fn opaque(tree: &mut Tree<'_>, directory: &[u8]) -> Result<bool, Tree
     if directory.is_empty() {
         return Ok(true);
     }
+    if is_hidden(tree, directory)? {
+        return Ok(false);
+    }
     let parent = tree.parent(directory, Symlinks::Refuse)?;
     set_opaque(parent.fd.as_fd())?;
     Ok(false)
@@ -67,6 +71,9 @@ pub(super) fn opaque(tree: &mut Tree<'_>, directory: &[u8]) -> Result<bool, Tree
 pub(super) fn hide(tree: &mut Tree<'_>, directory: &[u8], name: &[u8], limits: &Limits) -> Result<(), TreeError> {
     // The name without its prefix is shorter, but a component all the same.
     normal(name, limits)?;
+    if is_hidden(tree, directory)? {
+        return Ok(());
+    }
     let parent = tree.parent(directory, Symlinks::Refuse)?;
     let parent: BorrowedFd<'_> = parent.fd.as_fd();
     let name = c_name(name)?;
@@ -88,6 +95,16 @@ pub(super) fn hide(tree: &mut Tree<'_>, directory: &[u8], name: &[u8], limits: &
             set_opaque(fd.as_fd())
         }
         Found::Whiteout | Found::Symlink | Found::File | Found::Fifo => Ok(()),
+    }
+}
+
+/// Whether this layer has something else in place of the directory, or of one above it: that hides the lower layers' one
+/// with all it holds, and there is nothing left to do. umoci whites out the children of what a file or link replaced.
+fn is_hidden(tree: &Tree<'_>, directory: &[u8]) -> Result<bool, TreeError> {
+    match tree.open(directory) {
+        Err(Errno::LOOP | Errno::NOTDIR) => Ok(true),
+        Ok(_) | Err(Errno::NOENT) => Ok(false),
+        Err(e) => Err(call("openat2")(e)),
     }
 }
 

@@ -2,36 +2,59 @@
 
 use std::io::Write;
 
-use anyhow::Result;
+use anyhow::{Error, Result};
 
 use super::environment::Directories;
 use super::{Format, print_json, printable};
-use crate::doctor::{self, Places, Verdict};
+use crate::doctor::attack::{self, Attempted, Verdict as Outcome};
+use crate::doctor::{self, Finding, Places, Verdict};
 
 /// Say what this host can and cannot do, and how to mend it
 ///
-/// Exits with 1 when the main job cannot run here.
+/// Exits with 1 when the main job cannot run here, or when an attack succeeded.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
+    /// Try to break out of a box, some seventy ways, and say what stopped each
+    ///
+    /// Each attempt runs in a box of its own, with what this host and its kernel are, and changes nothing. What stops
+    /// an attack is found out by taking the layers away one by one.
+    #[arg(long)]
+    attack: bool,
     /// How to print the findings
     #[arg(long, value_enum, default_value = "table")]
     format: Format,
+    /// What a trial box runs
+    #[arg(long, hide = true, exclusive = true)]
+    from_inside: bool,
 }
 
 /// Runs the verb; gives the exit code.
 pub(super) fn run(args: &Args) -> Result<u8> {
+    if args.from_inside {
+        return attack::attempt_from_inside().map(|()| 0).map_err(Error::new);
+    }
     let directories = Directories::find()?;
+    if args.attack {
+        let attempted = attack::attack(&directories.surroundings()).map_err(|error| {
+            Error::msg(error).context("no box to attack from; `agentd doctor` says what this host lacks")
+        })?;
+        return tell_attacks(args.format, &attempted);
+    }
     let findings = doctor::examine(&Places {
         surroundings: directories.surroundings(),
         records: directories.state().to_owned(),
         runtime: directories.runtime(),
     });
+    tell_findings(args.format, &findings)
+}
+
+fn tell_findings(format: Format, findings: &[Finding]) -> Result<u8> {
     let can_run = findings.iter().all(|finding| finding.verdict != Verdict::Broken);
-    match args.format {
+    match format {
         Format::Json => print_json(&findings)?,
         Format::Table => {
             let mut out = std::io::stdout().lock();
-            for finding in &findings {
+            for finding in findings {
                 writeln!(out, "{:7} {:15} {}", finding.verdict.word(), finding.subject, printable(&finding.found))?;
                 if let Some(remedy) = &finding.remedy {
                     writeln!(out, "{:23} fix: {}", "", printable(remedy))?;
@@ -41,4 +64,28 @@ pub(super) fn run(args: &Args) -> Result<u8> {
         }
     }
     Ok(if can_run { 0 } else { 1 })
+}
+
+fn tell_attacks(format: Format, attempted: &[Attempted]) -> Result<u8> {
+    let count = |verdict| attempted.iter().filter(|attempted| attempted.verdict == verdict).count();
+    let (succeeded, unknown) = (count(Outcome::Succeeded), count(Outcome::Unknown));
+    match format {
+        Format::Json => print_json(&attempted)?,
+        Format::Table => {
+            let mut out = std::io::stdout().lock();
+            for attempted in attempted {
+                let word = attempted.verdict.word();
+                writeln!(out, "{word:9} {:18} {}", attempted.attack, printable(&attempted.to_string()))?;
+            }
+            let (stopped, not_tried) = (count(Outcome::Stopped), count(Outcome::NotTried));
+            write!(out, "{stopped} attacks stopped, {succeeded} succeeded")?;
+            for (count, what) in [(unknown, "without an answer"), (not_tried, "not tried")] {
+                if count > 0 {
+                    write!(out, ", {count} {what}")?;
+                }
+            }
+            writeln!(out)?;
+        }
+    }
+    Ok(if succeeded + unknown == 0 { 0 } else { 1 })
 }

@@ -3,7 +3,8 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use agentd_rootfs::{Places, Proxies, RegistryConfig};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::geteuid;
 
 use crate::job::store::Jobs;
@@ -16,6 +17,8 @@ pub(super) struct Directories {
     state: PathBuf,
     home: Option<PathBuf>,
     runtime: Option<PathBuf>,
+    store: Option<PathBuf>,
+    extra_stores: Vec<PathBuf>,
 }
 
 impl Directories {
@@ -36,7 +39,13 @@ impl Directories {
         let data = real(place("XDG_DATA_HOME", ".local/share", "/var/lib/agentd")?);
         let state = real(place("XDG_STATE_HOME", ".local/state", "/var/lib/agentd")?);
         let home = home.map(real);
-        Ok(Directories { data, state, home, runtime: absolute("XDG_RUNTIME_DIR") })
+        let store = stores("AGENTD_STORE")?;
+        if store.len() > 1 {
+            bail!("AGENTD_STORE names several directories; AGENTD_EXTRA_STORES is for those that are only read");
+        }
+        let store = store.into_iter().next();
+        let extra_stores = stores("AGENTD_EXTRA_STORES")?;
+        Ok(Directories { data, state, home, runtime: absolute("XDG_RUNTIME_DIR"), store, extra_stores })
     }
 
     /// The jobs of this user.
@@ -54,18 +63,87 @@ impl Directories {
         self.runtime.clone()
     }
 
-    /// The directory of the store.
-    pub(super) fn store(&self) -> PathBuf {
-        self.data.join("store")
+    /// Where the store of images is or may be made: `$AGENTD_STORE` and nowhere else, or with the user's data, or in
+    /// /var/tmp where those lie on a file system that cannot carry it. `$AGENTD_EXTRA_STORES` are read as well.
+    pub(super) fn stores(&self) -> Places {
+        let own = match &self.store {
+            Some(store) => vec![store.clone()],
+            // Not resolved: that it is no link is looked at when it is opened.
+            None => vec![real(self.data.join("store")), spare_store()],
+        };
+        Places { own, extra: self.extra_stores.clone() }
+    }
+
+    /// Where podman, docker and OpenSSL keep what they know about registries, and the proxies curl would use.
+    pub(super) fn registries(&self) -> RegistryConfig {
+        let path = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let text = |names: &[&str]| names.iter().find_map(|name| env::var(name).ok().filter(|value| !value.is_empty()));
+        let home = |below: &str| self.home.as_ref().map(|home| home.join(below));
+        let config = path("XDG_CONFIG_HOME").or_else(|| home(".config")).map(|config| config.join("containers"));
+        let in_config = |name: &str| config.as_ref().map(|config| config.join(name));
+        let auth_files = match path("REGISTRY_AUTH_FILE") {
+            Some(file) => vec![file],
+            None => {
+                let runtime = || PathBuf::from(format!("/run/containers/{}", geteuid().as_raw()));
+                let session = self.runtime.as_ref().map_or_else(runtime, |runtime| runtime.join("containers"));
+                let docker = path("DOCKER_CONFIG").or_else(|| home(".docker")).map(|docker| docker.join("config.json"));
+                [Some(session.join("auth.json")), in_config("auth.json"), docker].into_iter().flatten().collect()
+            }
+        };
+        let registries = match path("CONTAINERS_REGISTRIES_CONF") {
+            Some(file) => vec![file],
+            None => {
+                let machine = Some(PathBuf::from("/etc/containers/registries.conf"));
+                [in_config("registries.conf"), machine].into_iter().flatten().collect()
+            }
+        };
+        let machine = ["/etc/containers/certs.d", "/etc/docker/certs.d"].map(|path| Some(PathBuf::from(path)));
+        let certificates = [in_config("certs.d")].into_iter().chain(machine).flatten().collect();
+        let authorities_dirs = env::var_os("SSL_CERT_DIR").unwrap_or_default();
+        let authorities_dirs = env::split_paths(&authorities_dirs).filter(|path| !path.as_os_str().is_empty());
+        let proxies = Proxies {
+            // Upper-case HTTP_PROXY can be set by a request's header where a CGI program runs this; curl leaves it out too.
+            http: text(&["http_proxy", "all_proxy", "ALL_PROXY"]),
+            https: text(&["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"]),
+            none: text(&["no_proxy", "NO_PROXY"]).unwrap_or_default(),
+        };
+        RegistryConfig {
+            auth_files,
+            registries,
+            certificates,
+            authorities_file: path("SSL_CERT_FILE"),
+            authorities_dirs: authorities_dirs.collect(),
+            proxies,
+        }
     }
 
     /// What a plan has to know.
     pub(super) fn surroundings(&self) -> Surroundings {
         let mut own = vec![self.data.clone(), self.state.clone()];
+        own.extend(self.store.clone());
+        // A directory that is not there hides nothing, and would keep /var/tmp from being given.
+        own.extend(Some(spare_store()).filter(|path| std::fs::symlink_metadata(path).is_ok()));
+        own.extend(self.extra_stores.iter().cloned());
         own.dedup();
         let home = self.home.clone().filter(|home| home != Path::new("/"));
-        Surroundings { store: self.store(), home, own }
+        Surroundings { store: self.stores(), home, own }
     }
+}
+
+/// The directories, with colons between, that a variable names.
+fn stores(variable: &str) -> Result<Vec<PathBuf>> {
+    let value = env::var_os(variable).unwrap_or_default();
+    let paths = env::split_paths(&value).filter(|path| !path.as_os_str().is_empty());
+    let paths = paths.map(|path| {
+        ensure!(path.is_absolute(), "{variable} names {}, which is not an absolute path", path.display());
+        Ok(real(path))
+    });
+    paths.collect()
+}
+
+/// Where a store lies whose user has no better place.
+fn spare_store() -> PathBuf {
+    PathBuf::from(format!("/var/tmp/agentd-{}", geteuid().as_raw()))
 }
 
 /// The path without links, as far as it exists: what is compared with the paths of workspaces, which are resolved too, and

@@ -5,11 +5,20 @@
 
 mod doctor;
 mod environment;
+mod image;
+mod images;
 mod inspect;
+mod interrupt;
 mod logs;
+mod profile;
+mod progress;
+mod prune;
 mod ps;
+mod pull;
 mod rm;
+mod rmi;
 mod run;
+mod wanted;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -39,6 +48,12 @@ enum Verb {
     Inspect(inspect::Args),
     Logs(logs::Args),
     Rm(rm::Args),
+    Pull(pull::Args),
+    Images(images::Args),
+    Rmi(rmi::Args),
+    Prune(prune::Args),
+    Image(image::Args),
+    Profile(profile::Args),
     Doctor(doctor::Args),
 }
 
@@ -53,6 +68,9 @@ enum Format {
 
 /// Exit code for agentd's own failures, as docker's and podman's.
 const FAILED: u8 = 125;
+
+/// Exit code for an image that is not there, or is in use.
+const NOT_FOUND: u8 = 1;
 
 /// The program: parses, runs the verb, turns what it says into an exit code.
 #[must_use]
@@ -74,6 +92,12 @@ pub fn main() -> ExitCode {
         Verb::Inspect(args) => inspect::run(&args).map(|()| 0),
         Verb::Logs(args) => logs::run(&args).map(|()| 0),
         Verb::Rm(args) => rm::run(&args).map(|()| 0),
+        Verb::Pull(args) => pull::run(args),
+        Verb::Images(args) => images::run(&args).map(|()| 0),
+        Verb::Rmi(args) => rmi::run(&args),
+        Verb::Prune(args) => prune::run(&args).map(|()| 0),
+        Verb::Image(args) => image::run(&args),
+        Verb::Profile(args) => profile::run(&args),
         Verb::Doctor(args) => doctor::run(&args),
     };
     match done {

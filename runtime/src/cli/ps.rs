@@ -83,14 +83,14 @@ const LEAST_OF_A_COMMAND: usize = 12;
 const LONGEST_IMAGE: usize = 16;
 
 /// The first `most` characters, the last of them an ellipsis where there are more.
-fn shortened(text: &str, most: usize) -> String {
+pub(super) fn shortened(text: &str, most: usize) -> String {
     match text.char_indices().nth(most) {
         Some(_) => text.chars().take(most.saturating_sub(1)).chain(['…']).collect(),
         None => text.to_owned(),
     }
 }
 
-fn age(created: &str) -> String {
+pub(super) fn age(created: &str) -> String {
     let since = humantime::parse_rfc3339(created).ok().and_then(|then| SystemTime::now().duration_since(then).ok());
     since.map_or_else(|| created.to_owned(), |age| format!("{} ago", short(age)))
 }

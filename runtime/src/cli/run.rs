@@ -6,15 +6,17 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use agentd_init::plan::{Access, Network};
+use agentd_init::plan::{Access, Hold, Network};
 use agentd_init::step::{Failure, Step};
-use agentd_rootfs::{ImageRef, Progress};
+use agentd_rootfs::ImageRef;
 use anyhow::{Context, Result, bail};
 
 use super::environment::Directories;
+use super::progress::{Follower, INTERRUPTED};
+use super::wanted::{self, Policy, Wanted};
 use super::{Format, print_json, printable, say};
 use crate::job::id::{JobId, JobName};
-use crate::job::spec::{self, AskedLimits, BindMount, JobSpec, SpecError, Workspace};
+use crate::job::spec::{self, AskedLimits, BindMount, JobSpec, ProfileChoice, SpecError, Workspace};
 use crate::launch::plan::Plan;
 use crate::supervisor::{self, Ending};
 
@@ -29,12 +31,22 @@ use crate::supervisor::{self, Ending};
   agentd run --workspace . -it -- bash
   agentd run --image oci:./img --workspace ./repo --timeout 30m -- claude -p 'fix the failing test'")]
 pub(super) struct Args {
-    /// What / is made of: host, dir:PATH, oci:DIR[:TAG]
-    #[arg(long, default_value = "host", value_name = "IMAGE")]
+    /// What / is made of: host, dir:PATH, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME:TAG], or
+    /// [docker://]NAME[:TAG][@DIGEST] in a registry
+    #[arg(long, default_value = "host", value_name = "IMAGE", value_parser = wanted::reference)]
     image: ImageRef,
+    /// When to fetch the image: when the store does not have it, each time, or not at all
+    #[arg(long, value_enum, default_value = "missing", value_name = "WHEN")]
+    pull: Policy,
+    /// Set a limit on what the image may hold; `agentd pull --help` lists them
+    #[arg(long, value_name = "NAME=VALUE")]
+    image_limit: Vec<String>,
     /// Directory to work in, at /workspace; with :ro it cannot be written
     #[arg(long, value_name = "DIR[:bind|ro]")]
     workspace: Option<String>,
+    /// Let the command change a protected path of the workspace, such as .vscode or .git/hooks; * stands for anything
+    #[arg(long, value_name = "PATTERN")]
+    unprotect: Vec<String>,
     /// Pass standard input on
     #[arg(short, long)]
     interactive: bool,
@@ -77,6 +89,9 @@ pub(super) struct Args {
     /// Network: none, or the host's with everything it reaches
     #[arg(long, value_name = "none|host", default_value = "none", value_parser = network)]
     net: Network,
+    /// What the command may ask of the kernel: default, strict, nested or a file (see `agentd profile`)
+    #[arg(long, value_name = "NAME|FILE", default_value = "default")]
+    profile: ProfileChoice,
     /// Let the command write to its root; what it writes is thrown away
     #[arg(long)]
     writable: bool,
@@ -124,26 +139,33 @@ fn network(text: &str) -> Result<Network, String> {
 pub(super) fn run(args: Args) -> Result<u8> {
     let directories = Directories::find()?;
     let (quiet, remove, dry_run, format) = (args.quiet, args.rm, args.dry_run, args.format);
+    let wanted = Wanted::new(args.pull.into(), directories.registries(), &args.image_limit)?;
     let spec = spec_of(args)?;
     if spec.network == Network::Host && !quiet {
         say("--net host: the job reaches everything this host reaches, its own loopback services included");
     }
     let id = JobId::random().context("cannot make a job id")?;
-    let mut layers = LayerLines { quiet, begun: Vec::new() };
-    let plan = Plan::new(id, spec, &directories.surroundings(), &mut |progress| layers.show(&progress))?;
+    let mut follower = Follower::new(quiet);
+    let planned = follower.follow(&wanted, |fetch| Plan::new(id, spec, &directories.surroundings(), fetch))?;
+    let Some((plan, hold)) = planned else { return Ok(INTERRUPTED) };
     if dry_run {
         return print_plan(&plan, format).map(|()| 0);
     }
-    let jobs = directories.jobs();
-    let finished = supervisor::run(&plan, &jobs)?;
     if !quiet {
         for warning in &plan.warnings {
             say(&format!("warning: {warning}"));
         }
-        if finished.record.output_dropped > 0 {
-            let bytes = finished.record.output_dropped;
-            say(&format!("{bytes} bytes of output are not in the log (--max-output)"));
+    }
+    let jobs = directories.jobs();
+    let finished = supervisor::run(&plan, &jobs, hold)?;
+    if !quiet {
+        for left in &finished.record.left {
+            say(&format!("warning: {left}"));
         }
+    }
+    if !quiet && finished.record.output_dropped > 0 {
+        let bytes = finished.record.output_dropped;
+        say(&format!("{bytes} bytes of output are not in the log (--max-output)"));
     }
     match &finished.ending {
         Ending::Exited { reason: Some(reason), .. } if !quiet => say(reason),
@@ -195,20 +217,11 @@ fn spec_of(args: Args) -> Result<JobSpec> {
     let workspace = args.workspace.as_deref().map(workspace).transpose()?;
     let mounts =
         args.mount.into_iter().map(|mount| Ok(BindMount { source: absolute(&mount.source, "mount source")?, ..mount }));
-    let image = match args.image {
-        ImageRef::Host => ImageRef::Host,
-        ImageRef::Dir(path) => match absolute(&path, "image directory")? {
-            root if root == Path::new("/") => bail!("dir:/ is this machine's own root: use --image host"),
-            path => ImageRef::Dir(path),
-        },
-        ImageRef::Oci { layout, select } => {
-            let hint = || format!("make one with `skopeo copy docker://… oci:{}`", layout.display());
-            ImageRef::Oci { layout: absolute(&layout, "image layout").with_context(hint)?, select }
-        }
-    };
+    let image = wanted::located(args.image, args.pull.into())?;
     Ok(JobSpec {
         image,
         workspace,
+        unprotect: args.unprotect,
         command: args.command,
         entrypoint: args.entrypoint,
         env,
@@ -231,6 +244,7 @@ fn spec_of(args: Args) -> Result<JobSpec> {
             pids: args.pids,
             best_effort: args.best_effort_limits,
         },
+        profile: args.profile,
     })
 }
 
@@ -258,7 +272,7 @@ fn workspace(text: &str) -> Result<Workspace> {
 }
 
 /// The path without links and `..`, as the kernel resolves it now; the plan then pins the object itself.
-fn absolute(path: &Path, what: &str) -> Result<PathBuf> {
+pub(super) fn absolute(path: &Path, what: &str) -> Result<PathBuf> {
     #[expect(clippy::disallowed_methods, reason = "device and inode of the result are checked again at mount time")]
     let resolved = fs::canonicalize(path);
     resolved.with_context(|| format!("{what} {} cannot be used", path.display()))
@@ -284,8 +298,17 @@ fn print_plan(plan: &Plan, format: Format) -> Result<()> {
             for mount in &inside.mounts {
                 writeln!(out, "mount      {}", printable(&describe(mount)))?;
             }
-            writeln!(out, "landlock   ABI {}", inside.landlock.abi)?;
-            writeln!(out, "seccomp    {}", inside.seccomp)?;
+            let rights: Vec<String> = inside.landlock.rights.iter().map(ToString::to_string).collect();
+            writeln!(out, "landlock   ABI {}: {}", inside.landlock.abi, rights.join(", "))?;
+            writeln!(out, "seccomp    profile {}, {}", printable(&inside.seccomp.profile), inside.seccomp.digest)?;
+            for guard in &inside.guards {
+                let how = match guard.hold {
+                    Hold::Pinned { .. } => continue,
+                    Hold::ReadOnly { .. } => "stays as it is",
+                    Hold::Absent { .. } => "stays absent",
+                };
+                writeln!(out, "protected  {}/{} ({how})", printable(&guard.base), printable(&guard.path))?;
+            }
             for warning in &plan.warnings {
                 writeln!(out, "warning    {}", printable(warning))?;
             }
@@ -309,33 +332,6 @@ fn describe(mount: &agentd_init::plan::Mount) -> String {
         }
         Mount::Bind { source, access: Access::ReadWrite, .. } => {
             format!("{target} (writable, {})", source.path.display())
-        }
-    }
-}
-
-/// A line for each layer that is unpacked.
-struct LayerLines {
-    quiet: bool,
-    begun: Vec<String>,
-}
-
-impl LayerLines {
-    fn show(&mut self, progress: &Progress) {
-        if self.quiet {
-            return;
-        }
-        let name = progress.digest.get(..19).unwrap_or(&progress.digest);
-        let mebibytes = progress.bytes_total.div_ceil(1 << 20);
-        if !self.begun.contains(&progress.digest) {
-            self.begun.push(progress.digest.clone());
-            say(&format!("unpacking layer {name} ({mebibytes} MiB)"));
-        }
-        let left_out = [("device nodes", progress.skipped_devices), ("extended attributes", progress.dropped_xattrs)];
-        for (what, count) in left_out.into_iter().filter(|(_, count)| *count > 0) {
-            say(&format!("layer {name}: {count} {what} left out, which an ordinary user cannot make"));
-        }
-        if progress.done {
-            say(&format!("unpacked  layer {name}"));
         }
     }
 }

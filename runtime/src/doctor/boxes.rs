@@ -2,18 +2,20 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use agentd_init::plan::{Access, BoxPlan, Mount, Network, Source};
 use agentd_init::step::{Failure, Step};
-use agentd_rootfs::ImageRef;
+use agentd_profiles::BuiltIn;
+use agentd_rootfs::{Fetch, ImageRef, Limits, Pull, RegistryConfig};
 use rustix::fs::{CWD, Mode, OFlags, fstat, openat};
 
 use super::host::Host;
 use super::trial::{Reached, reach};
 use super::{Finding, refusal, trial};
 use crate::job::id::JobId;
-use crate::job::spec::{AskedLimits, JobSpec};
+use crate::job::spec::{AskedLimits, JobSpec, ProfileChoice};
 use crate::launch::plan::{NEWEST_ABI, Plan, Surroundings};
 
 /// Whether boxes can be used to try further things.
@@ -72,8 +74,12 @@ fn judge(subject: &'static str, found: &str, reached: &Reached, step: Step, host
 
 /// A host directory, as a plan names it.
 pub(super) fn source(path: impl AsRef<Path>) -> Option<Source> {
-    let path = path.as_ref();
-    let opened = openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    object(path.as_ref(), OFlags::DIRECTORY)
+}
+
+/// A file or directory of the host, as a plan names it, opened with `flags` too.
+pub(super) fn object(path: &Path, flags: OFlags) -> Option<Source> {
+    let opened = openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC | flags, Mode::empty()).ok()?;
     let stat = fstat(&opened).ok()?;
     Some(Source { path: path.to_owned(), device: stat.st_dev, inode: stat.st_ino })
 }
@@ -112,12 +118,11 @@ fn landlock_lacks(abi: u32) -> Vec<&'static str> {
 /// `agentd run -- true`, but for the record.
 pub(super) fn whole(surroundings: &Surroundings, host: &Host) -> Finding {
     let subject = "box";
-    let planned = match JobId::random().map(|id| Plan::new(id, spec(), surroundings, &mut |_progress| {})) {
-        Ok(Ok(planned)) => planned,
-        Ok(Err(error)) => return Finding::broken(subject, error.to_string(), None),
-        Err(error) => return Finding::broken(subject, format!("cannot make a job id: {error}"), None),
+    let plan = match host_box(surroundings, vec!["true".into()]) {
+        Ok(plan) => plan,
+        Err(error) => return Finding::broken(subject, error, None),
     };
-    match reach(&planned.inside) {
+    match reach(&plan) {
         Reached::Ran(0) => Finding::ok(subject, "`true` ran in a whole one, on this host's own root"),
         // A host without `true` on the usual path (NixOS): everything before its execution went well.
         Reached::Stopped(Failure { step: Step::Exec, errno: libc::ENOENT, .. }) => {
@@ -127,13 +132,25 @@ pub(super) fn whole(surroundings: &Surroundings, host: &Host) -> Finding {
     }
 }
 
-fn spec() -> JobSpec {
+/// The box of `agentd run -- COMMAND`.
+pub(super) fn host_box(surroundings: &Surroundings, command: Vec<String>) -> Result<BoxPlan, String> {
+    let (limits, registries, stop) = (Limits::default(), RegistryConfig::default(), AtomicBool::new(false));
+    let tell = &mut |_event| {};
+    let mut fetch = Fetch { pull: Pull::Never, limits: &limits, registries: &registries, tell, stop: &stop };
+    let id = JobId::random().map_err(|error| format!("cannot make a job id: {error}"))?;
+    let (planned, _hold) =
+        Plan::new(id, spec(command), surroundings, &mut fetch).map_err(|error| error.to_string())?;
+    Ok(planned.inside)
+}
+
+fn spec(command: Vec<String>) -> JobSpec {
     JobSpec {
         image: ImageRef::Host,
         workspace: None,
-        command: vec!["true".into()],
+        command,
         entrypoint: None,
         env: Vec::new(),
+        unprotect: Vec::new(),
         mounts: Vec::new(),
         user: None,
         workdir: None,
@@ -148,6 +165,7 @@ fn spec() -> JobSpec {
         terminal: false,
         interactive: false,
         limits: AskedLimits::default(),
+        profile: ProfileChoice::BuiltIn(BuiltIn::Default),
     }
 }
 

@@ -3,10 +3,11 @@
 //! Invariant: nothing is made that has a name. A directory that is not there yet is judged by the nearest that is, which
 //! is where it would be made.
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use agentd_init::step::Step;
-use agentd_rootfs::Store;
+use agentd_rootfs::{Places, Store};
 use rustix::fs::{
     Access, AtFlags, CWD, FileType, Mode, OFlags, StatxFlags, XattrFlags, access, fsetxattr, openat, statvfs, statx,
 };
@@ -15,7 +16,7 @@ use rustix::io::Errno;
 use super::boxes::{Boxes, source};
 use super::host::Host;
 use super::trial::reach;
-use super::{Finding, refusal, trial};
+use super::{Finding, Verdict, refusal, trial};
 
 /// Bytes below which an image of common size does not fit.
 const SCARCE: u64 = 2 << 30;
@@ -28,27 +29,51 @@ struct Ground {
     free: u64,
 }
 
-/// The store: can layers be unpacked there, and can a box be made of them?
-pub(super) fn store(path: &Path, host: &Host, boxes: Boxes) -> Finding {
+/// The store, where it is or would be made: in the first place that can carry it.
+pub(super) fn store(places: &Places, host: &Host, boxes: Boxes) -> Finding {
+    let extra = places.extra.iter().map(|path| path.display().to_string()).collect::<Vec<_>>();
+    let own = match Store::existing(places) {
+        Err(error) => {
+            let remedy = "see to its owner and mode, or set AGENTD_STORE to another directory";
+            return Finding::limited("store", format!("no image can be used: {error}"), remedy.to_owned());
+        }
+        Ok(Some(store)) => store_at(store.path(), host, boxes),
+        Ok(None) => {
+            let mut findings = places.own.iter().map(|path| store_at(path, host, boxes));
+            let first = findings.next();
+            let better = first.as_ref().filter(|first| first.verdict != Verdict::Ok).and_then(|_| {
+                findings.find(|finding| finding.verdict == Verdict::Ok)
+            });
+            match (first, better) {
+                (Some(first), Some(better)) => Finding::ok("store", format!("{}, because {}", better.found, first.found)),
+                (Some(first), None) => first,
+                (None, _) => Finding::limited("store", "there is no place for it", "set AGENTD_STORE".to_owned()),
+            }
+        }
+    };
+    let found = if extra.is_empty() { own.found } else { format!("{}; also reads {}", own.found, extra.join(", ")) };
+    Finding { found, ..own }
+}
+
+/// Can layers be unpacked there, and can a box be made of them?
+fn store_at(path: &Path, host: &Host, boxes: Boxes) -> Finding {
     let subject = "store";
-    let elsewhere = "set XDG_DATA_HOME to a directory of another file system";
+    let elsewhere = "set AGENTD_STORE to a directory of another file system";
     let ground = match ground(path, host) {
         Ok(ground) => ground,
         Err(problem) => {
-            return Finding::limited(subject, problem, "set XDG_DATA_HOME to a directory of this user".to_owned());
+            return Finding::limited(subject, problem, "set AGENTD_STORE to a directory of this user".to_owned());
         }
     };
     let described = describe(path, &ground);
     let limited = |problem: String, remedy: &str| {
         Finding::limited(subject, format!("{described}; no image can be used: {problem}"), remedy.to_owned())
     };
-    if let Some((problem, remedy)) = unwritable(&ground, "XDG_DATA_HOME") {
+    if let Some((problem, remedy)) = unwritable(&ground, "AGENTD_STORE") {
         return limited(problem, &remedy);
     }
-    if ground.path == path
-        && let Err(error) = Store::open(path)
-    {
-        return limited(error.to_string(), "see to its owner and mode, or set XDG_DATA_HOME to another directory");
+    if let Err(why) = open(&ground.path).map_err(|errno| errno.to_string()).and_then(agentd_rootfs::store::suitable) {
+        return limited(format!("{} {why}", ground.path.display()), elsewhere);
     }
     if let Err(errno) = carries_xattrs(&ground.path) {
         return limited(format!("files there carry no user.* attributes ({errno})"), elsewhere);
@@ -66,6 +91,10 @@ pub(super) fn store(path: &Path, host: &Host, boxes: Boxes) -> Finding {
         return Finding::limited(subject, described, format!("make room there, or {elsewhere}"));
     }
     Finding::ok(subject, described)
+}
+
+fn open(directory: &Path) -> Result<OwnedFd, Errno> {
+    openat(CWD, directory, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
 
 /// The records: without one no job starts.

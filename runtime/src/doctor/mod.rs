@@ -1,6 +1,7 @@
 //! What this host can and cannot do for agentd, and how to mend what it cannot.
 //!
 //! ```text
+//! attack ─ what a hostile program would try, in such boxes
 //! trial ── starts real boxes, as PID 1 of a job would, and sees how far each gets
 //! host ─── what the host says about itself: only to explain a refusal, never to predict one
 //! refusal  from where a box stopped, and what the host says, to a remedy
@@ -9,6 +10,7 @@
 //! Invariant: a verdict on the box comes from a box. Trials happen in clones of this process, in namespaces of their own;
 //! nothing on the host is made, changed or left behind, this process included.
 
+pub mod attack;
 mod boxes;
 mod cgroup;
 mod disk;

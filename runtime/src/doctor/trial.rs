@@ -8,7 +8,10 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use agentd_init::Descriptors;
-use agentd_init::plan::{BoxPlan, BuiltIn, Identity, Landlock, Network, PathAccess, PathGrant, Process, Root, Source};
+use agentd_init::plan::{
+    BoxPlan, BuiltIn, Filter, Identity, Landlock, LandlockRight, Network, PathAccess, PathGrant, Process, Root, Seccomp,
+    Source,
+};
 use agentd_init::reaper::RELAYED;
 use agentd_init::report::{self, Report};
 use agentd_init::step::{Failure, Step};
@@ -47,11 +50,25 @@ const PATIENCE: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
 /// Starts the box of `plan` and waits for its end.
 pub(super) fn reach(plan: &BoxPlan) -> Reached {
-    match start(plan) {
+    match null() {
+        Ok(null) => reach_with(plan, null, &PATIENCE),
+        Err(error) => Reached::Refused(error),
+    }
+}
+
+/// What says and hears nothing, three times.
+pub(super) fn null() -> io::Result<[OwnedFd; 3]> {
+    let null = openat(CWD, "/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    Ok([null.try_clone()?, null.try_clone()?, null])
+}
+
+/// The same with streams of its own, and a bound on the time between two reports.
+pub(super) fn reach_with(plan: &BoxPlan, stdio: [OwnedFd; 3], patience: &Timespec) -> Reached {
+    match start(plan, stdio) {
         Ok((channel, init)) => {
             // A box that has stopped already hears nothing; why is in the channel.
             report::release(&channel).unwrap_or_default();
-            let reached = listen(&channel);
+            let reached = listen(&channel, patience);
             // It ends by itself unless it hangs, or the channel failed. One that has ended needs no signal.
             pidfd_send_signal(&init, rustix::process::Signal::KILL).unwrap_or_default();
             waitid(WaitId::PidFd(init.as_fd()), WaitIdOptions::EXITED).map_or(Reached::Silent, |_status| reached)
@@ -60,9 +77,7 @@ pub(super) fn reach(plan: &BoxPlan) -> Reached {
     }
 }
 
-fn start(plan: &BoxPlan) -> io::Result<(OwnedFd, OwnedFd)> {
-    let null = openat(CWD, "/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
-    let stdio = [null.try_clone()?, null.try_clone()?, null];
+fn start(plan: &BoxPlan, stdio: [OwnedFd; 3]) -> io::Result<(OwnedFd, OwnedFd)> {
     let (channel, inside) = agentd_sys::channel::pair()?;
     match clone(BOX_NAMESPACES)? {
         Cloned::Child => {
@@ -77,10 +92,10 @@ fn start(plan: &BoxPlan) -> io::Result<(OwnedFd, OwnedFd)> {
     }
 }
 
-fn listen(channel: &OwnedFd) -> Reached {
+pub(super) fn listen(channel: &OwnedFd, patience: &Timespec) -> Reached {
     let mut reached = Reached::Silent;
     let mut ready = [PollFd::new(channel, PollFlags::IN)];
-    while let Ok(1) = poll(&mut ready, Some(&PATIENCE)) {
+    while let Ok(1) = poll(&mut ready, Some(patience)) {
         match report::receive(channel) {
             Ok(Some((Report::Failed(failure), _))) => reached = Reached::Stopped(failure),
             Ok(Some((Report::Exited { status, .. }, _))) => reached = Reached::Ran(status),
@@ -105,15 +120,25 @@ pub(super) fn least() -> BoxPlan {
         network: Network::Host,
         root: Root { layers: Vec::new(), writable: false, storage: STORAGE, additions: Vec::new(), ensure: Vec::new() },
         mounts: Vec::new(),
+        guards: Vec::new(),
         limits: Vec::new(),
-        landlock: Landlock { abi: 0, paths: vec![PathGrant { path: "/".into(), access: PathAccess::ReadExecute }] },
-        seccomp: BuiltIn::Default,
+        landlock: Landlock {
+            abi: 1,
+            rights: vec![LandlockRight::Files],
+            paths: vec![PathGrant { path: "/".into(), access: PathAccess::READ_EXECUTE }],
+        },
+        seccomp: Seccomp {
+            profile: BuiltIn::Default.to_string(),
+            digest: String::new(),
+            filter: Filter::BuiltIn(BuiltIn::Default),
+        },
         process: Process {
             argv: vec![NO_PROGRAM.into()],
             env: Vec::new(),
             cwd: "/".into(),
             terminal: false,
             input: false,
+            stop_signal: libc::SIGTERM,
         },
     }
 }

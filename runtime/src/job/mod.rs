@@ -1,6 +1,7 @@
 //! A job: what was asked for ([`spec`]), and what is kept of it on disk ([`record`], [`store`]).
 
 pub mod id;
+mod in_use;
 pub mod record;
 pub mod spec;
 pub mod store;

@@ -48,6 +48,9 @@ pub struct Record {
     /// What was asked for or is usual and was not done, and why.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub warnings: Vec<String>,
+    /// What the job left in its workspace that could run programs outside, and protected paths that others changed.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub left: Vec<String>,
     /// Bytes of output that were not kept, above `--max-output`.
     #[serde(skip_serializing_if = "is_zero", default)]
     pub output_dropped: u64,
@@ -88,10 +91,16 @@ pub enum State {
 /// The layers of confinement around the payload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Enforced {
-    /// Landlock ABI whose rights are all enforced.
+    /// The kernel's Landlock ABI.
     pub landlock_abi: u32,
-    /// Name of the seccomp profile.
+    /// The Landlock rights that are enforced. Records of before there were profiles do not have them.
+    #[serde(default)]
+    pub landlock_rights: Vec<String>,
+    /// Name of the profile.
     pub seccomp: String,
+    /// `sha256:…` of all that the profile has the kernel enforce.
+    #[serde(default)]
+    pub profile_digest: String,
     /// `none` or `host`.
     pub network: String,
 }

@@ -8,6 +8,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use agentd_init::plan::{Access, Network};
+use agentd_profiles::BuiltIn;
 use agentd_rootfs::ImageRef;
 
 use super::id::JobName;
@@ -25,6 +26,8 @@ pub struct JobSpec {
     pub entrypoint: Option<String>,
     /// Variables on top of the image's, in order.
     pub env: Vec<(String, String)>,
+    /// Patterns of protected paths that the job may change.
+    pub unprotect: Vec<String>,
     /// Further host files and directories.
     pub mounts: Vec<BindMount>,
     /// `root`, a name or numbers; as the image resolves them.
@@ -53,6 +56,29 @@ pub struct JobSpec {
     pub interactive: bool,
     /// Limits that need cgroups.
     pub limits: AskedLimits,
+    /// What the payload may ask of the kernel.
+    pub profile: ProfileChoice,
+}
+
+/// `--profile NAME|FILE`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ProfileChoice {
+    /// A part of agentd.
+    BuiltIn(BuiltIn),
+    /// Host path of a file.
+    File(PathBuf),
+}
+
+impl FromStr for ProfileChoice {
+    type Err = SpecError;
+
+    fn from_str(text: &str) -> Result<Self, SpecError> {
+        match BuiltIn::for_payloads(text) {
+            Some(built_in) => Ok(Self::BuiltIn(built_in)),
+            None if text.contains('/') || text.ends_with(".toml") => Ok(Self::File(text.into())),
+            None => Err(SpecError::Profile(text.to_owned())),
+        }
+    }
 }
 
 /// A directory of the host at `/workspace`.
@@ -117,6 +143,9 @@ pub enum SpecError {
     /// A number of CPUs.
     #[error("`{}` is not a number of CPUs: write 2 or 0.5", .0.escape_debug())]
     Cpus(String),
+    /// A profile.
+    #[error("`{}` is no profile: built in are default, strict and nested; a file is written with a slash, or ends in .toml", .0.escape_debug())]
+    Profile(String),
     /// A host name.
     #[error("`{}` is not a host name: up to 63 letters, digits and hyphens", .0.escape_debug())]
     Hostname(String),

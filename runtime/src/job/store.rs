@@ -6,7 +6,8 @@
 //! ├── jobs/ID/record.jsonl           the same file once the job has ended
 //! │          plan.json               written once
 //! │          stdout.log stderr.log   made with the first byte
-//! └── names/NAME -> ID               made at once or not at all: a name belongs to one job
+//! ├── names/NAME -> ID               made at once or not at all: a name belongs to one job
+//! └── stubs                          what protected paths have made on the host (launch::protect::stubs)
 //! ```
 //!
 //! A record is appended to, never rewritten: every line is a whole record, and the last whole line counts. So a write
@@ -25,10 +26,11 @@ use serde::Serialize;
 
 use super::id::{JobId, JobName, is_id_prefix};
 use super::record::{Record, SCHEMA, State};
+use crate::launch::protect;
 
 /// Names of a job's files.
 const RECORD: &str = "record.jsonl";
-const PLAN: &str = "plan.json";
+pub(super) const PLAN: &str = "plan.json";
 
 /// Longest record that is read, in bytes.
 const MAX_RECORD: u64 = 16 << 20;
@@ -80,6 +82,14 @@ pub enum JobStoreError {
         /// The file.
         path: PathBuf,
     },
+    /// A plan that does not say what its job uses.
+    #[error("the plan {} of a job that runs cannot be read, so what the job uses is not known", path.display())]
+    BadPlan {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: serde_json::Error,
+    },
     /// A record of a later agentd.
     #[error("the record {} is of schema {found}; this agentd reads up to {SCHEMA}", path.display())]
     NewerRecord {
@@ -99,7 +109,7 @@ pub enum JobStoreError {
 type Result<T> = std::result::Result<T, JobStoreError>;
 
 /// Names the operation and the path of an I/O error.
-trait Doing<T> {
+pub(super) trait Doing<T> {
     fn doing(self, action: &'static str, path: &Path) -> Result<T>;
 }
 
@@ -254,6 +264,8 @@ impl Jobs {
     /// [`JobStoreError::Io`].
     pub fn sweep(&self) -> Result<Vec<JobId>> {
         let mut lost = Vec::new();
+        let stubs = self.stubs();
+        protect::stubs::sweep(&stubs).doing("clean up after", &stubs)?;
         for id in self.ids("live")? {
             let live = self.live(&id);
             let Some(file) = self.lock(&id)? else { continue };
@@ -267,6 +279,10 @@ impl Jobs {
                         );
                         record.state = State::Lost { reason };
                         record.finished = Some(now());
+                        // Without a plan nothing was started in a workspace.
+                        let plan = read_bounded(&self.directory_of(&id).join(PLAN)).ok();
+                        let plan = plan.and_then(|text| serde_json::from_slice(&text).ok());
+                        record.left = plan.as_ref().map(protect::after::findings).unwrap_or_default();
                         append(&file, &record).doing("write", &live)?;
                         lost.push(id.clone());
                     }
@@ -347,6 +363,12 @@ impl Jobs {
         self.directory.join("jobs").join(id.as_str())
     }
 
+    /// The list of the stubs of every job's protected paths.
+    #[must_use]
+    pub fn stubs(&self) -> PathBuf {
+        self.directory.join("stubs")
+    }
+
     fn live(&self, id: &JobId) -> PathBuf {
         self.directory.join("live").join(id.as_str())
     }
@@ -355,7 +377,7 @@ impl Jobs {
         self.directory.join("names")
     }
 
-    fn ids(&self, directory: &str) -> Result<Vec<JobId>> {
+    pub(super) fn ids(&self, directory: &str) -> Result<Vec<JobId>> {
         let names = entries(&self.directory.join(directory))?;
         Ok(names.iter().filter_map(|name| name.to_str()?.parse().ok()).collect())
     }
@@ -443,7 +465,7 @@ fn last_record(text: &[u8], path: &Path) -> Result<Record> {
     Err(JobStoreError::BadRecord { path: path.to_owned() })
 }
 
-fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+pub(super) fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
     let mut text = Vec::new();
     io::Read::read_to_end(&mut io::Read::take(File::open(path)?, MAX_RECORD), &mut text)?;
     Ok(text)
@@ -468,8 +490,15 @@ mod tests {
             duration_ms: None,
             supervisor_pid: 1,
             state: State::Running,
-            enforced: Enforced { landlock_abi: 7, seccomp: "default".into(), network: "none".into() },
+            enforced: Enforced {
+                landlock_abi: 7,
+                landlock_rights: vec!["files".into()],
+                seccomp: "default".into(),
+                profile_digest: String::new(),
+                network: "none".into(),
+            },
             warnings: Vec::new(),
+            left: Vec::new(),
             output_dropped: 0,
         }
     }

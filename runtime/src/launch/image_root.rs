@@ -1,10 +1,8 @@
 //! Roots that are images: `oci:` layouts and `dir:` trees, and the user they are run as.
 
-use std::path::Path;
-
 use agentd_init::plan::Source;
 use agentd_rootfs::user::{Accounts, ResolvedUser};
-use agentd_rootfs::{Image, ImageConfig, ImageRef, Limits, Progress, Store};
+use agentd_rootfs::{Fetch, Hold, Image, ImageConfig, ImageRef, Places, Store};
 
 use super::PlanError;
 
@@ -18,27 +16,28 @@ pub(super) struct ImageRoot {
     pub(super) config: ImageConfig,
     /// Digest of its manifest.
     pub(super) digest: Option<String>,
+    /// Keeps its layers in the store.
+    pub(super) hold: Option<Hold>,
 }
 
 /// Finds the image, unpacking what the store does not have; `None` for the host's own root.
 pub(super) fn find(
     image: &ImageRef,
-    store: &Path,
-    progress: &mut dyn FnMut(Progress),
+    places: &Places,
+    fetch: &mut Fetch<'_>,
 ) -> Result<Option<ImageRoot>, PlanError> {
-    let (paths, config, digest) = match image {
+    let (paths, config, digest, hold) = match image {
         ImageRef::Host => return Ok(None),
-        ImageRef::Dir(path) => (vec![path.clone()], ImageConfig::default(), None),
-        ImageRef::Oci { layout, select } => {
-            let Image { manifest_digest, layers, config } =
-                Store::open(store)?.image(layout, select, &Limits::default(), progress)?;
-            (layers, config, Some(manifest_digest.to_string()))
+        ImageRef::Dir(path) => (vec![path.clone()], ImageConfig::default(), None, None),
+        image => {
+            let Image { manifest_digest, layers, config, hold } = Store::open(places)?.image(image, fetch)?;
+            (layers, config, Some(manifest_digest), Some(hold))
         }
     };
     let what = if digest.is_some() { "layer" } else { "root directory" };
     let layers = paths.iter().map(|path| super::directory(path, what)).collect::<Result<_, _>>()?;
     let accounts = Accounts::read(&paths)?;
-    Ok(Some(ImageRoot { layers, accounts, config, digest }))
+    Ok(Some(ImageRoot { layers, accounts, config, digest, hold }))
 }
 
 /// The ids and home that `asked` (or the image's own `User`) stands for; 1000:1000 when neither says.

@@ -3,8 +3,11 @@
 //! Invariant: a plan that was made names every host object by path, device and inode, and needs no further decision.
 
 mod host_root;
+mod image_config;
 mod image_root;
 pub mod plan;
+pub mod profile;
+pub mod protect;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -49,6 +52,9 @@ pub enum PlanError {
         /// The errno.
         cause: io::Error,
     },
+    /// The profile.
+    #[error(transparent)]
+    Profile(#[from] profile::ProfileError),
     /// A limit that cannot be enforced.
     #[error("{flags} cannot be enforced: {why}; leave it out, or add --best-effort-limits to go without")]
     Limits {
@@ -64,6 +70,14 @@ pub enum PlanError {
         path: PathBuf,
         /// agentd's own.
         own: PathBuf,
+    },
+    /// A protected file that can be written through another name.
+    #[error("{} has a second name (a hard link), through which the job could change it; make it a file of its own: `cp -p F G && mv G F`, or give --unprotect {relative}", path.display())]
+    Linked {
+        /// The file.
+        path: PathBuf,
+        /// The same, for `--unprotect`.
+        relative: String,
     },
     /// Two mounts at one place.
     #[error("--mount target {0} is where agentd puts something of its own; choose another")]

@@ -4,16 +4,17 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use agentd_init::plan::{
-    Access, Addition, BoxPlan, Identity, Kind, Landlock, Limit, LimitedResource, Mount, Network, PathAccess, PathGrant,
+    Access, Addition, BoxPlan, Identity, Kind, Landlock, Limit, LimitedResource, Mount, Network, PathGrant,
     Process, Root,
 };
-use agentd_profiles::BuiltIn;
-use agentd_rootfs::{ImageRef, Progress};
+use agentd_profiles::{PathRight, Place, Profile};
+use agentd_rootfs::{Fetch, Hold, ImageRef, Places};
 use rustix::process::{Resource, getegid, geteuid, getrlimit};
 use serde::{Deserialize, Serialize};
 
 use super::image_root::ImageRoot;
-use super::{PlanError, host_root, image_root};
+use super::protect::{self, Protection};
+use super::{PlanError, host_root, image_config, image_root, profile};
 use crate::job::id::{JobId, JobName};
 use crate::job::record::SCHEMA;
 use crate::job::spec::JobSpec;
@@ -92,6 +93,9 @@ pub struct Plan {
     pub warnings: Vec<String>,
     /// What is usual and cannot be done here, and why: recorded.
     pub notes: Vec<String>,
+    /// Where protected paths are, and what opens them.
+    #[serde(default)]
+    pub protection: Protection,
     /// The box.
     #[serde(rename = "box")]
     pub inside: BoxPlan,
@@ -100,8 +104,8 @@ pub struct Plan {
 /// What of the host the plan needs beside the spec; read at the edge.
 #[derive(Debug, Clone)]
 pub struct Surroundings {
-    /// The store of unpacked layers.
-    pub store: PathBuf,
+    /// Where the store of images is or may be made.
+    pub store: Places,
     /// The user's home directory: never visible inside unless it is given.
     pub home: Option<PathBuf>,
     /// agentd's own directories: never visible inside.
@@ -109,7 +113,7 @@ pub struct Surroundings {
 }
 
 impl Plan {
-    /// Resolves `spec` on this host.
+    /// Resolves `spec` on this host, and gives what keeps the image's layers in the store.
     ///
     /// # Errors
     /// [`PlanError`], before anything was started; unpacked layers stay in the store.
@@ -117,13 +121,15 @@ impl Plan {
         id: JobId,
         spec: JobSpec,
         surroundings: &Surroundings,
-        progress: &mut dyn FnMut(Progress),
-    ) -> Result<Self, PlanError> {
+        fetch: &mut Fetch<'_>,
+    ) -> Result<(Self, Option<Hold>), PlanError> {
         let abi = agentd_sys::landlock::abi().map_err(|cause| PlanError::NoLandlock { cause })?.min(NEWEST_ABI);
         let mut warnings = Vec::new();
         keep_apart(&spec, &surroundings.own)?;
         unenforced(&spec, &mut warnings)?;
-        let image = image_root::find(&spec.image, &surroundings.store, progress)?;
+        let workspace = spec.workspace.as_ref().map(|workspace| workspace.path.as_path());
+        let chosen = profile::find(&spec.profile, workspace, abi, &mut warnings)?;
+        let image = image_root::find(&spec.image, &surroundings.store, fetch)?;
         if let Some(dropped) = image.as_ref().map(|image| image.config.dropped_env).filter(|dropped| *dropped > 0) {
             warnings.push(format!("{dropped} entries of the image's Env are no NAME=VALUE and were left out"));
         }
@@ -145,7 +151,12 @@ impl Plan {
         }
         let hostname = spec.hostname.clone().unwrap_or_else(|| id.to_string());
         let home = home(&spec, image.as_ref(), user.home.as_deref());
-        let process = process(&spec, image.as_ref(), &home)?;
+        let mut process = process(&spec, image.as_ref(), &home)?;
+        let mut volumes = Vec::new();
+        if let Some(image) = &image {
+            process.stop_signal = image_config::stop_signal(&image.config, &mut notes);
+            volumes = image_config::volumes(&image.config, &spec, &mut notes);
+        }
         let replacements = own_files(&hostname, &identity, &home, spec.network, image.as_ref())?;
         let root = Root {
             layers: image.as_ref().map_or_else(Vec::new, |image| image.layers.clone()),
@@ -160,9 +171,10 @@ impl Plan {
             network: spec.network,
             root,
             mounts: Vec::new(),
+            guards: Vec::new(),
             limits: limits()?,
-            landlock: Landlock { abi, paths: Vec::new() },
-            seccomp: BuiltIn::Default,
+            landlock: Landlock { abi, rights: chosen.rights, paths: Vec::new() },
+            seccomp: chosen.seccomp,
             process,
         };
         if image.is_some() {
@@ -174,30 +186,37 @@ impl Plan {
             inside.root.additions.extend(host.additions);
             inside.mounts.extend(host.mounts);
         }
-        mounts(&spec, &home, &mut inside)?;
-        grants(&mut inside);
-        Ok(Plan {
+        mounts(&spec, &home, volumes, &chosen.profile, &mut inside)?;
+        let protection = protect::areas::protect(&spec, surroundings, &mut inside, &mut warnings)?;
+        grants(&chosen.profile, &mut inside);
+        let (image_digest, hold) = image.map_or((None, None), |image| (image.digest, image.hold));
+        let plan = Plan {
             schema: SCHEMA,
             id,
             name: spec.name,
             image: spec.image.to_string(),
-            image_digest: image.and_then(|image| image.digest),
+            image_digest,
             timeout_ms: spec.timeout.map(milliseconds),
             grace_ms: milliseconds(spec.grace),
             max_output: spec.max_output,
             warnings,
             notes,
+            protection,
             inside,
-        })
+        };
+        Ok((plan, hold))
     }
 
     /// The host path of the workspace.
     #[must_use]
     pub fn workspace(&self) -> Option<&Path> {
-        self.inside.mounts.iter().find_map(|mount| match mount {
-            Mount::Bind { source, target, .. } if target == WORKSPACE => Some(source.path.as_path()),
-            _ => None,
-        })
+        self.host_of(WORKSPACE)
+    }
+
+    /// The host path of what is bound at `target`.
+    #[must_use]
+    pub fn host_of(&self, target: &str) -> Option<&Path> {
+        protect::areas::host_of(&self.inside, target)
     }
 }
 
@@ -210,7 +229,7 @@ fn milliseconds(duration: std::time::Duration) -> u64 {
 fn keep_apart(spec: &JobSpec, own: &[PathBuf]) -> Result<(), PlanError> {
     let image = match &spec.image {
         ImageRef::Dir(path) => Some(path),
-        ImageRef::Host | ImageRef::Oci { .. } => None,
+        _ => None,
     };
     let given = spec.workspace.iter().map(|workspace| &workspace.path);
     for path in given.chain(spec.mounts.iter().map(|mount| &mount.source)).chain(image) {
@@ -291,7 +310,7 @@ fn process(spec: &JobSpec, image: Option<&ImageRoot>, home: &str) -> Result<Proc
         .or_else(|| config.working_dir.as_deref().and_then(|path| crate::job::spec::absolute(path).ok()))
         .unwrap_or_else(|| "/".to_owned());
     let env = env.into_iter().map(|(name, value)| format!("{name}={value}")).collect();
-    Ok(Process { argv, env, cwd, terminal: spec.terminal, input: spec.interactive })
+    Ok(Process { argv, env, cwd, terminal: spec.terminal, input: spec.interactive, stop_signal: libc::SIGTERM })
 }
 
 /// Files of /etc that the box has of its own, relative to /etc.
@@ -374,13 +393,23 @@ fn below_sys() -> Result<Vec<String>, PlanError> {
     Ok(points.map(str::to_owned).collect())
 }
 
-fn mounts(spec: &JobSpec, home: &str, inside: &mut BoxPlan) -> Result<(), PlanError> {
+fn mounts(
+    spec: &JobSpec,
+    home: &str,
+    volumes: Vec<String>,
+    profile: &Profile,
+    inside: &mut BoxPlan,
+) -> Result<(), PlanError> {
     let strings = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect();
     let scratch = |target: &str, mode| Mount::Scratch { target: target.to_owned(), mode };
     let mut masked: Vec<String> = strings(PROC_MASKED);
     let proc = if inside.identity.host_uid == 0 {
         masked.extend(strings(PROC_OF_ROOT));
         Mount::Proc { access: Access::ReadOnly, read_only: Vec::new(), masked }
+    } else if profile.namespaces.allowed {
+        // The kernel mounts a /proc inside only for who sees all of one already (user_namespaces(7)). What the covers keep
+        // back here is about the machine, and the switches that are not the box's own belong to the machine's root.
+        Mount::Proc { access: Access::ReadWrite, read_only: Vec::new(), masked: Vec::new() }
     } else {
         Mount::Proc { access: Access::ReadWrite, read_only: strings(PROC_READ_ONLY), masked }
     };
@@ -397,6 +426,8 @@ fn mounts(spec: &JobSpec, home: &str, inside: &mut BoxPlan) -> Result<(), PlanEr
         scratch("/scratch", 0o755),
         Mount::Writable { target: home.to_owned() },
     ]);
+    let volumes = volumes.into_iter().filter(|volume| volume != home);
+    inside.mounts.extend(volumes.map(|target| Mount::Writable { target }));
     for target in ["proc", "dev", "sys", "tmp", "run", "scratch"] {
         inside.root.additions.push(Addition::Directory { path: target.into() });
     }
@@ -412,7 +443,7 @@ fn mounts(spec: &JobSpec, home: &str, inside: &mut BoxPlan) -> Result<(), PlanEr
             source,
             target: WORKSPACE.into(),
             kind: Kind::Directory,
-            access: workspace.access,
+            access: granted(profile, &Place::Workspace, workspace.access),
         });
     }
     for mount in &spec.mounts {
@@ -421,25 +452,38 @@ fn mounts(spec: &JobSpec, home: &str, inside: &mut BoxPlan) -> Result<(), PlanEr
             return Err(PlanError::TargetTaken(mount.target.clone()));
         }
         let (source, kind) = super::source(&mount.source, "mount source")?;
-        inside.mounts.push(Mount::Bind { source, target: mount.target.clone(), kind, access: mount.access });
+        let access = granted(profile, &Place::Mounts, mount.access);
+        inside.mounts.push(Mount::Bind { source, target: mount.target.clone(), kind, access });
     }
     Ok(())
 }
 
+/// How a place may be mounted: what the profile lets nobody write is read-only for everybody, by the mount as well.
+fn granted(profile: &Profile, place: &Place, asked: Access) -> Access {
+    if profile.access(place).has(PathRight::Write) { asked } else { Access::ReadOnly }
+}
+
 /// What Landlock grants: the profile's paths, and every mount as far as it may be used.
-fn grants(inside: &mut BoxPlan) {
-    let root = if inside.root.writable { PathAccess::ReadWrite } else { PathAccess::ReadExecute };
-    let mut grant = |path: &str, access| inside.landlock.paths.push(PathGrant { path: path.to_owned(), access });
-    for rule in agentd_profiles::path_rules(BuiltIn::Default) {
-        grant(&rule.path, rule.access);
+fn grants(profile: &Profile, inside: &mut BoxPlan) {
+    if !inside.landlock.rights.iter().any(|right| right.is_about_files()) {
+        return;
     }
-    grant("/", root);
-    for mount in &inside.mounts {
-        match mount {
-            Mount::Scratch { target, .. } | Mount::Writable { target } => grant(target, PathAccess::ReadWrite),
-            Mount::Bind { target, access: Access::ReadWrite, .. } => grant(target, PathAccess::ReadWrite),
+    let mut grant = |path: &str, access| inside.landlock.paths.push(PathGrant { path: path.to_owned(), access });
+    for rule in profile.paths.iter() {
+        match &rule.place {
+            Place::Path(path) => grant(path, rule.access),
+            Place::WritableRoot if inside.root.writable => grant("/", rule.access),
             _ => {}
         }
+    }
+    for mount in &inside.mounts {
+        let place = match mount {
+            Mount::Scratch { .. } | Mount::Writable { .. } => Place::Scratch,
+            Mount::Bind { target, access: Access::ReadWrite, .. } if target == WORKSPACE => Place::Workspace,
+            Mount::Bind { access: Access::ReadWrite, .. } => Place::Mounts,
+            _ => continue,
+        };
+        grant(mount.target(), profile.access(&place));
     }
 }
 

@@ -17,6 +17,7 @@ use agentd_init::plan::Network;
 use agentd_init::reaper::RELAYED;
 use agentd_init::report::{self, Report};
 use agentd_init::step::Failure;
+use agentd_rootfs::Hold;
 use agentd_sys::process::{BOX_NAMESPACES, Cloned, clone};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
@@ -31,6 +32,8 @@ pub use ending::Ending;
 use crate::job::record::{Enforced, Record, SCHEMA, State};
 use crate::job::store::{JobStoreError, Jobs, LiveJob, now};
 use crate::launch::plan::Plan;
+use crate::launch::protect;
+use crate::launch::protect::stubs::{StubError, Stubs};
 use ending::{Reason, Stop};
 use streams::Streams;
 
@@ -40,6 +43,9 @@ pub enum SuperviseError {
     /// The state directory.
     #[error(transparent)]
     Store(#[from] JobStoreError),
+    /// Protected paths.
+    #[error(transparent)]
+    Stubs(#[from] StubError),
     /// `clone3`.
     #[error("cannot create namespaces for the box; `agentd doctor` says what this host allows")]
     Clone(#[source] io::Error),
@@ -73,21 +79,37 @@ pub struct Finished {
     pub record: Record,
 }
 
-/// Runs a job in the foreground, from clone to record.
+/// Runs a job in the foreground, from clone to record; `hold` keeps its layers in the store until its plan is written.
 ///
 /// # Errors
 /// [`SuperviseError`]; nothing of the box is left then.
-pub fn run(plan: &Plan, jobs: &Jobs) -> Result<Finished, SuperviseError> {
+pub fn run(plan: &Plan, jobs: &Jobs, hold: Option<Hold>) -> Result<Finished, SuperviseError> {
     let begun = Instant::now();
     let mut supervisor = Supervisor::start(plan, &jobs.directory_of(&plan.id))?;
     // Written while PID 1 builds the box on another core; the payload starts only when they are there.
     let mut record = first_record(plan);
     let job = jobs.create(&record)?;
     let written = job.write_plan(plan).map_err(SuperviseError::from);
-    let supervised = written.and_then(|()| supervisor.release()).and_then(|()| supervisor.supervise());
+    // From here on the plan says which layers are in use.
+    drop(hold);
+    let mut stubs = None;
+    let placed = written.and_then(|()| {
+        let wanted = plan.stubs();
+        if !wanted.is_empty() {
+            stubs = Some(Stubs::place(&jobs.stubs(), wanted)?);
+        }
+        Ok(())
+    });
+    let supervised = placed.and_then(|()| supervisor.release()).and_then(|()| supervisor.supervise());
     record.output_dropped = supervisor.streams.dropped();
     // Here at the latest the terminal has its modes back and no process of the box is left.
     drop(supervisor);
+    record.left = protect::after::findings(plan);
+    if let Some(Err(error)) = stubs.map(Stubs::remove) {
+        record
+            .warnings
+            .push(format!("stubs of protected paths are left: {error}; the next agentd command tries again"));
+    }
     match supervised {
         Ok(ending) => {
             record.state = ending.state();
@@ -128,13 +150,16 @@ fn first_record(plan: &Plan) -> Record {
         state: State::Running,
         enforced: Enforced {
             landlock_abi: plan.inside.landlock.abi,
-            seccomp: plan.inside.seccomp.to_string(),
+            landlock_rights: plan.inside.landlock.rights.iter().map(ToString::to_string).collect(),
+            seccomp: plan.inside.seccomp.profile.clone(),
+            profile_digest: plan.inside.seccomp.digest.clone(),
             network: match plan.inside.network {
                 Network::None => "none".into(),
                 Network::Host => "host".into(),
             },
         },
         warnings: plan.warnings.iter().chain(&plan.notes).cloned().collect(),
+        left: Vec::new(),
         output_dropped: 0,
     }
 }

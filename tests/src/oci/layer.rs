@@ -45,6 +45,13 @@ pub enum Layer {
     Tree(PathBuf),
     /// The bytes of an archive, or of something that is not quite one.
     Raw(Vec<u8>),
+    /// A blob that is compressed already, and the archive it should turn into; the compression only names its type.
+    Stored {
+        /// The bytes as they are stored.
+        blob: Vec<u8>,
+        /// What the DiffID is taken of.
+        archive: Vec<u8>,
+    },
 }
 
 /// One archive entry, written as it is given.
@@ -54,6 +61,8 @@ pub struct Entry {
     header: Header,
     link: Option<Vec<u8>>,
     contents: Vec<u8>,
+    claimed: Option<u64>,
+    base256: bool,
     pax: Vec<(String, Vec<u8>)>,
 }
 
@@ -67,7 +76,15 @@ impl Entry {
         header.set_uid(0);
         header.set_gid(0);
         header.set_mtime(1_700_000_000);
-        Self { name: name.into(), header, link: None, contents: Vec::new(), pax: Vec::new() }
+        Self {
+            name: name.into(),
+            header,
+            link: None,
+            contents: Vec::new(),
+            claimed: None,
+            base256: false,
+            pax: Vec::new(),
+        }
     }
 
     /// A directory, 0755.
@@ -156,6 +173,36 @@ impl Entry {
         self
     }
 
+    /// The size that its header claims, whatever the contents are.
+    #[must_use]
+    pub fn claims(mut self, size: u64) -> Self {
+        self.claimed = Some(size);
+        self
+    }
+
+    /// The type byte, also one that no [`EntryType`] has.
+    #[must_use]
+    pub fn kind(mut self, kind: u8) -> Self {
+        self.header.set_entry_type(EntryType::new(kind));
+        self
+    }
+
+    /// The size that its header claims as GNU's base-256 number.
+    #[must_use]
+    pub fn base256_size(mut self, size: u64) -> Self {
+        self.claimed = Some(size);
+        self.base256 = true;
+        self
+    }
+
+    /// No entry, but the block of zeros that ends an archive.
+    #[must_use]
+    pub fn zeros() -> Self {
+        let mut entry = Self::new("", EntryType::Regular);
+        entry.header.as_mut_bytes().fill(0);
+        entry
+    }
+
     /// A PAX record before the entry, `SCHILY.xattr.…` for an extended attribute.
     #[must_use]
     pub fn pax(mut self, key: &str, value: &[u8]) -> Self {
@@ -167,14 +214,36 @@ impl Entry {
         if !self.pax.is_empty() {
             out.append_pax_extensions(self.pax.iter().map(|(k, v)| (k.as_str(), v.as_slice())))?;
         }
-        append(out, self.header.clone(), &self.name, self.link.as_deref(), &self.contents[..], self.contents.len())
+        if self.header.as_bytes().iter().all(|byte| *byte == 0) {
+            return out.append(&self.header, io::empty());
+        }
+        let Some(claimed) = self.claimed else {
+            let size = self.contents.len();
+            return append(out, self.header.clone(), &self.name, self.link.as_deref(), &self.contents[..], size);
+        };
+        let mut header = self.header.clone();
+        fits(&mut header, &self.name, |gnu| &mut gnu.name);
+        fits(&mut header, self.link.as_deref().unwrap_or_default(), |gnu| &mut gnu.linkname);
+        header.set_size(claimed);
+        if self.base256 {
+            let size = &mut header.as_old_mut().size;
+            size.fill(if claimed > u64::MAX / 2 { 0xff } else { 0 });
+            size[4..].copy_from_slice(&claimed.to_be_bytes());
+            size[0] |= 0x80;
+        }
+        header.set_cksum();
+        out.append(&header, &self.contents[..])
     }
 }
 
 impl Layer {
     /// Streams the layer into a blob of the layout; also returns its DiffID.
     pub(super) fn write(&self, dir: &Path, compression: Compression) -> io::Result<(Blob, String)> {
-        let stored = Hashed::new(NamedTempFile::new_in(dir)?);
+        let mut stored = Hashed::new(NamedTempFile::new_in(dir)?);
+        if let Self::Stored { blob, archive } = self {
+            stored.write_all(blob)?;
+            return Ok((stored.into_blob(dir)?, super::sha256(archive)));
+        }
         match compression {
             Compression::Plain => {
                 let (stored, diff_id) = self.archive(stored)?;
@@ -192,11 +261,19 @@ impl Layer {
         }
     }
 
+    /// The layer's archive, uncompressed.
+    ///
+    /// # Errors
+    /// Whatever reading a tree says.
+    pub fn to_bytes(&self) -> io::Result<Vec<u8>> {
+        Ok(self.archive(Vec::new())?.0)
+    }
+
     fn archive<W: Write>(&self, out: W) -> io::Result<(W, String)> {
         // The archive crate writes headers one by one; without the buffer each is a call of the compressor.
         let mut out = io::BufWriter::with_capacity(1 << 17, Hashed::new(out));
         match self {
-            Self::Raw(bytes) => out.write_all(bytes)?,
+            Self::Raw(bytes) | Self::Stored { archive: bytes, .. } => out.write_all(bytes)?,
             Self::Entries(entries) => {
                 let mut builder = Builder::new(&mut out);
                 entries.iter().try_for_each(|entry| entry.append(&mut builder))?;
@@ -299,6 +376,10 @@ pub(super) struct Hashed<W> {
 impl<W: Write> Hashed<W> {
     pub(super) fn new(inner: W) -> Self {
         Self { inner, context: Context::new(&SHA256), size: 0 }
+    }
+
+    pub(super) fn digest(self) -> String {
+        digest_text(self.context)
     }
 }
 

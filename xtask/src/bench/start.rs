@@ -11,7 +11,7 @@ mod files;
 pub(super) mod measure;
 mod memory;
 mod report;
-mod statistics;
+pub(super) mod statistics;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

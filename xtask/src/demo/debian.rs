@@ -60,12 +60,13 @@ pub(super) fn unpack(cache: &Path) -> Result<Trees> {
 }
 
 /// apt with lists, cache and status of its own, and the system's sources and keys.
-struct Apt {
+#[derive(Debug)]
+pub(crate) struct Apt {
     dir: PathBuf,
 }
 
 impl Apt {
-    fn new(cache: &Path) -> Result<Self> {
+    pub(crate) fn new(cache: &Path) -> Result<Self> {
         let apt = Self { dir: cache.join("apt") };
         for dir in [apt.dir.join("state/lists"), apt.archives(), apt.nowhere()].map(|dir| dir.join("partial")) {
             fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
@@ -76,7 +77,7 @@ impl Apt {
         Ok(apt)
     }
 
-    fn archives(&self) -> PathBuf {
+    pub(crate) fn archives(&self) -> PathBuf {
         self.dir.join("cache/archives")
     }
 
@@ -102,7 +103,7 @@ impl Apt {
     }
 
     /// The file names of `packages` and of all they depend on.
-    fn closure(&self, packages: &[&str]) -> Result<BTreeSet<String>> {
+    pub(crate) fn closure(&self, packages: &[&str]) -> Result<BTreeSet<String>> {
         // With an archive that is always empty: what is downloaded already would not be listed.
         let nowhere = format!("Dir::Cache::archives={}", self.nowhere().display());
         let uris = said(self.command().args(["-o", &nowhere, "--print-uris", "install"]).args(packages))?;
@@ -113,12 +114,12 @@ impl Apt {
         Ok(files)
     }
 
-    fn download(&self, packages: &[&str]) -> Result<()> {
+    pub(crate) fn download(&self, packages: &[&str]) -> Result<()> {
         quiet(self.command().args(["--download-only", "install"]).args(packages))
     }
 }
 
-fn merge_usr(tree: &Path) -> Result<()> {
+pub(crate) fn merge_usr(tree: &Path) -> Result<()> {
     for name in MERGED {
         fs::create_dir_all(tree.join("usr").join(name)).with_context(|| format!("cannot make usr/{name}"))?;
         symlink(format!("usr/{name}"), tree.join(name)).with_context(|| format!("cannot link {name}"))?;
@@ -127,7 +128,7 @@ fn merge_usr(tree: &Path) -> Result<()> {
 }
 
 /// `dpkg-deb --extract` would put a directory in the place of a merged symlink; tar can be told not to.
-fn unpack_package(package: &Path, tree: &Path) -> Result<()> {
+pub(crate) fn unpack_package(package: &Path, tree: &Path) -> Result<()> {
     let mut deb = Command::new("dpkg-deb").arg("--fsys-tarfile").arg(package).stdout(Stdio::piped()).spawn()?;
     let archive = deb.stdout.take().context("dpkg-deb has no output")?;
     let mut tar = Command::new("tar");

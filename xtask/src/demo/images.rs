@@ -60,12 +60,12 @@ fn recipe() -> Result<String> {
 }
 
 /// Runs `command`; what it says is shown only when it fails.
-pub(super) fn quiet(command: &mut Command) -> Result<()> {
+pub(crate) fn quiet(command: &mut Command) -> Result<()> {
     said(command).map(drop)
 }
 
 /// Runs `command` and returns its standard output; what it says otherwise is shown only when it fails.
-pub(super) fn said(command: &mut Command) -> Result<String> {
+pub(crate) fn said(command: &mut Command) -> Result<String> {
     let output = command.output().with_context(|| format!("start {command:?}"))?;
     let stderr = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{command:?}: {}\n{}", output.status, stderr.trim());
@@ -73,7 +73,7 @@ pub(super) fn said(command: &mut Command) -> Result<String> {
 }
 
 /// Removes a tree, if there is one.
-pub(super) fn remove(tree: &Path) -> Result<()> {
+pub(crate) fn remove(tree: &Path) -> Result<()> {
     match fs::remove_dir_all(tree) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("cannot remove {}", tree.display()))

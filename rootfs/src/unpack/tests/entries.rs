@@ -217,13 +217,39 @@ fn sparse_files() {
         ])
         .raw(b'0', b"GNUSparseFile.0/new", b"", 0o644, 512 + 1027, map)
         .data(&stored);
-    for (name, tar) in [("old", old.data(&stored)), ("new", new)] {
+    let zero = tar()
+        .pax(&[
+            ("GNU.sparse.size", "10000"),
+            ("GNU.sparse.numblocks", "2"),
+            ("GNU.sparse.offset", "512"),
+            ("GNU.sparse.numbytes", "512"),
+            ("GNU.sparse.offset", "4096"),
+            ("GNU.sparse.numbytes", "515"),
+        ])
+        .raw(b'0', b"zero", b"", 0o644, 1027, &stored);
+    let one = tar()
+        .pax(&[
+            ("GNU.sparse.name", "one"),
+            ("GNU.sparse.size", "10000"),
+            ("GNU.sparse.numblocks", "2"),
+            ("GNU.sparse.map", "512,512,4096,515"),
+        ])
+        .raw(b'0', b"GNUSparseFile.0/one", b"", 0o644, 1027, &stored);
+    for (name, tar) in [("old", old.data(&stored)), ("new", new), ("zero", zero), ("one", one)] {
         let place = Place::new();
         place.unpack(&tar.file("next", "1").end(), Compression::None, &Limits::default()).unwrap();
         assert_eq!(fs::read(place.root().join(name)).unwrap(), file);
         assert_eq!(fs::read(place.root().join("next")).unwrap(), b"1");
     }
-    refused(tar().pax(&[("GNU.sparse.map", "0,1"), ("GNU.sparse.size", "1")]).file("f", "1"), "only the GNU formats");
+    let sized = |records: &[(&str, &str)]| tar().pax(&[&[("GNU.sparse.size", "1")], records].concat());
+    refused(sized(&[("GNU.sparse.major", "2"), ("GNU.sparse.minor", "0")]).file("f", "1"), "only the GNU formats");
+    refused(sized(&[("GNU.sparse.map", "0,1,2")]).file("f", "1"), "its count is wrong");
+    refused(sized(&[("GNU.sparse.map", "0,1"), ("GNU.sparse.numblocks", "2")]).file("f", "1"), "its count is wrong");
+    refused(sized(&[("GNU.sparse.map", "0,x")]).file("f", "1"), "not a number");
+    refused(sized(&[("GNU.sparse.map", "0,1"), ("GNU.sparse.map", "0,1")]).file("f", "1"), "two sparse maps");
+    refused(sized(&[("GNU.sparse.numbytes", "1")]).file("f", "1"), "do not alternate");
+    refused(sized(&[("GNU.sparse.map", "0,1")]).dir("d", 0o755), "what is not a file");
+    refused(tar().pax(&[("GNU.sparse.map", "0,1")]).file("f", "1"), "no real size");
     let sparse =
         [("GNU.sparse.major", "1"), ("GNU.sparse.minor", "0"), ("GNU.sparse.name", "f"), ("GNU.sparse.realsize", "9")];
     refused(tar().pax(&sparse).file("f", "1\n0\n1\n"), "longer than the entry");

@@ -29,8 +29,13 @@ fn symlinked_parents_stay_inside() {
     );
     refused(tar().symlink("a", "b").symlink("b", "a").file("a/x", "1"), "more than 40 symlinks");
     refused(tar().symlink("a", "a/a/a").file("a/x", "1"), "more than 40 symlinks");
-    refused(tar().dir("d", 0o755).symlink("l", "d").file("l/.wh.x", ""), "its parent is a symlink");
-    refused(tar().dir("d", 0o755).symlink("l", "d").file("l/.wh..wh..opq", ""), "its parent is a symlink");
+    // What replaces a directory hides all that lower layers have in it.
+    for replaced in [".wh.x", ".wh..wh..opq", "sub/.wh.x"] {
+        let below = format!("l/{replaced}");
+        check(tar().dir("d", 0o755).symlink("l", "d").file(&below, ""), &[("d", "dir 755"), ("l", "-> d")]);
+        check(tar().file("l", "1").file(&below, ""), &[("l", "644 1")]);
+        check(tar().file(".wh.l", "").file(&below, ""), &[("l", "whiteout")]);
+    }
     refused(tar().file("f", "1").symlink("l", "/").link("l/x", "f"), "its parent is a symlink");
     refused(tar().symlink("l", "../outside").link("x", "l/sentinel"), "behind a symlink");
     refused(tar().file("f", "1").file("f/x", "1"), "its parent is not a directory");
@@ -80,6 +85,11 @@ fn pax_sizes_leave_no_room_for_two_readings() {
     refused(tar().pax(&[("size", "-1")]).file("f", "1"), "a size is not a number");
     refused(tar().pax(&[("size", "18446744073709551615")]).file("f", "1"), "limit on unpacked bytes");
     refused(tar().pax(&[("size", "600")]).dir("d", 0o755), "a directory that says it holds data");
+    refused(tar().file("f", "1").pax(&[("size", "1")]).link("l", "f"), "a hard link that says it holds data");
+    refused(
+        tar().file("f", "1").pax(&[]).file("g", "").raw(b'1', b"l", b"f", 0o644, 1, b""),
+        "a hard link that says it holds data",
+    );
     refused(tar().raw(b'2', b"s", b"t", 0o777, 600, b""), "a symlink that says it holds data");
     refused(tar().raw(b'6', b"s", b"", 0o777, 600, b""), "a FIFO or device that says it holds data");
     refused(tar().pax(&[]).pax(&[]).file("f", "1"), "two PAX records");
@@ -131,14 +141,14 @@ fn every_limit_holds() {
         let error = Place::new().unpack(&tar.end(), Compression::None, &limits).unwrap_err();
         assert!(error.contains(want), "{error}");
     }
-    // A hole counts as what a reader of the file would get.
+    // Holes cost nothing, but not every file system holds such a file.
     let bomb = tar().pax(&[
         ("GNU.sparse.major", "1"),
         ("GNU.sparse.minor", "0"),
         ("GNU.sparse.name", "f"),
         ("GNU.sparse.realsize", "9223372036854775807"),
     ]);
-    refused(bomb.file("f", &format!("{:\0<512}", "0\n")), "limit on unpacked bytes");
+    refused(bomb.file("f", &format!("{:\0<512}", "0\n")), "limit on bytes of a sparse file");
     // The real path counts, not the one through a short symlink.
     let limits = Limits { depth: 4, ..default };
     let deeper = tar().dir("a/b/c", 0o755).symlink("l", "a/b/c").file("l/d/e/f", "");

@@ -8,6 +8,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
+use crate::raw::{Word, call};
+
 /// Tries attack `name`; `None` when it is not one of these.
 pub(crate) fn attempt(name: &str, argument: &str) -> Result<Option<io::Result<()>>> {
     let result = match name {
@@ -26,6 +28,9 @@ pub(crate) fn attempt(name: &str, argument: &str) -> Result<Option<io::Result<()
         "chmod" => fs::metadata(argument)
             .and_then(|found| fs::set_permissions(argument, Permissions::from_mode(found.permissions().mode()))),
         "hardlink" => pair(argument)?.try_with(|from, to| fs::hard_link(from, to).and_then(|()| fs::remove_file(to))),
+        // There and back again: harmless where it works.
+        "exchange" => pair(argument)?.try_with(|from, to| exchange(from, to).and_then(|()| exchange(from, to))),
+        "reopen-path" => reopen_path(argument),
         "rename" => pair(argument)?.try_with(|from, to| fs::rename(from, to).and_then(|()| fs::rename(to, from))),
         _ => return Ok(None),
     };
@@ -65,6 +70,20 @@ fn create(path: &str, flags: i32) -> io::Result<()> {
     let anonymous = flags != 0;
     OpenOptions::new().write(true).create_new(!anonymous).custom_flags(flags).open(path)?;
     if anonymous { Ok(()) } else { fs::remove_file(path) }
+}
+
+/// Swaps two names (renameat2(2)).
+fn exchange(from: &Path, to: &Path) -> io::Result<()> {
+    let cwd = i64::from(libc::AT_FDCWD).cast_unsigned();
+    let [from, to] = [from, to].map(|path| [path.as_os_str().as_encoded_bytes(), b"\0"].concat());
+    let [from, to] = [&from, &to].map(|path| path.as_ptr().addr() as Word);
+    call(libc::SYS_renameat2, [cwd, from, cwd, to, Word::from(libc::RENAME_EXCHANGE), 0]).map(drop)
+}
+
+/// Opens the mere path, then what was opened for writing, by its link in /proc.
+fn reopen_path(path: &str) -> io::Result<()> {
+    let opened = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path)?;
+    OpenOptions::new().write(true).open(format!("/proc/self/fd/{}", opened.as_raw_fd())).map(drop)
 }
 
 /// Opens for reading, then what was opened for writing, by its link in /proc.

@@ -25,6 +25,13 @@ const PLAIN: &[(&str, libc::c_long, [Word; 6])] = &[
         [libc::CLONE_NEWUSER as Word | libc::CLONE_VFORK as Word | libc::SIGCHLD as Word, 0, 0, 0, 0, 0],
     ),
     ("personality-exec", libc::SYS_personality, [libc::READ_IMPLIES_EXEC as Word, 0, 0, 0, 0, 0]),
+    // PER_LINUX32
+    ("personality-32", libc::SYS_personality, [8, 0, 0, 0, 0, 0]),
+    // The last word must be 0, which is looked at before who calls.
+    ("set-mm", libc::SYS_prctl, [libc::PR_SET_MM as Word, 1, 0, 0, 1, 0]),
+    ("io-uring-enter", libc::SYS_io_uring_enter, [Word::MAX, 0, 0, 0, 0, 0]),
+    ("vmsplice", libc::SYS_vmsplice, [Word::MAX, 0, 0, 0, 0, 0]),
+    ("message-queue", libc::SYS_msgget, [libc::IPC_PRIVATE as Word, 0o600, 0, 0, 0, 0]),
     ("keyctl", libc::SYS_keyctl, [0, (-3_i64).cast_unsigned(), 0, 0, 0, 0]),
     ("userfaultfd", libc::SYS_userfaultfd, [1, 0, 0, 0, 0, 0]),
     ("fanotify", libc::SYS_fanotify_init, [libc::FAN_REPORT_FID as Word, 0, 0, 0, 0, 0]),

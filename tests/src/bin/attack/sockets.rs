@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
 use std::time::Duration;
@@ -21,6 +22,14 @@ pub(crate) fn attempt(name: &str, argument: &str) -> Result<Option<io::Result<()
             let [family, kind, protocol] = numbers(argument)?;
             let made = [0_i32; 2];
             raw::call(libc::SYS_socketpair, [family, kind, protocol, raw::address(&made), 0, 0]).map(drop)
+        }
+        // LEVEL,OPTION,0 on a UDP socket; the value is one word.
+        "socket-option" => {
+            let [level, option, _] = numbers(argument)?;
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            let socket_word = Word::from(socket.as_raw_fd().unsigned_abs());
+            let words = [socket_word, level, option, raw::address(&[0_u32]), 4, 0];
+            raw::call(libc::SYS_setsockopt, words).map(drop)
         }
         // x32: the 64-bit entry with bit 30 of the number set.
         "socket-x32" => {

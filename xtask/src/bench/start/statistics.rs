@@ -3,13 +3,13 @@
 use super::measure::Series;
 
 /// Of a non-empty list; 0 for an empty one.
-pub(super) fn mean(values: &[f64]) -> f64 {
+pub(in crate::bench) fn mean(values: &[f64]) -> f64 {
     let count: f64 = values.iter().map(|_| 1.0).sum();
     if count == 0.0 { 0.0 } else { values.iter().sum::<f64>() / count }
 }
 
 /// The smallest value that `percent` of all are not above (nearest rank).
-pub(super) fn percentile(values: &[f64], percent: usize) -> f64 {
+pub(in crate::bench) fn percentile(values: &[f64], percent: usize) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let rank = (sorted.len() * percent).div_ceil(100).max(1);

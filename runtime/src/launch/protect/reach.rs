@@ -1,0 +1,241 @@
+//! Following one path of a survey, name by name, and holding what it goes through.
+//!
+//! Invariant: the kernel follows nothing here. A link is held, and its words are looked up like those of a path; what leads
+//! out of the directory that is surveyed leads nowhere.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use agentd_init::plan::{Hold, Object, Stub};
+use rustix::fs::{Access, AtFlags, FileType, Mode, OFlags, Stat, accessat, fstat, openat, readlinkat, statat};
+use rustix::io::Errno;
+
+use super::survey::{Names, Result, Survey};
+use super::{stubs, walk};
+
+/// How many links one name may lead through, as the kernel has it.
+const MAX_LINKS: u32 = 40;
+/// Directories that are kept open.
+const MAX_OPEN: usize = 256;
+
+/// What a path is to be.
+#[derive(Clone, Copy)]
+pub(super) enum Goal {
+    /// Held as it is, or absent with a stub.
+    Keep(Stub),
+    /// A directory whose parts are held.
+    Enter,
+}
+
+/// Where a path led.
+pub(super) enum Reached {
+    /// Here, to something of this type.
+    At(Names, FileType),
+    /// To nothing, or out of the base, or to what `--unprotect` opens.
+    Nowhere,
+}
+
+impl Survey<'_> {
+    /// Holds `path`, seen from the directory `from`, and every directory and link on the way to it.
+    pub(super) fn reach(&mut self, from: &[String], path: &str, goal: Goal) -> Result<Reached> {
+        let Some((is_absolute, names)) = self.steps(path) else { return Ok(Reached::Nowhere) };
+        let from = if is_absolute { &[] } else { from };
+        let mut todo: VecDeque<String> = from.iter().cloned().chain(names).collect();
+        let mut at: Names = Vec::new();
+        let mut links = 0;
+        while let Some(name) = todo.pop_front() {
+            if name == ".." {
+                if at.pop().is_none() {
+                    return Ok(Reached::Nowhere);
+                }
+                continue;
+            }
+            let is_last = todo.is_empty();
+            let Some(stat) = self.stat(&at, &name)? else {
+                let in_git = self.git_directories.iter().any(|git| at.starts_with(git));
+                match goal {
+                    Goal::Keep(stub) if is_last => self.absent(&at, name, stub)?,
+                    Goal::Keep(_) if in_git => self.absent(&at, name, Stub::Directory)?,
+                    Goal::Keep(_) => self.absent(&at, name, Stub::Socket)?,
+                    Goal::Enter => {}
+                }
+                return Ok(Reached::Nowhere);
+            };
+            at.push(name);
+            if self.is_opened(&at) {
+                return Ok(Reached::Nowhere);
+            }
+            let (kind, object) = (FileType::from_raw_mode(stat.st_mode), object(&stat));
+            match (kind, goal) {
+                (FileType::Symlink, _) => {
+                    self.holds.insert(at.clone(), Hold::ReadOnly { object });
+                    links += 1;
+                    let Some((is_absolute, names)) = self.follow(&mut at)?.filter(|_| links <= MAX_LINKS) else {
+                        return Ok(Reached::Nowhere);
+                    };
+                    if is_absolute {
+                        at.clear();
+                    }
+                    names.into_iter().rev().for_each(|name| todo.push_front(name));
+                }
+                (FileType::Directory, Goal::Enter) => self.pin(&at, object),
+                (FileType::Directory, Goal::Keep(_)) if !is_last => self.pin(&at, object),
+                _ => {
+                    self.keep(&at, &stat, object, goal)?;
+                    return Ok(if is_last { Reached::At(at, kind) } else { Reached::Nowhere });
+                }
+            }
+        }
+        Ok(Reached::At(at, FileType::Directory))
+    }
+
+    /// The names of a path, and whether they begin at the base; none for a path that the host finds elsewhere.
+    fn steps(&self, path: &str) -> Option<(bool, Names)> {
+        let is_absolute = path.starts_with('/');
+        let below = if is_absolute { Path::new(path).strip_prefix(&self.host).ok()?.to_str()? } else { path };
+        let names = below.split('/').filter(|name| !matches!(*name, "" | "."));
+        Some((is_absolute, names.map(str::to_owned).collect()))
+    }
+
+    /// What the link at `at` says; `at` becomes the directory that it is in.
+    fn follow(&mut self, at: &mut Names) -> Result<Option<(bool, Names)>> {
+        let Some(name) = at.pop() else { return Ok(None) };
+        let Some(directory) = self.open(at)? else { return Ok(None) };
+        let text = readlinkat(&directory, &name, Vec::new()).map_err(|errno| self.error(at, errno))?;
+        match text.into_string() {
+            Ok(text) => Ok(self.steps(&text)),
+            Err(_) => {
+                self.unseen.push(format!("the link {name} says what is no text"));
+                Ok(None)
+            }
+        }
+    }
+
+    pub(super) fn is_opened(&mut self, at: &[String]) -> bool {
+        let Some(pattern) = self.unprotect.opens(at) else { return false };
+        self.opened.entry(pattern.to_owned()).or_default().insert(at.join("/"));
+        true
+    }
+
+    fn pin(&mut self, at: &[String], object: Object) {
+        self.holds.entry(at.to_vec()).or_insert(Hold::Pinned { object });
+    }
+
+    fn keep(&mut self, at: &[String], stat: &Stat, object: Object, goal: Goal) -> Result<()> {
+        // Where another job's stub stands there is nothing.
+        let (Some((name, parent)), kind) = (at.split_last(), FileType::from_raw_mode(stat.st_mode)) else {
+            return Ok(());
+        };
+        if let Goal::Keep(stub) = goal
+            && let Some(directory) = self.open(parent)?
+            && stubs::is_stub(&directory, name, stub, stat)
+        {
+            self.holds.insert(at.to_vec(), Hold::Absent { stub });
+            return Ok(());
+        }
+        let before = self.holds.insert(at.to_vec(), Hold::ReadOnly { object });
+        if matches!(before, Some(Hold::ReadOnly { .. })) {
+            return Ok(());
+        }
+        match kind {
+            FileType::RegularFile if stat.st_nlink > 1 => drop(self.linked.insert(at.to_vec())),
+            FileType::Directory => self.contents(at)?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// What is in a directory that is held as a whole: files with second names, and links to what is not in it.
+    fn contents(&mut self, at: &[String]) -> Result<()> {
+        let Some(directory) = self.open(at)? else { return Ok(()) };
+        let (names, complete) = walk::names(directory.as_fd(), &mut self.contents_left);
+        if !complete {
+            self.unseen.push(format!("{} holds more than is looked at", at.join("/")));
+        }
+        // What git never runs.
+        for (name, kind) in names.into_iter().filter(|(name, _)| !name.ends_with(".sample")) {
+            let place = || at.iter().cloned().chain([name.clone()]).collect::<Names>();
+            match kind {
+                FileType::Symlink => drop(self.reach(at, &name, Goal::Keep(Stub::Socket))?),
+                FileType::Directory => self.contents(&place())?,
+                _ => match self.stat(at, &name)? {
+                    Some(stat) if stat.st_nlink > 1 => drop(self.linked.insert(place())),
+                    _ => {}
+                },
+            }
+        }
+        Ok(())
+    }
+
+    fn absent(&mut self, parent: &[String], name: String, stub: Stub) -> Result<()> {
+        let at: Names = parent.iter().cloned().chain([name]).collect();
+        if !self.is_opened(&at) && !self.is_unwritable(parent)? {
+            self.holds.insert(at, Hold::Absent { stub });
+        }
+        Ok(())
+    }
+
+    /// Whether the payload can make nothing in a directory either: it is this user, and nobody can on a read-only disk.
+    fn is_unwritable(&mut self, at: &[String]) -> Result<bool> {
+        if let Some(known) = self.unwritable.get(at) {
+            return Ok(*known);
+        }
+        let Some(directory) = self.open(at)? else { return Ok(true) };
+        let unwritable = match accessat(&directory, ".", Access::WRITE_OK, AtFlags::EACCESS) {
+            Err(Errno::ROFS) => true,
+            // Its owner could change its mode.
+            Err(Errno::ACCESS) => {
+                let stat = fstat(&directory).map_err(|errno| self.error(at, errno))?;
+                stat.st_uid != rustix::process::geteuid().as_raw()
+            }
+            _ => false,
+        };
+        self.unwritable.insert(at.to_vec(), unwritable);
+        Ok(unwritable)
+    }
+
+    pub(super) fn stat(&mut self, at: &[String], name: &str) -> Result<Option<Stat>> {
+        let Some(directory) = self.open(at)? else { return Ok(None) };
+        match statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(stat)),
+            // In what this user may not enter the payload can change nothing.
+            Err(Errno::NOENT | Errno::ACCESS | Errno::NOTDIR | Errno::NAMETOOLONG) => Ok(None),
+            Err(errno) => Err(self.error(at, errno)),
+        }
+    }
+
+    pub(super) fn open(&mut self, at: &[String]) -> Result<Option<Rc<OwnedFd>>> {
+        let Some((name, parent)) = at.split_last() else { return Ok(Some(Rc::clone(&self.base))) };
+        if let Some(directory) = self.directories.get(at) {
+            return Ok(Some(Rc::clone(directory)));
+        }
+        let Some(parent) = self.open(parent)? else { return Ok(None) };
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match openat(&parent, name, flags, Mode::empty()) {
+            Ok(directory) => {
+                let directory = Rc::new(directory);
+                if self.directories.len() >= MAX_OPEN {
+                    self.directories.clear();
+                }
+                self.directories.insert(at.to_vec(), Rc::clone(&directory));
+                Ok(Some(directory))
+            }
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS | Errno::LOOP) => Ok(None),
+            Err(errno) => Err(self.error(at, errno)),
+        }
+    }
+
+    fn error(&self, at: &[String], errno: Errno) -> (PathBuf, Errno) {
+        (self.host.join(at.join("/")), errno)
+    }
+}
+
+fn object(stat: &Stat) -> Object {
+    let changed = stat
+        .st_ctime
+        .saturating_mul(1_000_000_000)
+        .saturating_add(i64::try_from(stat.st_ctime_nsec).unwrap_or_default());
+    Object { device: stat.st_dev, inode: stat.st_ino, changed }
+}

@@ -1,0 +1,349 @@
+//! Images from a real registry: how they were made, how they are guarded, what happens when the wire breaks.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use agentd_tests::oci::{self, Compression, Entry, Image, Layer};
+use agentd_tests::registry::{Access, Authority, PASSWORD, Registry, TokenService, USER, Wire};
+use agentd_tests::unpackers::installed;
+use agentd_tests::{Feature, Home, Started, busybox, require, run, wait_until};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+
+/// A home, and an open registry with one image in it: `a/b:t`, whose /etc/marker says `from the registry`.
+struct Site {
+    home: Home,
+    written: oci::Written,
+}
+
+impl Site {
+    fn new() -> Option<Self> {
+        if !installed(&["docker-registry", "skopeo"]) {
+            return None;
+        }
+        let home = Home::new();
+        let written = image(Compression::Gzip).write(&home.path().join("image"), "t").unwrap();
+        let open = Registry::start(home.path(), &Access::Open);
+        open.push(&format!("oci:{}:t", home.path().join("image").display()), "a/b:t", &["--preserve-digests"]);
+        Some(Self { home, written })
+    }
+
+    fn registry(&self, access: &Access<'_>) -> Registry {
+        Registry::start(self.home.path(), access)
+    }
+
+    fn pull(&self, host: &str) -> Command {
+        let mut command = self.home.agentd();
+        command.args(["pull", "-q"]).arg(format!("{host}/a/b:t"));
+        command
+    }
+
+    /// What a pull of the image prints.
+    fn digest(&self) -> String {
+        format!("{}\n", self.written.manifest)
+    }
+
+    /// Writes a file of this home's user.
+    fn write(&self, path: &str, text: impl AsRef<str>) -> PathBuf {
+        let path = self.home.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, text.as_ref()).unwrap();
+        path
+    }
+
+    /// The store's partial downloads.
+    fn partials(&self) -> Vec<PathBuf> {
+        let paths = self.home.paths();
+        paths.into_iter().filter(|path| path.extension().is_some_and(|end| end == "partial")).collect()
+    }
+}
+
+fn image(compression: Compression) -> Image {
+    let marker = Entry::file("etc/marker", "from the registry\n");
+    busybox()
+        .layer(Layer::Entries(vec![Entry::file("noise", noise())]), compression)
+        .layer(Layer::Entries(vec![marker]), compression)
+}
+
+/// Four megabytes that no compression makes smaller.
+fn noise() -> Vec<u8> {
+    let mut state = 1u64;
+    let words = std::iter::repeat_with(move || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state.to_be_bytes()
+    });
+    words.take(1 << 19).flatten().collect()
+}
+
+fn stored(host: &str, password: &str) -> String {
+    json!({ "auths": { host: { "auth": STANDARD.encode(format!("{USER}:{password}")) } } }).to_string()
+}
+
+#[test]
+fn an_image_runs_however_it_was_made() {
+    if !require(Feature::Userns) || !require(Feature::Busybox) || !installed(&["docker-registry", "skopeo"]) {
+        return;
+    }
+    let home = Home::new();
+    let registry = Registry::start(home.path(), &Access::Open);
+    for (name, compression, options) in [
+        ("oci/gzip:t", Compression::Gzip, &["--format", "oci"][..]),
+        ("oci/zstd:t", Compression::Zstd, &["--format", "oci"]),
+        ("oci/recompressed:t", Compression::Plain, &["--format", "oci", "--dest-compress-format", "zstd"]),
+        ("docker/gzip:t", Compression::Gzip, &["--format", "v2s2"]),
+        ("docker/plain:t", Compression::Plain, &["--format", "v2s2"]),
+    ] {
+        let dir = home.path().join("image").join(name);
+        image(compression).write(&dir, "t").unwrap();
+        registry.push(&format!("oci:{}:t", dir.display()), name, options);
+        // A name without a scheme is a registry's too.
+        for reference in [format!("docker://{}/{name}", registry.host), format!("{}/{name}", registry.host)] {
+            let fresh = Home::new();
+            let ran = run(fresh.run().args(["-q", "--image", &reference, "--", "cat", "/etc/marker"]));
+            assert_eq!(ran.expect_silent_success().stdout, "from the registry\n");
+        }
+    }
+}
+
+#[test]
+fn an_index_leads_to_the_image_for_this_machine() {
+    let Some(site) = Site::new() else { return };
+    let registry = site.registry(&Access::Open);
+    let other = Image::new().layer(Layer::Entries(vec![Entry::file("other", "x")]), Compression::Gzip);
+    let dir = site.home.path().join("other");
+    let other = other.write(&dir, "t").unwrap();
+    registry.push(&format!("oci:{}:t", dir.display()), "a/b:other", &["--preserve-digests"]);
+    let entry = |written: &oci::Written, layout: &Path, architecture: &str| {
+        let size = oci::Written::blob(layout, &written.manifest).metadata().unwrap().len();
+        json!({
+            "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": written.manifest, "size": size,
+            "platform": { "os": "linux", "architecture": architecture },
+        })
+    };
+    let ours = if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" };
+    let entries = [entry(&other, &dir, "s390x"), entry(&site.written, &site.home.path().join("image"), ours)];
+    for (tag, kind) in [
+        ("index", "application/vnd.oci.image.index.v1+json"),
+        ("list", "application/vnd.docker.distribution.manifest.list.v2+json"),
+    ] {
+        let index = json!({ "schemaVersion": 2, "mediaType": kind, "manifests": entries });
+        registry.put(&format!("/v2/a/b/manifests/{tag}"), kind, &index.to_string());
+        let name = format!("{}/a/b:{tag}", registry.host);
+        let pulled = run(site.home.agentd().args(["pull", "-q", &name])).expect_silent_success();
+        assert_eq!(pulled.stdout, site.digest());
+    }
+}
+
+#[test]
+fn a_digest_is_pulled_as_it_is_and_what_is_not_there_is_told() {
+    let Some(site) = Site::new() else { return };
+    let registry = site.registry(&Access::Open);
+    let pull = |name: String| run(site.home.agentd().args(["pull", "-q", &name]));
+    let pinned = pull(format!("{}/a/b@{}", registry.host, site.written.manifest));
+    assert_eq!(pinned.expect_silent_success().stdout, site.digest());
+    let absent = format!("sha256:{}", "0".repeat(64));
+    for (name, said) in [
+        (format!("{}/a/b:absent", registry.host), "has no image `a/b:absent`"),
+        (format!("{}/none:t", registry.host), "has no image `none:t`"),
+        (format!("{}/a/b@{absent}", registry.host), "has no image `a/b@sha256:0000"),
+    ] {
+        pull(name).expect_code(125).expect_one_error_line(&[said, &registry.host]);
+    }
+}
+
+#[test]
+fn a_password_is_found_where_podman_and_docker_keep_it_and_is_never_told() {
+    let Some(site) = Site::new() else { return };
+    let registry = site.registry(&Access::Password);
+    let denied = run(&mut site.pull(&registry.host)).expect_code(125);
+    denied.expect_one_error_line(&["denies access to `a/b`", &format!("podman login {}", registry.host)]);
+    for path in ["run/containers/auth.json", "config/containers/auth.json", ".docker/config.json"] {
+        let file = site.write(path, stored(&registry.host, PASSWORD));
+        assert_eq!(run(&mut site.pull(&registry.host)).expect_silent_success().stdout, site.digest(), "{path}");
+        fs::remove_file(file).unwrap();
+    }
+    let file = site.write("elsewhere", stored(&registry.host, PASSWORD));
+    let mut pull = site.pull(&registry.host);
+    assert_eq!(run(pull.env("REGISTRY_AUTH_FILE", &file)).expect_silent_success().stdout, site.digest());
+
+    site.write("run/containers/auth.json", stored(&registry.host, "wrong horse"));
+    let denied = run(&mut site.pull(&registry.host)).expect_code(125);
+    denied.expect_one_error_line(&["denies access to `a/b` with the credentials stored for it"]);
+    for secret in ["wrong horse", &STANDARD.encode(format!("{USER}:wrong horse"))] {
+        assert!(!denied.stderr.contains(secret), "{denied}");
+    }
+}
+
+#[test]
+fn a_credential_helper_is_asked() {
+    let Some(site) = Site::new() else { return };
+    let registry = site.registry(&Access::Password);
+    let helper = format!(
+        "#!/bin/sh\n[ \"$1\" = get ] && [ \"$(cat)\" = {} ] && echo '{}'\n",
+        registry.host,
+        json!({ "ServerURL": registry.host, "Username": USER, "Secret": PASSWORD })
+    );
+    let helper = site.write("bin/docker-credential-of-the-test", helper);
+    fs::set_permissions(&helper, fs::Permissions::from_mode(0o755)).unwrap();
+    let path = std::env::var("PATH").unwrap();
+    for config in
+        [json!({ "credHelpers": { registry.host.clone(): "of-the-test" } }), json!({ "credsStore": "of-the-test" })]
+    {
+        site.write(".docker/config.json", config.to_string());
+        let mut pull = site.pull(&registry.host);
+        pull.env("PATH", format!("{}:{path}", helper.parent().unwrap().display()));
+        assert_eq!(run(&mut pull).expect_silent_success().stdout, site.digest());
+        let without = run(&mut site.pull(&registry.host)).expect_code(125);
+        without.expect_one_error_line(&["docker-credential-of-the-test", "cannot be started"]);
+    }
+}
+
+#[test]
+fn a_certificate_is_believed_only_where_it_should_be() {
+    if !installed(&["openssl"]) {
+        return;
+    }
+    let Some(site) = Site::new() else { return };
+    let authority = Authority::new(site.home.path());
+    let registry = site.registry(&Access::Tls(&authority));
+    let refused = || {
+        let refused = run(&mut site.pull(&registry.host)).expect_code(125);
+        refused.expect_one_error_line(&["is not trusted", &format!("certs.d/{}/ca.crt", registry.host)]);
+    };
+    refused();
+    let root = fs::read_to_string(&authority.root).unwrap();
+    let of = |host: &str| site.write(&format!("config/containers/certs.d/{host}/ca.crt"), &root);
+    // Another port is another registry.
+    of("127.0.0.1");
+    of("127.0.0.1:1");
+    refused();
+    let mine = of(&registry.host);
+    assert_eq!(run(&mut site.pull(&registry.host)).expect_silent_success().stdout, site.digest());
+    fs::remove_file(mine).unwrap();
+    let mut pull = site.pull(&registry.host);
+    assert_eq!(run(pull.env("SSL_CERT_FILE", &authority.root)).expect_silent_success().stdout, site.digest());
+    refused();
+    let insecure = format!("[[registry]]\nlocation = '{}'\ninsecure = true\n", registry.host);
+    site.write("config/containers/registries.conf", insecure);
+    assert_eq!(run(&mut site.pull(&registry.host)).expect_silent_success().stdout, site.digest());
+}
+
+#[test]
+fn a_token_service_is_asked_for_this_repository_alone() {
+    if !installed(&["openssl"]) {
+        return;
+    }
+    let Some(site) = Site::new() else { return };
+    let tokens = TokenService::start(site.home.path());
+    let registry = site.registry(&Access::Tokens(&tokens));
+    let denied = run(&mut site.pull(&registry.host)).expect_code(125);
+    denied.expect_one_error_line(&["denies access to `a/b`; log in with"]);
+    site.write("run/containers/auth.json", stored(&registry.host, PASSWORD));
+    assert_eq!(run(&mut site.pull(&registry.host)).expect_silent_success().stdout, site.digest());
+    let asked = tokens.asked();
+    assert_eq!(asked.len(), 2, "{asked:?}");
+    assert!(asked.iter().all(|target| target.contains("scope=repository:a/b:pull")), "{asked:?}");
+}
+
+#[test]
+fn a_mirror_serves_a_registry_that_cannot_be_reached_and_a_blocked_one_is_not_asked() {
+    let Some(site) = Site::new() else { return };
+    let registry = site.registry(&Access::Open);
+    let conf = |more: &str| {
+        let text = format!(
+            "[[registry]]\nprefix = 'registry.invalid'\nlocation = 'registry.invalid'\n{more}\n\
+             [[registry.mirror]]\nlocation = '{}'\n",
+            registry.host
+        );
+        site.write("config/containers/registries.conf", text);
+    };
+    conf("");
+    assert_eq!(run(&mut site.pull("registry.invalid")).expect_silent_success().stdout, site.digest());
+    conf("blocked = true");
+    let blocked = run(&mut site.pull("registry.invalid")).expect_code(125);
+    blocked.expect_one_error_line(&["`registry.invalid/a/b` is blocked by `", "/config/containers/registries.conf`"]);
+}
+
+#[test]
+fn two_pulls_at_once_download_once() {
+    let Some(site) = Site::new() else { return };
+    let registry = site.registry(&Access::Open);
+    let pulls: Vec<_> = (0..2).map(|_| Started::new(&mut site.pull(&registry.host))).collect();
+    for pull in pulls {
+        assert_eq!(pull.finish().expect_success().stdout, site.digest());
+    }
+    for layer in &site.written.layers {
+        assert_eq!(registry.served(&format!("/v2/a/b/blobs/{layer}"), 200), 1, "{}", registry.log());
+    }
+    assert_eq!(site.partials(), [] as [PathBuf; 0]);
+}
+
+#[test]
+fn a_pull_that_was_killed_goes_on_where_it_ended() {
+    let Some(site) = Site::new() else { return };
+    let registry = site.registry(&Access::Open);
+    {
+        let wire = Wire::new(&registry.host, 2 << 20);
+        let pull = Started::new(&mut site.pull(&wire.host));
+        let some = || {
+            let partials = site.partials();
+            partials.iter().any(|path| site.home.path().join(path).metadata().is_ok_and(|file| file.len() > 1 << 20))
+        };
+        assert!(wait_until(Duration::from_secs(60), some));
+        // Dropped, it is killed.
+        drop(pull);
+    }
+    assert_eq!(run(&mut site.pull(&registry.host)).expect_success().stdout, site.digest());
+    let noise = format!("/v2/a/b/blobs/{}", site.written.layers[1]);
+    assert_eq!(registry.served(&noise, 206), 1, "{}", registry.log());
+    assert_eq!(site.partials(), [] as [PathBuf; 0]);
+}
+
+/// A static C library that opened the modules of another would fail, or worse. `absent` is none it could find.
+#[test]
+fn host_names_need_no_module_of_the_hosts_c_library() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let Some(site) = Site::new() else { return };
+    let registry = site.registry(&Access::Open);
+    let port = registry.host.rsplit(':').next().unwrap();
+    let nsswitch = site.write("nsswitch.conf", "hosts: absent\n");
+    let hosts = site.write("hosts", "127.0.0.1 registry.test\n");
+    site.write(
+        "config/containers/registries.conf",
+        format!("[[registry]]\nlocation = 'registry.test:{port}'\ninsecure = true\n"),
+    );
+    let pull = site.pull(&format!("registry.test:{port}"));
+    let mut inside = Command::new("unshare");
+    inside.args([
+        "-rm",
+        "sh",
+        "-c",
+        "mount --bind $0 /etc/nsswitch.conf && mount --bind $1 /etc/hosts && shift && exec \"$@\"",
+    ]);
+    inside.arg(nsswitch).arg(hosts).arg(pull.get_program()).args(pull.get_args());
+    inside.env_clear().envs(pull.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    assert_eq!(run(&mut inside).expect_silent_success().stdout, site.digest());
+}
+
+#[test]
+fn what_is_pulled_is_known_by_its_name() {
+    let Some(site) = Site::new() else { return };
+    let registry = site.registry(&Access::Open);
+    assert_eq!(run(&mut site.pull(&registry.host)).expect_silent_success().stdout, site.digest());
+    let name = format!("{}/a/b:t", registry.host);
+    drop(registry);
+    let listed = run(site.home.agentd().args(["images", "--format", "json"])).expect_success();
+    let listed: Value = serde_json::from_str(&listed.stdout).unwrap();
+    assert!(listed.to_string().contains(&name), "{listed}");
+    if require(Feature::Userns) {
+        // The registry is gone, and nobody asks for it.
+        let ran = run(site.home.run().args(["-q", "--image", &name, "--", "cat", "/etc/marker"]));
+        assert_eq!(ran.expect_silent_success().stdout, "from the registry\n");
+    }
+}

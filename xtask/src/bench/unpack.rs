@@ -1,0 +1,114 @@
+//! From an OCI image layout to a payload that ran on it, into an empty store, agentd beside its peers.
+//!
+//! Root runs it, since every run gets a fresh file system; what is measured runs as an ordinary user. Invariant: every
+//! ratio in the report is of runs of the same shuffled rounds.
+
+mod contestants;
+mod disk;
+mod image;
+mod measure;
+mod registry;
+mod report;
+mod stacks;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use self::measure::Ground;
+use self::registry::Registry;
+use self::report::Report;
+use crate::account::{self, Account};
+use crate::workspace;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Interleaved rounds; the slow peers run in every third
+    #[arg(long, default_value_t = 9)]
+    rounds: u32,
+    /// Put the results into docs/benchmarks.md
+    #[arg(long)]
+    write: bool,
+}
+
+/// Programs of others that are measured or needed for it, and their Debian packages.
+const PEERS: [(&str, &str); 12] = [
+    ("time", "time"),
+    ("pigz", "pigz"),
+    ("zstd", "zstd"),
+    ("umoci", "umoci"),
+    ("skopeo", "skopeo"),
+    ("podman", "podman"),
+    ("buildah", "buildah"),
+    ("newuidmap", "uidmap"),
+    ("ch-image", "charliecloud"),
+    ("docker-registry", "docker-registry"),
+    ("npm", "npm"),
+    ("busybox", "busybox-static"),
+];
+
+pub(super) fn run(arguments: &Args) -> Result<bool> {
+    ensure!(account::am_root()?, "a fresh file system for every run takes root: run it with sudo");
+    let account = Account::ensure()?;
+    install_peers()?;
+    let target_directory = workspace::metadata()?.target_directory;
+    let agentd = workspace::release_program("agentd", "agentd", &target_directory)?;
+    let bound = workspace::release_example("agentd-rootfs", "unpack-bound", &target_directory)?;
+    let cache = target_directory.join("bench-unpack");
+    std::fs::create_dir_all(&cache).with_context(|| format!("create {}", cache.display()))?;
+    let images = image::make(&cache)?;
+    ensure!(account.can_enter(&cache)?, "the user that measures cannot enter {}", cache.display());
+
+    let scratch = Scratch::new(&account)?;
+    for (program, name) in [(&agentd, "agentd"), (&bound, "unpack-bound")] {
+        std::fs::copy(program, scratch.0.join(name)).with_context(|| format!("copy {}", program.display()))?;
+    }
+    let load = std::fs::read_to_string("/proc/loadavg").context("read /proc/loadavg")?;
+    let registry = Registry::start(&scratch.0, &images)?;
+    let ground = Ground { account: &account, scratch: &scratch.0, registry: Some(&registry.address) };
+    let measured = ground.rounds(&images, arguments.rounds)?;
+    drop(registry);
+    let stacks = stacks::measure(&account, &scratch.0)?;
+    let cores = std::thread::available_parallelism().context("count the cores")?;
+    let cores = f64::from(u32::try_from(cores.get()).context("count the cores")?);
+    let report = Report::new(&measured, &stacks, cores, &report::head(arguments.rounds, &load));
+    println!("{report}");
+    if arguments.write {
+        report.write(&workspace::root().join("docs/benchmarks.md"))?;
+    }
+    Ok(report.within_budgets())
+}
+
+fn install_peers() -> Result<()> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let has = |name: &str| std::env::split_paths(&path).any(|directory| directory.join(name).metadata().is_ok());
+    let missing: Vec<&str> = PEERS.iter().filter(|(program, _)| !has(program)).map(|(_, package)| *package).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let mut install = Command::new("apt-get");
+    install.env("DEBIAN_FRONTEND", "noninteractive").args(["install", "-qq", "--no-install-recommends"]);
+    account::succeed(install.args(missing))
+}
+
+/// A directory in memory, of the measuring user, that goes away with the value.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(account: &Account) -> Result<Self> {
+        let path = Path::new("/dev/shm").join(format!("agentd-bench.{}", std::process::id()));
+        std::fs::create_dir(&path).with_context(|| format!("create {}", path.display()))?;
+        let scratch = Self(path);
+        account.give(&scratch.0)?;
+        Ok(scratch)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.0) {
+            eprintln!("xtask: remove {}: {error}", self.0.display());
+        }
+    }
+}
