@@ -30,6 +30,9 @@ pub(crate) fn attempt(name: &str, argument: &str) -> Attempted {
         "chmod" => fs::metadata(argument)
             .and_then(|found| fs::set_permissions(argument, Permissions::from_mode(found.permissions().mode()))),
         "hardlink" => pair(argument)?.try_with(|from, to| fs::hard_link(from, to).and_then(|()| fs::remove_file(to))),
+        // There and back again: harmless where it works.
+        "exchange" => pair(argument)?.try_with(|from, to| exchange(from, to).and_then(|()| exchange(from, to))),
+        "reopen-path" => reopen_path(argument),
         "device" => device(argument),
         "descriptors" => descriptors(),
         "rename" => pair(argument)?.try_with(|from, to| fs::rename(from, to).and_then(|()| fs::rename(to, from))),
@@ -99,4 +102,17 @@ fn descriptors() -> io::Result<()> {
 fn reopen(path: &str) -> io::Result<()> {
     let reading = File::open(path)?;
     OpenOptions::new().write(true).open(format!("/proc/self/fd/{}", reading.as_raw_fd())).map(drop)
+}
+
+/// Swaps two names (renameat2(2)).
+fn exchange(from: &Path, to: &Path) -> io::Result<()> {
+    let [from, to] = [from, to].map(|path| [path.as_os_str().as_encoded_bytes(), b"\0"].concat());
+    let flags = Word::from(libc::RENAME_EXCHANGE);
+    raw::call(libc::SYS_renameat2, [CWD, raw::address(&from[..]), CWD, raw::address(&to[..]), flags, 0]).map(drop)
+}
+
+/// Opens the mere path, then what was opened for writing, by its link in /proc.
+fn reopen_path(path: &str) -> io::Result<()> {
+    let opened = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path)?;
+    OpenOptions::new().write(true).open(format!("/proc/self/fd/{}", opened.as_raw_fd())).map(drop)
 }

@@ -49,12 +49,12 @@ pub(crate) fn attempt(name: &str, argument: &str) -> Attempted {
     }
     let result = match name {
         "clone3-user" => clone3(libc::CLONE_NEWUSER as Word),
-        "setns" => File::open("/proc/self/ns/uts")
-            .and_then(|own| call(libc::SYS_setns, [descriptor(&own), libc::CLONE_NEWUTS as Word, 0, 0, 0, 0]).map(drop)),
+        "setns" => File::open("/proc/self/ns/uts").and_then(|own| {
+            call(libc::SYS_setns, [descriptor(&own), libc::CLONE_NEWUTS as Word, 0, 0, 0, 0]).map(drop)
+        }),
         "hostname" => call(libc::SYS_sethostname, [address(b"evil"), 4, 0, 0, 0, 0]).map(drop),
-        "mount" | "mount-cgroup" | "remount-rw" | "umount" | "chroot" | "pivot-root" | "fsopen" | "open-tree" | "mount-setattr" => {
-            mounts(name, argument)
-        }
+        "mount" | "mount-cgroup" | "remount-rw" | "umount" | "chroot" | "pivot-root" | "fsopen" | "open-tree"
+        | "mount-setattr" => mounts(name, argument),
         "tiocsti" | "tioclinux" | "tiocsetd" | "tiocsti-high" => terminal(name),
         "capabilities" => all_capabilities(),
         "bpf" => {

@@ -71,6 +71,7 @@ pub fn errno_name(number: i32) -> String {
         libc::EACCES => "EACCES",
         libc::EFAULT => "EFAULT",
         libc::EBUSY => "EBUSY",
+        libc::EEXIST => "EEXIST",
         libc::EXDEV => "EXDEV",
         libc::ENODEV => "ENODEV",
         libc::ENOTDIR => "ENOTDIR",

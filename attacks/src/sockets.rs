@@ -36,9 +36,7 @@ pub(crate) fn attempt(name: &str, argument: &str) -> Attempted {
         }
         #[cfg(target_arch = "x86_64")]
         "socket-i386" | "socketcall-i386" => i386(name == "socketcall-i386", numbers(argument)?),
-        "abstract" => {
-            UnixAddr::from_abstract_name(argument).and_then(|name| UnixStream::connect_addr(&name)).map(drop)
-        }
+        "abstract" => UnixAddr::from_abstract_name(argument).and_then(|name| UnixStream::connect_addr(&name)).map(drop),
         "abstract-datagram" => UnixAddr::from_abstract_name(argument)
             .and_then(|name| UnixDatagram::unbound()?.send_to_addr(b"x", &name).map(drop)),
         "unix" => UnixStream::connect(argument).map(drop),

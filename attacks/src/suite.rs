@@ -57,6 +57,12 @@ impl Attack {
         errno.is_none_or(|errno| self.reached.contains(&errno))
     }
 
+    /// Whether it is aimed at the box's first process, which is somebody else only where that is not the program itself.
+    #[must_use]
+    pub fn is_about_pid_1(&self) -> bool {
+        self.word.ends_with("=1") || self.word.contains("/proc/1/")
+    }
+
     const fn new(name: &'static str, word: &'static str, says: &'static str) -> Self {
         Attack { name, says, word: Cow::Borrowed(word), call: None, reached: &[], elsewhere: None }
     }
@@ -88,7 +94,11 @@ pub fn attacks(targets: &Targets) -> Vec<Attack> {
     let mut attacks = Vec::new();
     if let Some(path) = &targets.private {
         let path = path.display();
-        attacks.push(Attack::aimed("private-file", format!("open={path}"), "opens something of yours that was not given"));
+        attacks.push(Attack::aimed(
+            "private-file",
+            format!("open={path}"),
+            "opens something of yours that was not given",
+        ));
         let by_root = Attack::aimed(
             "root-of-pid-1",
             format!("open=/proc/1/root{path}"),
@@ -153,6 +163,7 @@ const WRITING: &[Attack] = &[
     Attack::new("write-etc", "create=/etc/agentd-attack", "makes a file in /etc"),
     Attack::new("write-usr", "create=/usr/agentd-attack", "makes a file in /usr"),
     Attack::new("reopen", "reopen=/etc/hosts", "opens a read-only file again for writing, by its link in /proc"),
+    Attack::new("reopen-path", "reopen-path=/etc/hosts", "the same from an O_PATH descriptor"),
     Attack::new("remount", "remount-rw=/", "remounts the root for writing (CVE-2026-46695)")
         .call("mount")
         .elsewhere(Elsewhere::Namespaces),
@@ -162,14 +173,15 @@ const WRITING: &[Attack] = &[
     Attack::new("program", "write=/proc/1/exe", "overwrites the host's program behind PID 1 (CVE-2019-5736)")
         .reached(&[libc::ETXTBSY])
         .elsewhere(Elsewhere::Namespaces),
-    Attack::new("set-user-id", "create-setuid=/tmp/agentd-attack", "makes a set-user-ID program"),
+    Attack::new("set-user-id", "create-setuid=/tmp/agentd-attack-program", "makes a set-user-ID program"),
     Attack::new("core-pattern", "write=/proc/sys/kernel/core_pattern", "has the kernel run a program (core_pattern)"),
-    Attack::new("sysctl", "write=/proc/sys/net/ipv4/ip_forward", "writes a sysctl").elsewhere(Elsewhere::Namespaces),
+    Attack::new("sysctl", "write=/proc/sys/net/ipv4/ip_forward", "writes a sysctl"),
     Attack::new("sysrq", "write=/proc/sysrq-trigger", "presses SysRq"),
     Attack::new("device-mode", "chmod=/dev/null", "changes the mode of the host's /dev/null")
         .elsewhere(Elsewhere::Namespaces),
-    Attack::new("device-node", "device=/tmp/agentd-attack", "makes a device node of the machine's memory").call("mknodat"),
-    Attack::new("whiteout", "whiteout=/tmp/agentd-attack", "makes an overlay's whiteout").call("mknodat"),
+    Attack::new("device-node", "device=/tmp/agentd-attack-device", "makes a device node of the machine's memory")
+        .call("mknodat"),
+    Attack::new("whiteout", "whiteout=/tmp/agentd-attack-whiteout", "makes an overlay's whiteout").call("mknodat"),
 ];
 
 /// THREATS 4.
@@ -196,8 +208,10 @@ const PRIVILEGES: &[Attack] = &[
     Attack::new("clone-user", "clone-user", "the same by clone").call("clone"),
     Attack::new("clone3-user", "clone3-user", "the same by clone3, past a filter's eyes").call("clone3"),
     Attack::new("setns", "setns", "joins a namespace").call("setns").elsewhere(Elsewhere::Namespaces),
-    Attack::new("capabilities", "capabilities", "takes every capability").call("capset").elsewhere(Elsewhere::Namespaces),
-    Attack::new("mount", "mount=/sys", "mounts a file system").call("mount").elsewhere(Elsewhere::Namespaces),
+    Attack::new("capabilities", "capabilities", "takes every capability")
+        .call("capset")
+        .elsewhere(Elsewhere::Namespaces),
+    Attack::new("mount", "mount=/tmp", "mounts a file system").call("mount").elsewhere(Elsewhere::Namespaces),
     Attack::new("fsopen", "fsopen", "the same by the newer calls (CVE-2022-0185)")
         .call("fsopen")
         .elsewhere(Elsewhere::Namespaces),
@@ -219,7 +233,7 @@ const PRIVILEGES: &[Attack] = &[
         .elsewhere(Elsewhere::Namespaces),
     Attack::new("host-name", "hostname", "renames the host").call("sethostname").elsewhere(Elsewhere::Namespaces),
     Attack::new("personality", "personality-exec", "weakens memory protection (READ_IMPLIES_EXEC)").call("personality"),
-    Attack::new("tiocsti", "tiocsti", "types into its terminal (CVE-2017-5226)")
+    Attack::new("tiocsti", "tiocsti", "types into a terminal of its own (CVE-2017-5226, where it is yours)")
         .call("ioctl")
         .reached(&[libc::EIO]),
     Attack::new("tiocsti-high", "tiocsti-high", "the same with garbage above 32 bits (CVE-2023-1523)")

@@ -16,6 +16,7 @@ mod protect;
 pub mod reaper;
 pub mod report;
 mod root;
+mod secrets;
 pub mod step;
 mod tree;
 
@@ -31,6 +32,7 @@ use rustix::process::{
 use payload::Payload;
 use plan::{BoxPlan, Network};
 use report::Report;
+pub use secrets::{Secret, Secrets};
 use step::{At, Failure, Step};
 
 /// The descriptors that PID 1 gets from the supervisor; every other one is closed before anything else happens.
@@ -48,9 +50,9 @@ const START_FAILED: i32 = 125;
 /// Runs as PID 1 in the new namespaces; never returns.
 ///
 /// Must be called in the child of [`agentd_sys::process::clone`], with the signals of [`reaper::RELAYED`] blocked.
-pub fn run(plan: &BoxPlan, descriptors: Descriptors) -> ! {
+pub fn run(plan: &BoxPlan, secrets: Secrets, descriptors: Descriptors) -> ! {
     let Descriptors { channel, stdio } = descriptors;
-    let status = match start(plan, &channel, stdio) {
+    let status = match start(plan, secrets, &channel, stdio) {
         Ok(payload) => reaper::run(payload, plan.process.stop_signal, &channel),
         Err(failure) => {
             // The supervisor is told through the only way there is; if it is gone, there is nobody to tell.
@@ -61,7 +63,7 @@ pub fn run(plan: &BoxPlan, descriptors: Descriptors) -> ! {
     exit_now(status)
 }
 
-fn start(plan: &BoxPlan, channel: &OwnedFd, stdio: [OwnedFd; 3]) -> Result<Payload, Failure> {
+fn start(plan: &BoxPlan, mut secrets: Secrets, channel: &OwnedFd, stdio: [OwnedFd; 3]) -> Result<Payload, Failure> {
     die_with_supervisor(channel)?;
     let [stdin, stdout, stderr] = stdio;
     rustix::stdio::dup2_stdin(&stdin).at(Step::TieToSupervisor, "stdin")?;
@@ -84,7 +86,7 @@ fn start(plan: &BoxPlan, channel: &OwnedFd, stdio: [OwnedFd; 3]) -> Result<Paylo
     lockdown::no_new_privileges()?;
 
     // The payload's process makes the network namespace, which takes as long as all the mounts do.
-    let payload = Payload::fork(plan)?;
+    let payload = Payload::fork(plan, &mut secrets)?;
     root::make_private()?;
     let host_sys = match plan.network {
         Network::None => None,
@@ -92,7 +94,9 @@ fn start(plan: &BoxPlan, channel: &OwnedFd, stdio: [OwnedFd; 3]) -> Result<Paylo
     };
     let stage = root::stage(plan)?;
     let root = root::assemble(plan, &stage)?;
-    let mounts::Built { terminal, mut targets } = mounts::build(plan, &stage, &root, channel)?;
+    let mounts::Built { terminal, mut targets } = mounts::build(plan, &stage, &root, channel, &secrets.files)?;
+    // Overwritten here; the payload's process has those it needs.
+    drop(secrets);
     let sys = match host_sys {
         Some(sys) => sys,
         None => payload.join_network()?,

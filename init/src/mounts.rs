@@ -16,6 +16,7 @@ use crate::plan::{Access, BoxPlan, Guard, Kind, Mount};
 use crate::protect;
 use crate::report::{self, Report};
 use crate::root::{self, Stage, attach_new, clone_mount, overlay};
+use crate::secrets::{self, Secret};
 use crate::step::{At, Failure, Step};
 use crate::tree;
 
@@ -33,7 +34,13 @@ pub(crate) struct Built {
 }
 
 /// Makes every mount of the plan.
-pub(crate) fn build(plan: &BoxPlan, stage: &Stage, root: &OwnedFd, channel: &OwnedFd) -> Result<Built, Failure> {
+pub(crate) fn build(
+    plan: &BoxPlan,
+    stage: &Stage,
+    root: &OwnedFd,
+    channel: &OwnedFd,
+    secrets: &[Secret],
+) -> Result<Built, Failure> {
     let mut built = Built { terminal: None, targets: Vec::with_capacity(plan.mounts.len()) };
     for mount in &plan.mounts {
         let target = match mount {
@@ -79,6 +86,7 @@ pub(crate) fn build(plan: &BoxPlan, stage: &Stage, root: &OwnedFd, channel: &Own
                 attach_to(&clone, found.as_fd()).at(Step::Bind, target)?;
                 place
             }
+            Mount::Secrets { target, names } => secrets::deliver(root, target, names, secrets)?,
         };
         built.targets.push(target);
     }
@@ -102,7 +110,7 @@ fn own_place(found: &OwnedFd, target: &str, at: Step) -> Result<String, Failure>
 }
 
 /// Attaches `mount` at `target` inside `root`; gives the place it ended up at, which a link of the image may have moved.
-fn attach(mount: &OwnedFd, root: &OwnedFd, target: &str, kind: Kind, step: Step) -> Result<String, Failure> {
+pub(crate) fn attach(mount: &OwnedFd, root: &OwnedFd, target: &str, kind: Kind, step: Step) -> Result<String, Failure> {
     let found = tree::find_or_make(root.as_fd(), target, kind, step)?;
     let place = root::place(&found).at(step, target)?;
     attach_to(mount, found.as_fd()).at(step, target)?;

@@ -21,6 +21,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::plan::{BoxPlan, Filter, Instruction, Kind, Network, Process, Seccomp};
 use crate::report::Report;
+use crate::secrets::{Secret, Secrets};
 use crate::step::{At, Failure, Step};
 use crate::{check, landlock, lockdown, mounts, tree};
 
@@ -38,13 +39,14 @@ const NETWORK: &[u8] = b"N";
 
 impl Payload {
     /// Forks the process. In the new one this never returns.
-    pub(crate) fn fork(plan: &BoxPlan) -> Result<Self, Failure> {
+    pub(crate) fn fork(plan: &BoxPlan, secrets: &mut Secrets) -> Result<Self, Failure> {
         let at = Step::ForkPayload;
         let (ours, theirs) = channel::pair().at(at, "socketpair")?;
         match clone(0).at(at, "clone3")? {
             Cloned::Child => {
                 drop(ours);
-                let Err(failure) = run(plan, &theirs);
+                secrets.files.clear();
+                let Err(failure) = run(plan, &secrets.variables, &theirs);
                 // PID 1 reads end-of-file instead if this fails, and reports that the payload ended.
                 channel::send(theirs.as_fd(), &Report::Failed(failure).encode(), None).unwrap_or_default();
                 exit_now(super::START_FAILED)
@@ -93,13 +95,13 @@ impl Payload {
     }
 }
 
-fn run(plan: &BoxPlan, channel: &OwnedFd) -> Result<Infallible, Failure> {
+fn run(plan: &BoxPlan, variables: &[Secret], channel: &OwnedFd) -> Result<Infallible, Failure> {
     agentd_sys::descriptors::close_all_but(&mut [channel.as_raw_fd()]).at(Step::ForkPayload, "close_range")?;
     if plan.network == Network::None {
         make_network(channel)?;
     }
     match channel::receive(channel).at(Step::PayloadSession, "PID 1")? {
-        Some(Message { bytes, descriptor }) if bytes == GO => become_payload(plan, channel, descriptor),
+        Some(Message { bytes, descriptor }) if bytes == GO => become_payload(plan, variables, channel, descriptor),
         // PID 1 has failed, and this process is about to end with it.
         _ => Err(Failure::new(Step::PayloadSession, "PID 1", libc::EPIPE)),
     }
@@ -118,7 +120,12 @@ fn make_network(channel: &OwnedFd) -> Result<(), Failure> {
     Ok(())
 }
 
-fn become_payload(plan: &BoxPlan, channel: &OwnedFd, terminal: Option<OwnedFd>) -> Result<Infallible, Failure> {
+fn become_payload(
+    plan: &BoxPlan,
+    variables: &[Secret],
+    channel: &OwnedFd,
+    terminal: Option<OwnedFd>,
+) -> Result<Infallible, Failure> {
     setsid().at(Step::PayloadSession, "setsid")?;
     if let Some(terminal) = terminal {
         ioctl_tiocsctty(&terminal).at(Step::PayloadSession, "TIOCSCTTY")?;
@@ -134,7 +141,7 @@ fn become_payload(plan: &BoxPlan, channel: &OwnedFd, terminal: Option<OwnedFd>) 
     check::descriptors([channel.as_raw_fd()])?;
     umask(Mode::from_raw_mode(0o022));
     enter_workdir(&plan.process.cwd)?;
-    let program = Program::new(&plan.process)?;
+    let program = Program::new(&plan.process, variables)?;
     landlock::restrict(&plan.landlock)?;
     lockdown::clear_capabilities()?;
     agentd_sys::signal::reset().at(Step::ResetSignals, "sigaction")?;
@@ -183,7 +190,7 @@ struct Program {
 }
 
 impl Program {
-    fn new(process: &Process) -> Result<Self, Failure> {
+    fn new(process: &Process, variables: &[Secret]) -> Result<Self, Failure> {
         let at = Step::Exec;
         let strings = |list: &[String]| -> Result<Vec<CString>, Failure> {
             list.iter().map(|text| CString::new(text.as_str()).at(at, text)).collect()
@@ -201,12 +208,12 @@ impl Program {
                 .map(|directory| if directory.is_empty() { format!("./{name}") } else { format!("{directory}/{name}") })
                 .collect()
         };
-        Ok(Program {
-            candidates: strings(&candidates)?,
-            argv: strings(&process.argv)?,
-            env: strings(&process.env)?,
-            name,
-        })
+        let mut env = strings(&process.env)?;
+        for Secret { name, value } in variables {
+            // Not the text itself as the object: the failure is told and recorded.
+            env.push(CString::new([name.as_bytes(), b"=", value].concat()).at(at, name)?);
+        }
+        Ok(Program { candidates: strings(&candidates)?, argv: strings(&process.argv)?, env, name })
     }
 
     /// Like `execvp(3)`: the first candidate that runs; one that may not be executed outweighs those that do not exist.

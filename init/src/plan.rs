@@ -189,6 +189,13 @@ pub enum Mount {
         /// Whether it may be written.
         access: Access,
     },
+    /// Secrets, each a file of mode 0400 that nobody can write, in memory that is never swapped.
+    Secrets {
+        /// Absolute box path.
+        target: String,
+        /// Names of the files; what is in them comes another way ([`crate::Secrets`]).
+        names: Vec<String>,
+    },
 }
 
 impl Mount {
@@ -202,7 +209,8 @@ impl Mount {
             Mount::Scratch { target, .. }
             | Mount::Writable { target }
             | Mount::HostTree { target, .. }
-            | Mount::Bind { target, .. } => target,
+            | Mount::Bind { target, .. }
+            | Mount::Secrets { target, .. } => target,
         }
     }
 }

@@ -73,6 +73,8 @@ steps! {
     MountScratch = "mount scratch space",
     /// The workspace and what `--mount` names.
     Bind = "bind",
+    /// The secrets, as files in memory that is never swapped; PID 1 forgets them.
+    DeliverSecrets = "deliver the secret",
     /// PID 1 follows the payload into the network namespace.
     JoinNetwork = "join the box's network",
     /// /sys, read-only.

@@ -36,7 +36,7 @@ fn main() -> Outcome<()> {
         seconds += match (what.to_str(), directory) {
             (Some("hash"), []) => hash(&blob)?,
             (Some("inflate"), []) => inflate(&blob)?,
-            (Some("create"), [directory]) => create(&unpacked(&blob)?, Path::new(directory))?,
+            (Some("create"), [directory]) => create(&entries(&unpacked(&blob)?)?, Path::new(directory))?,
             _ => return Err("usage: unpack-bound hash|inflate|create IMAGE [DIRECTORY]".into()),
         };
     }
@@ -103,7 +103,7 @@ fn inflate(blob: &Path) -> Outcome<f64> {
     Ok(cpu() - start)
 }
 
-/// An entry, and where its data is in the archive.
+/// An entry without its contents.
 struct Entry {
     directory: PathBuf,
     name: Vec<u8>,
@@ -111,7 +111,7 @@ struct Entry {
     kind: EntryType,
     mode: u32,
     mtime: i64,
-    data: std::ops::Range<usize>,
+    size: usize,
 }
 
 fn entries(archive: &[u8]) -> Outcome<Vec<Entry>> {
@@ -119,7 +119,7 @@ fn entries(archive: &[u8]) -> Outcome<Vec<Entry>> {
     for entry in tar::Archive::new(archive).entries()? {
         let entry = entry?;
         let header = entry.header();
-        let (path, start) = (entry.path()?.into_owned(), usize::try_from(entry.raw_file_position())?);
+        let path = entry.path()?.into_owned();
         // The root itself has no name.
         let Some(name) = path.file_name() else { continue };
         entries.push(Entry {
@@ -129,21 +129,22 @@ fn entries(archive: &[u8]) -> Outcome<Vec<Entry>> {
             kind: header.entry_type(),
             mode: header.mode()?,
             mtime: i64::try_from(header.mtime()?)?,
-            data: start..start + usize::try_from(entry.size())?,
+            size: usize::try_from(entry.size())?,
         });
     }
     Ok(entries)
 }
 
-/// The system calls that files with contents, modes and mtimes take, and no others.
-fn create(archive: &[u8], directory: &Path) -> Outcome<f64> {
-    let entries = entries(archive)?;
+/// The system calls that files with contents, modes and mtimes take, and no others. What is written comes from one block
+/// in the cache, as it does when it was just inflated: from memory it takes half as long again.
+fn create(entries: &[Entry], directory: &Path) -> Outcome<f64> {
+    let contents = vec![b'x'; BLOCK];
     let place = tempfile::TempDir::new_in(directory)?.keep();
     let start = cpu();
     let root = open(CWD, &place)?;
     let mut parent: (&Path, OwnedFd) = (Path::new(""), root.try_clone()?);
     let mut directories = BTreeMap::new();
-    for entry in &entries {
+    for entry in entries {
         if parent.0 != entry.directory {
             parent = (&entry.directory, open(&root, &entry.directory)?);
         }
@@ -168,8 +169,9 @@ fn create(archive: &[u8], directory: &Path) -> Outcome<f64> {
             _ => {
                 let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
                 let file = rustix::fs::openat(&parent.1, name, flags, mode)?;
-                for block in archive[entry.data.clone()].chunks(BLOCK) {
-                    rustix::io::write(&file, block)?;
+                let mut left = entry.size;
+                while left > 0 {
+                    left -= rustix::io::write(&file, &contents[..left.min(BLOCK)])?;
                 }
                 rustix::fs::futimens(&file, &times)?;
             }

@@ -25,8 +25,8 @@ pub use limits::{Limit, LimitError, Limits, SetLimitError};
 pub use reference::{ImageRef, Name, NameError, ReferenceError, Selector};
 pub use source::{ArchiveError, LayoutError, Proxies, RegistryConfig, RegistryError, SourceError};
 pub use store::{
-    Cleaning, Details, Event, Fetch, Hold, Image, ImageError, InUse, LayerDetails, LayerError, Listed, Places, Progress,
-    Pull, Rubbish, Store, StoreError,
+    Cleaning, Details, Event, Fetch, Hold, Image, ImageError, InUse, LayerDetails, LayerError, Listed, Places,
+    Progress, Pull, Rubbish, Store, StoreError,
 };
 pub use stream::StreamError;
 pub use unpack::{TarError, TreeError, UnpackError};

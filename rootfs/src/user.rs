@@ -7,7 +7,7 @@ mod lookup;
 
 use std::path::PathBuf;
 
-use self::lookup::{open_roots, read_file};
+use self::lookup::Stack;
 use crate::printable::printable;
 
 /// Largest `etc/passwd` or `etc/group` that is read.
@@ -78,8 +78,8 @@ impl Accounts {
     /// # Errors
     /// [`UserError::File`], also for what is not a regular file or is larger than 4 MiB.
     pub fn read(layers_or_root: &[PathBuf]) -> Result<Accounts, UserError> {
-        let roots = open_roots(layers_or_root).map_err(|source| UserError::File { file: PASSWD, source })?;
-        let read = |file: &'static str| match read_file(&roots, file, FILE_BYTES) {
+        let mut stack = Stack::open(layers_or_root).map_err(|source| UserError::File { file: PASSWD, source })?;
+        let mut read = |file: &'static str| match stack.read(file, FILE_BYTES) {
             Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
             Err(source) => Err(UserError::File { file, source }),
         };

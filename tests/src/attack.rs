@@ -123,8 +123,9 @@ pub fn bare() -> Command {
     command
 }
 
+/// How `words` end where `attack` runs the attack program with them.
 #[track_caller]
-fn outcomes(words: &[&str], attack: impl FnOnce(&[&str]) -> Ran) -> Outcomes {
+pub fn outcomes(words: &[&str], attack: impl FnOnce(&[&str]) -> Ran) -> Outcomes {
     if words.is_empty() {
         return Outcomes::new();
     }

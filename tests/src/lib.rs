@@ -1,7 +1,8 @@
 //! What the tests of the `agentd` binary stand on: where the binary is, a private home a test, what this machine can
 //! do, and stand-ins for the things around it ([`oci`] images, the [`messages_api`]).
 //!
-//! Invariant: nothing here uses agentd's own code. Tests judge the binary by its output, the disk and the kernel.
+//! Invariant: nothing here uses agentd's own code, but for the attacks, which `agentd doctor --attack` makes too. Tests judge
+//! the binary by its output, the disk and the kernel.
 
 #![expect(
     clippy::panic,

@@ -4,8 +4,8 @@
 //! DiffIDs and sizes are always right (break a layout by editing the files afterwards). Layers are streamed: neither a
 //! layer nor a file of a tree is ever held in memory.
 
-pub mod hostile;
 pub mod honest;
+pub mod hostile;
 mod layer;
 
 use std::fs;

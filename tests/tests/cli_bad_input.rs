@@ -32,9 +32,8 @@ fn refused_command(home: &Home, command: &mut Command) -> Ran {
 
 /// The store's own directories may be made by the first job that looks into it; a layer or a temporary file may not.
 fn is_store(path: &Path) -> bool {
-    ["data/agentd", "data/agentd/store", "data/agentd/store/layers", "data/agentd/store/tmp"]
-        .iter()
-        .any(|own| path == Path::new(own))
+    let own = ["", "/layers", "/tmp", "/lock"].map(|name| format!("data/agentd/store{name}"));
+    path == Path::new("data/agentd") || own.iter().any(|own| path == Path::new(own))
 }
 
 #[test]

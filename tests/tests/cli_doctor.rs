@@ -1,5 +1,5 @@
 //! `agentd doctor`: its verdict is what `agentd run` then meets, and a refusal comes with its remedy.
-#![expect(clippy::panic, reason = "these are tests, helpers included")]
+#![expect(clippy::panic, clippy::unwrap_used, reason = "these are tests, helpers included")]
 
 use std::process::Command;
 
@@ -149,4 +149,101 @@ fn records_that_cannot_be_written_stop_jobs_and_a_store_that_cannot_does_not() {
     let elsewhere = findings(&ran);
     assert_eq!(of("store", &elsewhere)["verdict"], "ok", "{ran}");
     assert!(of("store", &elsewhere)["found"].as_str().unwrap().starts_with("/var/tmp/agentd-"), "{ran}");
+}
+
+#[track_caller]
+fn attacks(ran: &Ran) -> Vec<Value> {
+    let attacks = findings(ran);
+    assert!(attacks.len() > 60, "{ran}");
+    attacks
+}
+
+/// The layers that are said to stop `attack`, each alone.
+#[track_caller]
+fn layers<'a>(attack: &str, attacks: &'a [Value]) -> Vec<&'a str> {
+    let found = attacks.iter().find(|found| found["attack"] == attack);
+    let found = found.unwrap_or_else(|| panic!("no `{attack}` in {attacks:#?}"));
+    assert_eq!(found["verdict"], "stopped", "{found}");
+    found["stopped_by"].as_array().unwrap().iter().map(|stop| stop["layer"].as_str().unwrap()).collect()
+}
+
+#[test]
+fn every_attack_is_stopped_and_the_layers_that_stop_it_are_named() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let home = Home::new();
+    std::fs::write(home.path().join("canary"), "canary").unwrap();
+    let before = home.paths();
+    let ran = run(home.agentd().args(["doctor", "--attack", "--format", "json"])).expect_success();
+    assert!(ran.took.as_secs() < 40, "{ran}");
+    let attacks = attacks(&ran);
+    for attack in &attacks {
+        let verdict = attack["verdict"].as_str().unwrap();
+        assert!(["stopped", "not-tried"].contains(&verdict), "{attack}");
+        assert_eq!(attack["reason"].is_string(), verdict == "not-tried", "{attack}");
+        assert_eq!(attack.as_object().unwrap().len(), 9, "{attack}");
+    }
+    assert_eq!(layers("private-file", &attacks), ["own-root"]);
+    assert_eq!(layers("pid-1-vm", &attacks), ["not-dumpable"]);
+    assert_eq!(layers("write-root", &attacks), ["read-only", "landlock"]);
+    assert_eq!(layers("remount", &attacks), ["seccomp", "no-capabilities"]);
+    assert_eq!(layers("loopback-tcp", &attacks), ["network"]);
+    assert_eq!(layers("abstract-socket", &attacks), ["network", "landlock"]);
+    assert_eq!(layers("mount-cgroup", &attacks), ["seccomp", "no-capabilities"]);
+    assert_eq!(home.paths(), before, "the doctor left something behind");
+}
+
+#[test]
+fn attacks_are_told_a_line_each() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let ran = run(Home::new().agentd().args(["doctor", "--attack"])).expect_success();
+    assert_eq!(ran.stderr, "", "{ran}");
+    let (last, lines) =
+        ran.stdout.lines().collect::<Vec<_>>().split_last().map(|(l, rest)| (*l, rest.to_vec())).unwrap();
+    assert!(last.contains(" attacks stopped, 0 succeeded"), "{ran}");
+    assert!(lines.iter().all(|line| line.starts_with("STOPPED   ") || line.starts_with("NOT TRIED ")), "{ran}");
+    let user = lines.iter().find(|line| line.contains(" unshare-user ")).unwrap();
+    assert!(user.contains("makes a user namespace of its own: EPERM"), "{user}");
+}
+
+/// A host on which nothing can be boxed is not called safe.
+#[test]
+fn attacks_without_a_box_are_no_success() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let home = Home::new();
+    let before = "echo 0 > /proc/sys/user/max_user_namespaces";
+    let ran = confined(&home, before, "doctor --attack --format json").expect_code(1);
+    let attacks = attacks(&ran);
+    assert!(
+        attacks.iter().all(|attack| ["unknown", "not-tried"].contains(&attack["verdict"].as_str().unwrap())),
+        "{ran}"
+    );
+}
+
+/// What a trial box runs tries nothing anywhere else, whoever asks.
+#[test]
+fn attacks_are_not_made_by_hand() {
+    let home = Home::new();
+    let refused = |ran: Ran| {
+        assert_eq!(ran.code(), 125, "{ran}");
+        assert!(ran.stderr.contains("in a trial box of `agentd doctor --attack` only"), "{ran}");
+    };
+    refused(run(home.agentd().args(["doctor", "--from-inside"])));
+    // Over a channel too: its other end is in the same pid namespace.
+    let (ours, theirs) = rustix::net::socketpair(
+        rustix::net::AddressFamily::UNIX,
+        rustix::net::SocketType::SEQPACKET,
+        rustix::net::SocketFlags::CLOEXEC,
+        None,
+    )
+    .unwrap();
+    let file = home.path().join("made");
+    rustix::net::send(&ours, format!("create={}", file.display()).as_bytes(), rustix::net::SendFlags::empty()).unwrap();
+    refused(run(home.agentd().args(["doctor", "--from-inside"]).stdin(theirs)));
+    drop(ours);
 }

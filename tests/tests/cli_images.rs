@@ -1,6 +1,6 @@
 //! `agentd pull`, `images`, `rmi`, `prune`, `image inspect`: what they print, what they take away, and what they leave.
 
-#![expect(clippy::unwrap_used, reason = "a test ends by a panic")]
+#![expect(clippy::panic, clippy::unwrap_used, reason = "a test ends by a panic")]
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -120,9 +120,12 @@ fn an_image_that_a_job_uses_stays() {
     let (one, written) = write(&home, "one");
     drop(run(home.run().args(["-q", "--image", &one, "true"])).expect_silent_success());
     agentd(&home, &["rmi", &one]).expect_code(1).expect_one_error_line(&["is used by a job", "`agentd rm`"]);
-    let mut running = Started::new(home.run().args(["-q", "-i", "--image", &one, "--", "sh", "-c"]).args([
-        "echo begun; read line; cat /shared | wc -c",
-    ]).stdin(std::process::Stdio::piped()));
+    let mut running = Started::new(
+        home.run()
+            .args(["-q", "-i", "--image", &one, "--", "sh", "-c"])
+            .args(["echo begun; read line; cat /shared | wc -c"])
+            .stdin(std::process::Stdio::piped()),
+    );
     running.wait_for("begun");
     drop(agentd(&home, &["rm", "-a"]).expect_success());
     let pruned = json(agentd(&home, &["prune", "--all", "--format", "json"]));
@@ -131,7 +134,7 @@ fn an_image_that_a_job_uses_stays() {
     let removed = agentd(&home, &["rmi", "--force", &written.manifest]).expect_silent_success();
     assert!(removed.stdout.contains("Untagged: "));
     assert_eq!(names(&store(&home).join("layers")).len(), 3);
-    drop(running.stdin().map(|mut stdin| std::io::Write::write_all(&mut stdin, b"go\n").unwrap()));
+    std::io::Write::write_all(&mut running.stdin().unwrap(), b"go\n").unwrap();
     let ran = running.finish().expect_silent_success();
     assert_eq!(ran.stdout, "begun\n100000\n");
     assert_eq!(json(agentd(&home, &["prune", "--format", "json"]))["layers"].as_array().unwrap().len(), 0);
@@ -197,7 +200,7 @@ fn a_terminal_shows_a_bar_a_layer() {
     for digest in &written.layers {
         assert!(ran.stdout.contains(&format!("{} [", &digest[7..19])), "{ran}");
     }
-    assert!(ran.stdout.contains("97.8") && ran.stdout.contains(" KiB / "), "{ran}");
+    assert!(ran.stdout.contains(" KiB / "), "{ran}");
     assert!(ran.stdout.trim_end().ends_with(&written.manifest), "{ran}");
     // A bar fills a line of the terminal, and no more: one that wrapped could not be redrawn.
     let at = ran.stdout.find(&format!("{} [", &written.layers[0][7..19])).unwrap();
@@ -303,7 +306,9 @@ fn a_store_of_root_is_read_by_others() {
     user(&["rmi", &one], &shared).expect_code(1).expect_one_error_line(&["is in a store of others"]);
     let doctor = user(&["doctor"], &shared);
     assert!(doctor.stdout.contains(&format!("also reads {}", shared.display())), "{doctor}");
-    user(&ls, &home.path().join("no")).expect_code(125).expect_one_error_line(&["AGENTD_EXTRA_STORES", "does not exist"]);
+    user(&ls, &home.path().join("no"))
+        .expect_code(125)
+        .expect_one_error_line(&["AGENTD_EXTRA_STORES", "does not exist"]);
     fs::set_permissions(shared.join("layers"), fs::Permissions::from_mode(0o777)).unwrap();
     user(&ls, &shared).expect_code(125).expect_one_error_line(&["cannot be trusted", "others may write there"]);
     fs::set_permissions(shared.join("layers"), fs::Permissions::from_mode(0o755)).unwrap();
@@ -359,7 +364,9 @@ fn a_store_is_not_made_where_it_cannot_work() {
         let mut command = Command::new("unshare");
         command.args(["-Urm", "sh", "-c"]).arg(format!("{mount} && exec \"$0\" pull -q {one}"));
         command.arg(agentd.get_program()).env_clear();
-        command.envs(agentd.get_envs().filter_map(|(name, value)| Some((name, value?)))).env("AGENTD_STORE", place.join("s"));
+        command
+            .envs(agentd.get_envs().filter_map(|(name, value)| Some((name, value?))))
+            .env("AGENTD_STORE", place.join("s"));
         let ran = run(&mut command).expect_code(125);
         ran.expect_one_error_line(&["there is no place for the image store", why, "set AGENTD_STORE"]);
         assert_eq!(names(&place), [""; 0]);
@@ -379,7 +386,8 @@ fn places_in_var_tmp_are_taken_only_where_nobody_waits_in_ambush() {
         let agentd = home.agentd();
         let mut command = Command::new("unshare");
         // /var/tmp is a fresh one of this namespace; there the user is 0.
-        let script = format!("mount -t tmpfs none /var/tmp && {prepare} \"$0\" pull {one}; code=$?; {after} exit $code");
+        let script =
+            format!("mount -t tmpfs none /var/tmp && {prepare} \"$0\" pull {one}; code=$?; {after} exit $code");
         command.args(["-Urm", "sh", "-c", &script]).arg(agentd.get_program()).env_clear();
         command.envs(agentd.get_envs().filter_map(|(name, value)| Some((name, value?)))).env("XDG_DATA_HOME", &file);
         run(&mut command)
@@ -387,7 +395,8 @@ fn places_in_var_tmp_are_taken_only_where_nobody_waits_in_ambush() {
     let made = in_tmp("", "stat -c 'mode %a' /var/tmp/agentd-0; ls /var/tmp/agentd-0/layers | wc -l;").expect_success();
     assert!(made.stderr.contains("agentd: the image store is made in /var/tmp/agentd-0, because "), "{made}");
     assert!(made.stdout.ends_with("mode 700\n3\n"), "{made}");
-    let link = in_tmp("mkdir -m 700 /var/tmp/x && ln -s x /var/tmp/agentd-0 &&", "ls /var/tmp/x | wc -l;").expect_code(125);
+    let link =
+        in_tmp("mkdir -m 700 /var/tmp/x && ln -s x /var/tmp/agentd-0 &&", "ls /var/tmp/x | wc -l;").expect_code(125);
     assert!(link.stderr.contains("is a symbolic link") && link.stdout == "0\n", "{link}");
     let open = in_tmp("mkdir -m 777 /var/tmp/agentd-0 &&", "ls /var/tmp/agentd-0 | wc -l;").expect_code(125);
     assert!(open.stderr.contains("is open to other users") && open.stdout == "0\n", "{open}");

@@ -5,6 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use agentd_tests::oci::{Compression, Entry, Image, Layer};
@@ -16,7 +17,7 @@ fn image(home: &Home) -> String {
     let mut image = Image::new();
     for number in 0..5 {
         let mut entries = vec![Entry::dir("d").mode(0o555), Entry::dir("shut").mode(0o000)];
-        entries.extend((0..40).map(|file| Entry::file(&format!("d/{number}-{file}"), vec![b'x'; 3000])));
+        entries.extend((0..15).map(|file| Entry::file(&format!("d/{number}-{file}"), vec![b'x'; 3000])));
         let compression = [Compression::Gzip, Compression::Zstd, Compression::Plain][number % 3];
         image = image.layer(Layer::Entries(entries), compression);
     }
@@ -53,29 +54,33 @@ fn race_200_killed_pulls_leave_nothing_and_the_next_is_whole() {
     drop(run(&mut pull(&whole)).expect_silent_success());
     let whole_takes = begun.elapsed();
     let right = picture(&store(&whole).join("layers"));
-    assert_eq!(right.matches("/fs/d/").count(), 200);
-    // Spread over the time that a pull takes, so that some die early, some late, and a few are through.
-    let mut killed = 0;
-    for round in 0..200u32 {
+    assert_eq!(right.matches("/fs/d/").count(), 75);
+    // Spread over the time that a pull takes, so that some die early and some late. How long that is changes with what else
+    // the machine does.
+    let (mut takes, mut killed) = (whole_takes, 0);
+    while killed < 200 {
         let mut child = pull(&home).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let until = Instant::now() + whole_takes * (round * 37 % 200) / 200;
+        let until = Instant::now() + takes * (killed * 37 % 200) / 200;
         let mut ended = false;
         while Instant::now() < until && !ended {
             ended = child.try_wait().unwrap().is_some();
             std::thread::yield_now();
         }
-        killed += u32::from(!ended);
         child.kill().unwrap();
         child.wait().unwrap();
         if ended {
+            takes = takes * 4 / 5;
             // From a store that has everything a pull does nothing: begin again.
             drop(run(home.agentd().args(["prune", "--all"])).expect_success());
+        } else {
+            killed += 1;
+            takes = takes * 51 / 50;
         }
     }
-    assert!(killed >= 100, "only {killed} of 200 pulls were killed before their end");
     drop(run(&mut pull(&home)).expect_silent_success());
     assert!(picture(&store(&home).join("layers")) == right, "{}", picture(&store(&home).join("layers")));
-    let left: Vec<_> = fs::read_dir(store(&home).join("tmp")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let left: Vec<_> =
+        fs::read_dir(store(&home).join("tmp")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, [""; 0], "leftovers");
     let pruned = run(home.agentd().args(["prune", "--format", "json"])).expect_success();
     assert!(pruned.stdout.contains("\"bytes\": 0"), "{pruned}");
@@ -85,8 +90,7 @@ fn race_200_killed_pulls_leave_nothing_and_the_next_is_whole() {
 fn race_pulls_of_one_image_at_once_do_the_work_once() {
     let home = Home::new();
     let reference = image(&home);
-    let pulls: Vec<Started> =
-        (0..6).map(|_| Started::new(home.agentd().args(["pull", &reference]))).collect();
+    let pulls: Vec<Started> = (0..6).map(|_| Started::new(home.agentd().args(["pull", &reference]))).collect();
     let mut unpacked = 0;
     for pull in pulls {
         let ran = pull.finish().expect_success();
@@ -106,24 +110,22 @@ fn race_a_start_never_misses_a_layer_that_is_removed() {
     let extra = |name: &str| Layer::Entries(vec![Entry::file(name, name)]);
     busybox().layer(extra("a"), Compression::Plain).layer(extra("b"), Compression::Gzip).write(&dir, "t").unwrap();
     let reference = format!("oci:{}:t", dir.display());
-    let until = Instant::now() + Duration::from_secs(5);
-    let (mut starts, mut removals) = (0, 0);
+    let (starts, removals) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let until = Instant::now() + Duration::from_secs(50);
+    let enough = || starts.load(Ordering::Relaxed) >= 10 && removals.load(Ordering::Relaxed) >= 10;
     std::thread::scope(|scope| {
-        let pruning = scope.spawn(|| {
-            let mut count = 0;
-            while Instant::now() < until {
+        scope.spawn(|| {
+            while !enough() && Instant::now() < until {
                 let ran = run(home.agentd().args(["prune", "--all", "--format", "json"])).expect_success();
                 let pruned: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
-                count += usize::from(!pruned["layers"].as_array().unwrap().is_empty());
+                removals.fetch_add(usize::from(pruned["layers"] != serde_json::json!([])), Ordering::Relaxed);
             }
-            count
         });
-        while Instant::now() < until {
+        while !enough() && Instant::now() < until {
             let ran = run(home.run().args(["-q", "--rm", "--image", &reference, "cat", "/a", "/b"])).expect_success();
             assert_eq!(ran.stdout, "ab", "{ran}");
-            starts += 1;
+            starts.fetch_add(1, Ordering::Relaxed);
         }
-        removals = pruning.join().unwrap();
     });
-    assert!(starts >= 5 && removals >= 5, "{starts} starts, {removals} removals: nothing was tried");
+    assert!(enough(), "{starts:?} starts, {removals:?} removals: too little was tried");
 }

@@ -2,7 +2,7 @@
 //!
 //! Each refusal is also tried where it works: natively, in bare namespaces, or under another profile.
 
-#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test ends by a panic, a skip is told on stderr")]
+#![expect(clippy::print_stderr, reason = "a skip is told on stderr")]
 
 use std::fs;
 use std::os::linux::net::SocketAddrExt;

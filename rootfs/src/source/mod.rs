@@ -26,8 +26,8 @@ pub use layout::LayoutError;
 pub(crate) use platform::Machine;
 #[cfg(feature = "fuzzing")]
 pub(crate) use registry::count_challenges_and_credentials;
-pub(crate) use registry::{Registry, Remote, is_stopped};
 pub use registry::{Proxies, RegistryConfig, RegistryError};
+pub(crate) use registry::{Registry, Remote, is_stopped};
 
 /// One image at its source.
 pub(crate) trait Source: Sync {
@@ -42,10 +42,7 @@ pub(crate) trait Source: Sync {
 }
 
 /// Opens what `reference` names; `None` for what is no image of layers.
-pub(crate) fn open<'r>(
-    reference: &ImageRef,
-    remote: &Remote<'r>,
-) -> Result<Option<Box<dyn Source + 'r>>, SourceError> {
+pub(crate) fn open<'r>(reference: &ImageRef, remote: &Remote<'r>) -> Result<Option<Box<dyn Source + 'r>>, SourceError> {
     match reference {
         ImageRef::Host | ImageRef::Dir(_) => Ok(None),
         ImageRef::Oci { layout, select } => Ok(Some(Box::new(Layout::open(layout, select)?))),

@@ -49,7 +49,8 @@ impl Extra {
                 path: shown(&self.path),
                 reason: format!("cannot be trusted: `{name}`: {why}"),
             };
-            let stat = statat(&self.root, &name, AtFlags::SYMLINK_NOFOLLOW).map_err(|errno| refuse(errno.to_string()))?;
+            let stat =
+                statat(&self.root, &name, AtFlags::SYMLINK_NOFOLLOW).map_err(|errno| refuse(errno.to_string()))?;
             guarded(&stat).map_err(refuse)?;
         }
         Ok(())

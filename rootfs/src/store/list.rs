@@ -181,7 +181,11 @@ impl Store {
         })
     }
 
-    fn layer_details(&self, layers: &Layers, manifest: Option<&ImageManifest>) -> Result<Vec<LayerDetails>, StoreError> {
+    fn layer_details(
+        &self,
+        layers: &Layers,
+        manifest: Option<&ImageManifest>,
+    ) -> Result<Vec<LayerDetails>, StoreError> {
         let blobs = manifest.map(ImageManifest::layers);
         let details = layers.0.iter().enumerate().map(|(number, diff_id)| {
             let blob = blobs.and_then(|blobs| blobs.get(number));

@@ -244,13 +244,14 @@ impl Store {
         let layers = Layers::of(&manifest);
         let mut hold = self.hold()?;
         for _ in 0..ROUNDS {
-            let missing = self.missing(&manifest)?;
+            let found = self.look(&layers)?;
+            let missing = missing(&manifest, &found);
             if missing.is_empty() {
                 let named = self.named(&name)?;
                 if named.is_none_or(|named| named.digest != manifest.digest || named.config != manifest.config_digest) {
                     self.remember(&name, &manifest)?;
                 }
-                return self.assemble(&layers, &manifest.digest, manifest.config, hold);
+                return Ok(assemble(&layers, &found, &manifest.digest, manifest.config, hold));
             }
             drop(hold);
             (fetch.tell)(Event::Begun);
@@ -264,12 +265,10 @@ impl Store {
         let Some(bytes) = self.document(&named.config)? else { return Ok(None) };
         let (config, diff_ids) = read_config(&named.config, &bytes, &Machine::this())?;
         let hold = self.hold()?;
-        for diff_id in &diff_ids {
-            if self.find(diff_id)?.is_none() {
-                return Ok(None);
-            }
-        }
-        self.assemble(&Layers(diff_ids), &named.digest, config, hold).map(Some)
+        let layers = Layers(diff_ids);
+        let found = self.look(&layers)?;
+        let is_whole = found.iter().all(Option::is_some);
+        Ok(is_whole.then(|| assemble(&layers, &found, &named.digest, config, hold)))
     }
 
     /// The layers of a named image; `None` where its config is not here any more.
@@ -281,46 +280,13 @@ impl Store {
         Ok(diff_ids.and_then(|diff_ids: Result<_, DigestError>| diff_ids.ok()).map(Layers))
     }
 
-    /// The image of `layers`, which are all here.
-    fn assemble(
-        &self,
-        layers: &Layers,
-        digest: &Digest,
-        config: ImageConfig,
-        hold: Hold,
-    ) -> Result<Image, ImageError> {
-        let mut paths: Vec<PathBuf> = Vec::with_capacity(layers.0.len());
-        for diff_id in layers.0.iter().rev() {
-            let Some((store, facts)) = self.find(diff_id)? else {
-                return Err(ImageError::Contended(digest.to_string()));
-            };
-            let path = store.join("layers").join(key_of(diff_id)).join("fs");
-            // Of equal layers the topmost decides: it repeats whatever the lower one did.
-            if !paths.contains(&path) {
-                paths.push(path);
-            }
-            if facts.opaque_root {
-                break;
-            }
-        }
-        paths.reverse();
-        Ok(Image { manifest_digest: digest.to_string(), layers: paths, config, hold })
-    }
-
-    /// The layers that are nowhere, each once.
-    fn missing<'m>(&self, manifest: &'m Manifest) -> Result<Vec<&'m Layer>, StoreError> {
-        let mut missing: Vec<&Layer> = Vec::new();
-        for layer in &manifest.layers {
-            let known = missing.iter().any(|known| known.diff_id == layer.diff_id);
-            if !known && self.find(&layer.diff_id)?.is_none() {
-                missing.push(layer);
-            }
-        }
-        Ok(missing)
+    /// Looks at each layer once.
+    fn look(&self, layers: &Layers) -> Result<Vec<Option<Found<'_>>>, StoreError> {
+        layers.0.iter().map(|diff_id| self.find(diff_id)).collect()
     }
 
     /// The store that has a layer, and what is known of it.
-    fn find(&self, diff_id: &Digest) -> Result<Option<(&Path, Facts)>, StoreError> {
+    fn find(&self, diff_id: &Digest) -> Result<Option<Found<'_>>, StoreError> {
         let key = key_of(diff_id);
         if let Some(facts) = self.facts(&self.path, &key)? {
             return Ok(Some((&self.path, facts)));
@@ -369,6 +335,38 @@ impl Store {
     fn shown(&self) -> String {
         printable(self.path.as_os_str().as_encoded_bytes())
     }
+}
+
+/// The store that has a layer, and what is known of it.
+type Found<'s> = (&'s Path, Facts);
+
+/// The image of `layers`, which were all found.
+fn assemble(layers: &Layers, found: &[Option<Found<'_>>], digest: &Digest, config: ImageConfig, hold: Hold) -> Image {
+    let mut paths: Vec<PathBuf> = Vec::with_capacity(found.len());
+    let found = layers.0.iter().zip(found).filter_map(|(diff_id, found)| Some((diff_id, found.as_ref()?)));
+    for (diff_id, (store, facts)) in found.rev() {
+        let path = store.join("layers").join(key_of(diff_id)).join("fs");
+        // Of equal layers the topmost decides: it repeats whatever the lower one did.
+        if !paths.contains(&path) {
+            paths.push(path);
+        }
+        if facts.opaque_root {
+            break;
+        }
+    }
+    paths.reverse();
+    Image { manifest_digest: digest.to_string(), layers: paths, config, hold }
+}
+
+/// The layers that were not found, each once.
+fn missing<'m>(manifest: &'m Manifest, found: &[Option<Found<'_>>]) -> Vec<&'m Layer> {
+    let mut missing: Vec<&Layer> = Vec::new();
+    for (layer, found) in manifest.layers.iter().zip(found) {
+        if found.is_none() && !missing.iter().any(|known| known.diff_id == layer.diff_id) {
+            missing.push(layer);
+        }
+    }
+    missing
 }
 
 /// Whether the reference leads to files of this machine, which may change under the same name.

@@ -149,7 +149,8 @@ impl Store {
         let documents = [(&manifest.config_digest, &manifest.config_bytes), (&manifest.digest, &manifest.bytes)];
         for (digest, bytes) in documents.into_iter().filter(|(_, bytes)| !bytes.is_empty()) {
             if self.document(digest)?.is_none() {
-                let blobs = directory(&self.root, c"blobs").map_err(StoreError::io("make a directory in", &self.path))?;
+                let blobs =
+                    directory(&self.root, c"blobs").map_err(StoreError::io("make a directory in", &self.path))?;
                 let algorithm = CString::new(digest.algorithm()).unwrap_or_default();
                 let dir = directory(&blobs, &algorithm).map_err(StoreError::io("make a directory in", &self.path))?;
                 self.put(&dir, digest.hex(), bytes)?;

@@ -54,7 +54,8 @@ fn is_ours(tmp: &OwnedFd, name: &str, file: &OwnedFd) -> Result<bool> {
 impl Store {
     /// Broken-off downloads that nobody goes on with now and that were last written before `kept`: name and bytes.
     pub(super) fn old_partials(&self, kept: Duration) -> std::result::Result<Vec<(String, u64)>, StoreError> {
-        let before = SystemTime::now().checked_sub(kept).and_then(|then| then.duration_since(SystemTime::UNIX_EPOCH).ok());
+        let before =
+            SystemTime::now().checked_sub(kept).and_then(|then| then.duration_since(SystemTime::UNIX_EPOCH).ok());
         let before = before.map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX));
         let mut old = Vec::new();
         for name in self.list(&self.root, "tmp")? {
@@ -66,7 +67,9 @@ impl Store {
                 continue;
             };
             let stat = fstat(&file).map_err(StoreError::io("examine", &self.path))?;
-            if stat.st_mtime <= before && is_ours(&self.tmp, &name, &file).map_err(StoreError::io("lock", &self.path))? {
+            if stat.st_mtime <= before
+                && is_ours(&self.tmp, &name, &file).map_err(StoreError::io("lock", &self.path))?
+            {
                 old.push((name, u64::try_from(stat.st_size).unwrap_or(0)));
             }
         }

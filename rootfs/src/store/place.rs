@@ -123,7 +123,8 @@ fn make(path: &Path) -> Result<(OwnedFd, OwnedFd), Unmade> {
         let io = |action| move |errno| Unmade::Refused(StoreError::io(action, path)(errno));
         let root = open_private(path).map_err(Unmade::Refused)?;
         let root = root.ok_or_else(|| Unmade::Unsuitable("cannot be opened".into()))?;
-        let tmp = directory(&root, c"tmp").map_err(|errno| Unmade::Unsuitable(format!("cannot be written ({errno})")))?;
+        let tmp =
+            directory(&root, c"tmp").map_err(|errno| Unmade::Unsuitable(format!("cannot be written ({errno})")))?;
         carries(&tmp).map_err(Unmade::Unsuitable)?;
         let layers = directory(&root, c"layers").map_err(io("make"))?;
         Ok((root, layers))

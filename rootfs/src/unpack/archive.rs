@@ -389,7 +389,8 @@ impl<'s> Archive<'s> {
 fn pax_sparse_0(pax: Pax, entry: &mut Entry) -> Result<(), TarError> {
     let segments = segments(&pax.sparse_map);
     let exact = pax.sparse_map.len() == 2 * segments.len();
-    if !exact || pax.sparse_count.is_some_and(|count| count != segments.len() as u64) {
+    // With a size alone, GNU tar takes the entry for an ordinary file.
+    if !exact || segments.is_empty() || pax.sparse_count != Some(segments.len() as u64) {
         return Err(TarError::Sparse("its count is wrong"));
     }
     // Format 0.0 has the name where it always is.

@@ -17,96 +17,102 @@ const MOST_SYMLINKS: u32 = 40;
 
 enum Found {
     Nothing,
-    /// In some layers, maybe several.
-    Directory,
+    /// The directories that are merged, topmost first.
+    Directory(Vec<OwnedFd>),
     Symlink(Vec<u8>),
     /// Anything else, opened with `O_PATH`.
     Other(OwnedFd),
 }
 
-/// The roots of the stack `layers` (lowest first), topmost first.
-pub(super) fn open_roots(layers: &[PathBuf]) -> Result<Vec<OwnedFd>> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    layers.iter().rev().map(|layer| Ok(open(layer, flags, Mode::empty())?)).collect()
+/// The stack of an image's layers, and where in it the last file was: the next one is most often beside it.
+pub(super) struct Stack {
+    roots: Vec<OwnedFd>,
+    /// Below the root, outermost first: a name, and the directories that are merged there, topmost first.
+    path: Vec<(Vec<u8>, Vec<OwnedFd>)>,
 }
 
-/// The content of `path` in the stack `roots` (topmost first); empty when it is not there.
-pub(super) fn read_file(roots: &[OwnedFd], path: &str, most: u64) -> Result<Vec<u8>> {
-    let mut ahead: VecDeque<Vec<u8>> = path.split('/').map(|name| name.as_bytes().to_vec()).collect();
-    let mut real: Vec<Vec<u8>> = Vec::new();
-    let mut links = 0;
-    while let Some(name) = ahead.pop_front() {
-        match &name[..] {
-            b"" | b"." => continue,
-            b".." => {
-                real.pop();
+impl Stack {
+    /// Of `layers`, lowest first.
+    pub(super) fn open(layers: &[PathBuf]) -> Result<Stack> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let roots = layers.iter().rev().map(|layer| Ok(open(layer, flags, Mode::empty())?)).collect::<Result<_>>()?;
+        Ok(Stack { roots, path: Vec::new() })
+    }
+
+    /// The content of the file `path`; empty when it is not there.
+    pub(super) fn read(&mut self, path: &str, most: u64) -> Result<Vec<u8>> {
+        let mut ahead: VecDeque<Vec<u8>> = path.split('/').map(|name| name.as_bytes().to_vec()).collect();
+        let mut depth = 0_usize;
+        let mut links = 0;
+        while let Some(name) = ahead.pop_front() {
+            match &name[..] {
+                b"" | b"." => continue,
+                b".." => {
+                    depth = depth.saturating_sub(1);
+                    continue;
+                }
+                _ => {}
+            }
+            if self.path.get(depth).is_some_and(|(known, _)| *known == name) {
+                depth += 1;
                 continue;
             }
-            _ => real.push(name),
-        }
-        match find(roots, &real)? {
-            Found::Nothing => return Ok(Vec::new()),
-            Found::Directory => {}
-            Found::Symlink(target) => {
-                links += 1;
-                if links > MOST_SYMLINKS {
-                    return Err(Errno::LOOP.into());
+            self.path.truncate(depth);
+            let parents = self.path.last().map_or(&self.roots, |(_, directories)| directories);
+            match find(parents, &name)? {
+                Found::Nothing => return Ok(Vec::new()),
+                Found::Directory(directories) => {
+                    self.path.push((name, directories));
+                    depth += 1;
                 }
-                real.pop();
-                if target.starts_with(b"/") {
-                    real.clear();
+                Found::Symlink(target) => {
+                    links += 1;
+                    if links > MOST_SYMLINKS {
+                        return Err(Errno::LOOP.into());
+                    }
+                    if target.starts_with(b"/") {
+                        depth = 0;
+                    }
+                    for part in target.split(|b| *b == b'/').rev() {
+                        ahead.push_front(part.to_vec());
+                    }
                 }
-                for part in target.split(|b| *b == b'/').rev() {
-                    ahead.push_front(part.to_vec());
-                }
+                Found::Other(fd) if ahead.is_empty() => return read_regular(&fd, most),
+                Found::Other(_) => return Ok(Vec::new()),
             }
-            Found::Other(fd) if ahead.is_empty() => return read_regular(&fd, most),
-            Found::Other(_) => return Ok(Vec::new()),
         }
+        Err(Error::other("it is a directory"))
     }
-    Err(Error::other("it is a directory"))
 }
 
-/// What the stack `roots` (topmost first) shows at `path`, whose directories are known to be directories.
-fn find(roots: &[OwnedFd], path: &[Vec<u8>]) -> Result<Found> {
-    let mut directory = false;
-    'layers: for root in roots {
-        let mut at: Option<OwnedFd> = None;
-        let mut opaque = false;
-        for (depth, name) in path.iter().enumerate() {
-            let parent = at.as_ref().unwrap_or(root);
-            let fd = match openat2(
-                parent,
-                &name[..],
-                OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-                Mode::empty(),
-                ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS,
-            ) {
-                Ok(fd) => fd,
-                // A directory of this layer that hides the lower ones hides what it lacks, too.
-                Err(Errno::NOENT) if opaque => break 'layers,
-                Err(Errno::NOENT) => continue 'layers,
-                Err(e) => return Err(e.into()),
-            };
-            let stat = fstat(&fd)?;
-            let kind = FileType::from_raw_mode(stat.st_mode);
-            let last = depth + 1 == path.len();
-            match kind {
-                FileType::Directory => opaque |= is_opaque(&fd),
-                FileType::CharacterDevice if stat.st_rdev == 0 => break 'layers,
-                // Below a directory of higher layers, what is not one is not shown, and hides what is lower.
-                _ if directory || !last => break 'layers,
-                FileType::Symlink => return Ok(Found::Symlink(readlinkat(&fd, c"", Vec::new())?.into_bytes())),
-                _ => return Ok(Found::Other(fd)),
+/// What directories that are merged, topmost first, show as `name`.
+fn find(parents: &[OwnedFd], name: &[u8]) -> Result<Found> {
+    let mut directories = Vec::new();
+    for parent in parents {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let inside = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+        let fd = match openat2(parent, name, flags, Mode::empty(), inside) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT) => continue,
+            Err(e) => return Err(e.into()),
+        };
+        let stat = fstat(&fd)?;
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => {
+                let hides_the_lower = is_opaque(&fd);
+                directories.push(fd);
+                if hides_the_lower {
+                    break;
+                }
             }
-            at = Some(fd);
-        }
-        directory = true;
-        if opaque {
-            break;
+            FileType::CharacterDevice if stat.st_rdev == 0 => break,
+            // Below a directory of higher layers, what is not one is not shown, and hides what is lower.
+            _ if !directories.is_empty() => break,
+            FileType::Symlink => return Ok(Found::Symlink(readlinkat(&fd, c"", Vec::new())?.into_bytes())),
+            _ => return Ok(Found::Other(fd)),
         }
     }
-    Ok(if directory { Found::Directory } else { Found::Nothing })
+    Ok(if directories.is_empty() { Found::Nothing } else { Found::Directory(directories) })
 }
 
 fn is_opaque(directory: &OwnedFd) -> bool {

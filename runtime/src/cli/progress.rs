@@ -133,5 +133,7 @@ fn short(digest: &str) -> &str {
 fn style() -> ProgressStyle {
     // The bar takes what the rest leaves of a line: a line that wraps would not be redrawn in its place.
     const TEMPLATE: &str = "{prefix} [{wide_bar}] {bytes:>10} / {total_bytes:<10} {binary_bytes_per_sec:>12} {msg:8}";
-    ProgressStyle::with_template(TEMPLATE).unwrap_or_else(|_malformed| ProgressStyle::default_bar()).progress_chars("=> ")
+    ProgressStyle::with_template(TEMPLATE)
+        .unwrap_or_else(|_malformed| ProgressStyle::default_bar())
+        .progress_chars("=> ")
 }

@@ -86,15 +86,15 @@ fn sized(things: &[(String, u64)]) -> Vec<Sized> {
 
 fn print(report: &Report) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    let (removed, freed) =
-        if report.dry_run { ("would remove", "would free") } else { ("removed", "freed") };
+    let (removed, freed) = if report.dry_run { ("would remove", "would free") } else { ("removed", "freed") };
     for job in &report.lost_jobs {
         writeln!(out, "finished the record of lost job {job}")?;
     }
     for name in &report.images {
         writeln!(out, "{removed} image {}", printable(name))?;
     }
-    let kinds = [("layer", &report.layers), ("document", &report.documents), ("broken-off download", &report.downloads)];
+    let kinds =
+        [("layer", &report.layers), ("document", &report.documents), ("broken-off download", &report.downloads)];
     for (kind, things) in kinds {
         for Sized { name, bytes } in things {
             writeln!(out, "{removed} {kind} {} ({})", printable(name), size(*bytes))?;

@@ -87,6 +87,7 @@ fn refusal(text: &str, found: &[Listed], all: &[Listed], in_use: &BTreeSet<Strin
         ));
     }
     let is_last = all.iter().filter(|image| image.digest == first.digest).count() == 1;
-    (is_last && in_use.contains(&first.digest))
-        .then(|| format!("{} ({id}) is used by a job; `agentd rm` that first, or add --force", printable(&first.reference)))
+    (is_last && in_use.contains(&first.digest)).then(|| {
+        format!("{} ({id}) is used by a job; `agentd rm` that first, or add --force", printable(&first.reference))
+    })
 }

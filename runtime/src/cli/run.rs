@@ -1,11 +1,13 @@
 //! `agentd run`.
 
 use std::env;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use agentd_init::Secrets;
 use agentd_init::plan::{Access, Hold, Network};
 use agentd_init::step::{Failure, Step};
 use agentd_rootfs::ImageRef;
@@ -18,7 +20,8 @@ use super::{Format, print_json, printable, say};
 use crate::job::id::{JobId, JobName};
 use crate::job::spec::{self, AskedLimits, BindMount, JobSpec, ProfileChoice, SpecError, Workspace};
 use crate::launch::plan::Plan;
-use crate::supervisor::{self, Ending};
+use crate::launch::secrets::{self, AskedSecret};
+use crate::supervisor::{self, Ending, LEAST_BYTES};
 
 /// Run a command in a box of its own
 ///
@@ -62,6 +65,13 @@ pub(super) struct Args {
     /// Set a variable; NAME alone passes your own on
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     env: Vec<String>,
+    /// Give a secret as file /run/secrets/NAME; SOURCE is env:VARIABLE, file:PATH, cmd:COMMAND or cred:NAME (systemd)
+    /// [default: env:NAME]
+    #[arg(long, value_name = "NAME[=SOURCE]")]
+    secret: Vec<AskedSecret>,
+    /// Give a secret as a variable instead: every program of the box can read it and pass it on
+    #[arg(long, value_name = "NAME[=SOURCE]")]
+    secret_env: Vec<AskedSecret>,
     /// Set the variables of a file, a NAME=VALUE a line
     #[arg(long, value_name = "FILE")]
     env_file: Vec<PathBuf>,
@@ -140,14 +150,19 @@ pub(super) fn run(args: Args) -> Result<u8> {
     let directories = Directories::find()?;
     let (quiet, remove, dry_run, format) = (args.quiet, args.rm, args.dry_run, args.format);
     let wanted = Wanted::new(args.pull.into(), directories.registries(), &args.image_limit)?;
+    secrets::check_names(args.secret.iter().chain(&args.secret_env).map(|secret| secret.name.as_str()))?;
+    let asked = (args.secret.clone(), args.secret_env.clone());
     let spec = spec_of(args)?;
+    // A dry run needs none of their values, and prints none.
+    let secrets = if dry_run { Secrets::default() } else { read_secrets(&asked.0, &asked.1)? };
     if spec.network == Network::Host && !quiet {
         say("--net host: the job reaches everything this host reaches, its own loopback services included");
     }
     let id = JobId::random().context("cannot make a job id")?;
     let mut follower = Follower::new(quiet);
     let planned = follower.follow(&wanted, |fetch| Plan::new(id, spec, &directories.surroundings(), fetch))?;
-    let Some((plan, hold)) = planned else { return Ok(INTERRUPTED) };
+    let Some((mut plan, hold)) = planned else { return Ok(INTERRUPTED) };
+    plan.warnings.extend(not_redacted(&secrets));
     if dry_run {
         return print_plan(&plan, format).map(|()| 0);
     }
@@ -157,7 +172,7 @@ pub(super) fn run(args: Args) -> Result<u8> {
         }
     }
     let jobs = directories.jobs();
-    let finished = supervisor::run(&plan, &jobs, hold)?;
+    let finished = supervisor::run(&plan, &jobs, hold, secrets)?;
     if !quiet {
         for left in &finished.record.left {
             say(&format!("warning: {left}"));
@@ -245,6 +260,30 @@ fn spec_of(args: Args) -> Result<JobSpec> {
             best_effort: args.best_effort_limits,
         },
         profile: args.profile,
+        secrets: args.secret.into_iter().map(|secret| secret.name).collect(),
+        secret_env: args.secret_env.into_iter().map(|secret| secret.name).collect(),
+    })
+}
+
+fn read_secrets(files: &[AskedSecret], variables: &[AskedSecret]) -> Result<Secrets> {
+    let environment = |name: &OsStr| env::var_os(name);
+    let secrets = Secrets {
+        files: files.iter().map(|secret| secret.read(&environment)).collect::<Result<_, _>>()?,
+        variables: variables.iter().map(|secret| secret.read_for_variable(&environment)).collect::<Result<_, _>>()?,
+    };
+    secrets::check_lengths(&secrets)?;
+    Ok(secrets)
+}
+
+fn not_redacted(secrets: &Secrets) -> Option<String> {
+    let all = secrets.files.iter().chain(&secrets.variables);
+    let short: Vec<&str> =
+        all.filter(|secret| secret.value.len() < LEAST_BYTES).map(|secret| secret.name.as_str()).collect();
+    (!short.is_empty()).then(|| {
+        format!(
+            "secret {} is shorter than {LEAST_BYTES} bytes: it is not taken out of logs and records",
+            short.join(", ")
+        )
     })
 }
 
@@ -323,6 +362,7 @@ fn describe(mount: &agentd_init::plan::Mount) -> String {
     match mount {
         Mount::Proc { .. } | Mount::Dev { .. } => format!("{target} (fresh)"),
         Mount::Sys { .. } => format!("{target} (read-only)"),
+        Mount::Secrets { names, .. } => format!("{target} (read-only, never swapped: {})", names.join(", ")),
         Mount::Scratch { .. } | Mount::Writable { .. } => format!("{target} (writable, thrown away)"),
         Mount::HostTree { source, .. } => {
             format!("{target} (read-only, {} without its secrets)", source.path.display())

@@ -42,7 +42,8 @@ impl Wanted {
     pub(super) fn new(pull: Pull, registries: RegistryConfig, asked: &[String]) -> Result<Self> {
         let mut limits = Limits::default();
         for limit in asked {
-            let (name, value) = limit.split_once('=').with_context(|| format!("--image-limit {limit} is no NAME=VALUE"))?;
+            let (name, value) =
+                limit.split_once('=').with_context(|| format!("--image-limit {limit} is no NAME=VALUE"))?;
             limits.set(name, value)?;
         }
         Ok(Wanted { pull, limits, registries })

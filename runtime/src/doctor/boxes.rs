@@ -138,8 +138,7 @@ pub(super) fn host_box(surroundings: &Surroundings, command: Vec<String>) -> Res
     let tell = &mut |_event| {};
     let mut fetch = Fetch { pull: Pull::Never, limits: &limits, registries: &registries, tell, stop: &stop };
     let id = JobId::random().map_err(|error| format!("cannot make a job id: {error}"))?;
-    let (planned, _hold) =
-        Plan::new(id, spec(command), surroundings, &mut fetch).map_err(|error| error.to_string())?;
+    let (planned, _hold) = Plan::new(id, spec(command), surroundings, &mut fetch).map_err(|error| error.to_string())?;
     Ok(planned.inside)
 }
 
@@ -166,6 +165,8 @@ fn spec(command: Vec<String>) -> JobSpec {
         interactive: false,
         limits: AskedLimits::default(),
         profile: ProfileChoice::BuiltIn(BuiltIn::Default),
+        secrets: Vec::new(),
+        secret_env: Vec::new(),
     }
 }
 

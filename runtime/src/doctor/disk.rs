@@ -41,11 +41,14 @@ pub(super) fn store(places: &Places, host: &Host, boxes: Boxes) -> Finding {
         Ok(None) => {
             let mut findings = places.own.iter().map(|path| store_at(path, host, boxes));
             let first = findings.next();
-            let better = first.as_ref().filter(|first| first.verdict != Verdict::Ok).and_then(|_| {
-                findings.find(|finding| finding.verdict == Verdict::Ok)
-            });
+            let better = first
+                .as_ref()
+                .filter(|first| first.verdict != Verdict::Ok)
+                .and_then(|_| findings.find(|finding| finding.verdict == Verdict::Ok));
             match (first, better) {
-                (Some(first), Some(better)) => Finding::ok("store", format!("{}, because {}", better.found, first.found)),
+                (Some(first), Some(better)) => {
+                    Finding::ok("store", format!("{}, because {}", better.found, first.found))
+                }
                 (Some(first), None) => first,
                 (None, _) => Finding::limited("store", "there is no place for it", "set AGENTD_STORE".to_owned()),
             }

@@ -9,8 +9,8 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use agentd_init::Descriptors;
 use agentd_init::plan::{
-    BoxPlan, BuiltIn, Filter, Identity, Landlock, LandlockRight, Network, PathAccess, PathGrant, Process, Root, Seccomp,
-    Source,
+    BoxPlan, BuiltIn, Filter, Identity, Landlock, LandlockRight, Network, PathAccess, PathGrant, Process, Root,
+    Seccomp, Source,
 };
 use agentd_init::reaper::RELAYED;
 use agentd_init::report::{self, Report};
@@ -86,7 +86,7 @@ fn start(plan: &BoxPlan, stdio: [OwnedFd; 3]) -> io::Result<(OwnedFd, OwnedFd)> 
             if awaited.thread_block().is_err() {
                 exit_now(1);
             }
-            agentd_init::run(plan, Descriptors { channel: inside, stdio })
+            agentd_init::run(plan, agentd_init::Secrets::default(), Descriptors { channel: inside, stdio })
         }
         Cloned::Parent { pidfd, .. } => Ok((channel, pidfd)),
     }

@@ -58,6 +58,10 @@ pub struct JobSpec {
     pub limits: AskedLimits,
     /// What the payload may ask of the kernel.
     pub profile: ProfileChoice,
+    /// Names of the secrets that become files.
+    pub secrets: Vec<String>,
+    /// Names of the secrets that become variables.
+    pub secret_env: Vec<String>,
 }
 
 /// `--profile NAME|FILE`.

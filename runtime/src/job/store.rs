@@ -82,14 +82,6 @@ pub enum JobStoreError {
         /// The file.
         path: PathBuf,
     },
-    /// A plan that does not say what its job uses.
-    #[error("the plan {} of a job that runs cannot be read, so what the job uses is not known", path.display())]
-    BadPlan {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        source: serde_json::Error,
-    },
     /// A record of a later agentd.
     #[error("the record {} is of schema {found}; this agentd reads up to {SCHEMA}", path.display())]
     NewerRecord {

@@ -21,11 +21,7 @@ pub(super) struct ImageRoot {
 }
 
 /// Finds the image, unpacking what the store does not have; `None` for the host's own root.
-pub(super) fn find(
-    image: &ImageRef,
-    places: &Places,
-    fetch: &mut Fetch<'_>,
-) -> Result<Option<ImageRoot>, PlanError> {
+pub(super) fn find(image: &ImageRef, places: &Places, fetch: &mut Fetch<'_>) -> Result<Option<ImageRoot>, PlanError> {
     let (paths, config, digest, hold) = match image {
         ImageRef::Host => return Ok(None),
         ImageRef::Dir(path) => (vec![path.clone()], ImageConfig::default(), None, None),

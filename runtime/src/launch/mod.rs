@@ -8,6 +8,7 @@ mod image_root;
 pub mod plan;
 pub mod profile;
 pub mod protect;
+pub mod secrets;
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -4,8 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use agentd_init::plan::{
-    Access, Addition, BoxPlan, Identity, Kind, Landlock, Limit, LimitedResource, Mount, Network, PathGrant,
-    Process, Root,
+    Access, Addition, BoxPlan, Identity, Kind, Landlock, Limit, LimitedResource, Mount, Network, PathGrant, Process,
+    Root,
 };
 use agentd_profiles::{PathRight, Place, Profile};
 use agentd_rootfs::{Fetch, Hold, ImageRef, Places};
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::image_root::ImageRoot;
 use super::protect::{self, Protection};
-use super::{PlanError, host_root, image_config, image_root, profile};
+use super::{PlanError, host_root, image_config, image_root, profile, secrets};
 use crate::job::id::{JobId, JobName};
 use crate::job::record::SCHEMA;
 use crate::job::spec::JobSpec;
@@ -96,6 +96,9 @@ pub struct Plan {
     /// Where protected paths are, and what opens them.
     #[serde(default)]
     pub protection: Protection,
+    /// Names of the secrets that become variables of the payload.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub secret_env: Vec<String>,
     /// The box.
     #[serde(rename = "box")]
     pub inside: BoxPlan,
@@ -148,6 +151,13 @@ impl Plan {
             warnings.push(
                 "with --net host and a kernel before 6.12 the box can reach abstract unix sockets of the host".into(),
             );
+        }
+        if !spec.secret_env.is_empty() {
+            warnings.push(format!(
+                "--secret-env {}: every program of the box can read it, and whatever one of them starts or logs may carry it on; \
+                 --secret gives a file",
+                spec.secret_env.join(", ")
+            ));
         }
         let hostname = spec.hostname.clone().unwrap_or_else(|| id.to_string());
         let home = home(&spec, image.as_ref(), user.home.as_deref());
@@ -202,6 +212,7 @@ impl Plan {
             warnings,
             notes,
             protection,
+            secret_env: spec.secret_env,
             inside,
         };
         Ok((plan, hold))
@@ -297,7 +308,9 @@ fn process(spec: &JobSpec, image: Option<&ImageRoot>, home: &str) -> Result<Proc
     }
     let mut env: Vec<(String, String)> = vec![("PATH".into(), PATH.into())];
     let layers = [config.env.as_slice(), spec.env.as_slice()];
-    for (name, value) in layers.into_iter().flatten().cloned().chain([("HOME".to_owned(), home.to_owned())]) {
+    let layered = layers.into_iter().flatten().cloned().chain([("HOME".to_owned(), home.to_owned())]);
+    // The value of such a name comes another way.
+    for (name, value) in layered.filter(|(name, _)| !spec.secret_env.contains(name)) {
         match env.iter_mut().find(|(known, _)| *known == name) {
             Some(known) => known.1 = value,
             None => env.push((name, value)),
@@ -447,13 +460,17 @@ fn mounts(
         });
     }
     for mount in &spec.mounts {
-        let taken = ["/proc", "/dev", "/sys", "/run/agentd"];
-        if taken.iter().any(|place| Path::new(&mount.target).starts_with(place)) {
+        let taken = ["/proc", "/dev", "/sys", "/run/agentd", secrets::DIRECTORY];
+        let hides_secrets = !spec.secrets.is_empty() && Path::new(secrets::DIRECTORY).starts_with(&mount.target);
+        if hides_secrets || taken.iter().any(|place| Path::new(&mount.target).starts_with(place)) {
             return Err(PlanError::TargetTaken(mount.target.clone()));
         }
         let (source, kind) = super::source(&mount.source, "mount source")?;
         let access = granted(profile, &Place::Mounts, mount.access);
         inside.mounts.push(Mount::Bind { source, target: mount.target.clone(), kind, access });
+    }
+    if !spec.secrets.is_empty() {
+        inside.mounts.push(Mount::Secrets { target: secrets::DIRECTORY.into(), names: spec.secrets.clone() });
     }
     Ok(())
 }

@@ -5,14 +5,17 @@
 //! checked) and bytes of output, which it copies and never interprets.
 
 mod ending;
+mod redact;
 mod streams;
 mod terminal;
 
+use std::borrow::Cow;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use agentd_init::Secrets;
 use agentd_init::plan::Network;
 use agentd_init::reaper::RELAYED;
 use agentd_init::report::{self, Report};
@@ -28,6 +31,7 @@ use rustix::process::{
 };
 
 pub use ending::Ending;
+pub(crate) use redact::LEAST_BYTES;
 
 use crate::job::record::{Enforced, Record, SCHEMA, State};
 use crate::job::store::{JobStoreError, Jobs, LiveJob, now};
@@ -35,6 +39,7 @@ use crate::launch::plan::Plan;
 use crate::launch::protect;
 use crate::launch::protect::stubs::{StubError, Stubs};
 use ending::{Reason, Stop};
+use redact::Redactor;
 use streams::Streams;
 
 /// A job that could not be supervised. What fails inside the box is an [`Ending`], not an error.
@@ -80,16 +85,19 @@ pub struct Finished {
 }
 
 /// Runs a job in the foreground, from clone to record; `hold` keeps its layers in the store until its plan is written.
+/// Of `secrets` nothing is kept but what a record or log would have to be cleaned of.
 ///
 /// # Errors
 /// [`SuperviseError`]; nothing of the box is left then.
-pub fn run(plan: &Plan, jobs: &Jobs, hold: Option<Hold>) -> Result<Finished, SuperviseError> {
+pub fn run(plan: &Plan, jobs: &Jobs, hold: Option<Hold>, secrets: Secrets) -> Result<Finished, SuperviseError> {
     let begun = Instant::now();
-    let mut supervisor = Supervisor::start(plan, &jobs.directory_of(&plan.id))?;
+    let mut supervisor = Supervisor::start(plan, &jobs.directory_of(&plan.id), secrets)?;
     // Written while PID 1 builds the box on another core; the payload starts only when they are there.
-    let mut record = first_record(plan);
+    let kept = supervisor.kept();
+    let mut record = first_record(&kept);
+    supervisor.redact(&mut record);
     let job = jobs.create(&record)?;
-    let written = job.write_plan(plan).map_err(SuperviseError::from);
+    let written = job.write_plan(&*kept).map_err(SuperviseError::from);
     // From here on the plan says which layers are in use.
     drop(hold);
     let mut stubs = None;
@@ -101,7 +109,8 @@ pub fn run(plan: &Plan, jobs: &Jobs, hold: Option<Hold>) -> Result<Finished, Sup
         Ok(())
     });
     let supervised = placed.and_then(|()| supervisor.release()).and_then(|()| supervisor.supervise());
-    record.output_dropped = supervisor.streams.dropped();
+    record.output_dropped = supervisor.streams.close_logs();
+    let redactor = supervisor.redactor.take();
     // Here at the latest the terminal has its modes back and no process of the box is left.
     drop(supervisor);
     record.left = protect::after::findings(plan);
@@ -113,7 +122,7 @@ pub fn run(plan: &Plan, jobs: &Jobs, hold: Option<Hold>) -> Result<Finished, Sup
     match supervised {
         Ok(ending) => {
             record.state = ending.state();
-            finish(job, &mut record, begun)?;
+            finish(job, &mut record, begun, redactor.as_ref())?;
             Ok(Finished { ending, record })
         }
         Err(error) => {
@@ -122,13 +131,16 @@ pub fn run(plan: &Plan, jobs: &Jobs, hold: Option<Hold>) -> Result<Finished, Sup
                 None => error.to_string(),
             };
             record.state = State::Failed { exit_code: ending::AGENTD_FAILED, reason };
-            finish(job, &mut record, begun)?;
+            finish(job, &mut record, begun, redactor.as_ref())?;
             Err(error)
         }
     }
 }
 
-fn finish(job: LiveJob, record: &mut Record, begun: Instant) -> Result<(), JobStoreError> {
+fn finish(job: LiveJob, record: &mut Record, begun: Instant, redactor: Option<&Redactor>) -> Result<(), JobStoreError> {
+    if let Some(redactor) = redactor {
+        redactor.record(record);
+    }
     record.finished = Some(now());
     record.duration_ms = u64::try_from(begun.elapsed().as_millis()).ok();
     job.finish(record)
@@ -176,6 +188,8 @@ struct Supervisor<'a> {
     init: OwnedFd,
     channel: Option<OwnedFd>,
     streams: Streams,
+    /// What takes the job's secrets out of what is kept, where it has any.
+    redactor: Option<Redactor>,
     deadline: Option<Instant>,
     stop: Option<Stop>,
     /// Whether the box may still hold a process other than a PID 1 that is on its way out.
@@ -190,7 +204,7 @@ struct Supervisor<'a> {
 }
 
 impl<'a> Supervisor<'a> {
-    fn start(plan: &'a Plan, directory: &Path) -> Result<Self, SuperviseError> {
+    fn start(plan: &'a Plan, directory: &Path, secrets: Secrets) -> Result<Self, SuperviseError> {
         let parent = watch_parent()?;
         let mut watched: SigSet = RELAYED.iter().copied().collect();
         watched.extend([Signal::SIGCHLD, Signal::SIGWINCH]);
@@ -199,18 +213,19 @@ impl<'a> Supervisor<'a> {
         let (streams, stdio) = Streams::new(plan, directory).to("set the streams up")?;
         let init = match clone(BOX_NAMESPACES).map_err(SuperviseError::Clone)? {
             Cloned::Child => {
-                agentd_init::run(&plan.inside, agentd_init::Descriptors { channel: inside, stdio });
+                agentd_init::run(&plan.inside, secrets, agentd_init::Descriptors { channel: inside, stdio });
             }
             Cloned::Parent { pidfd, .. } => pidfd,
         };
         tracing::debug!(id = %plan.id, "box cloned");
-        Ok(Supervisor {
+        let mut supervisor = Supervisor {
             plan,
             signals,
             parent,
             init,
             channel: Some(channel),
             streams,
+            redactor: None,
             deadline: plan.timeout_ms.and_then(|timeout| Instant::now().checked_add(Duration::from_millis(timeout))),
             stop: None,
             alive: true,
@@ -219,7 +234,29 @@ impl<'a> Supervisor<'a> {
             abandoned: false,
             failure: None,
             status: None,
-        })
+        };
+        // After the clone: PID 1 has no copy of what it needs.
+        let values = secrets.files.iter().chain(&secrets.variables).map(|secret| &secret.value[..]);
+        supervisor.redactor = Redactor::new(values).map_err(io::Error::other).to("look for secrets")?;
+        if let Some(redactor) = &supervisor.redactor {
+            supervisor.streams.redact(redactor);
+        }
+        Ok(supervisor)
+    }
+
+    /// The plan as it is kept.
+    fn kept(&self) -> Cow<'a, Plan> {
+        let Some(redactor) = &self.redactor else { return Cow::Borrowed(self.plan) };
+        let mut kept = self.plan.clone();
+        let process = &mut kept.inside.process;
+        redactor.texts(process.argv.iter_mut().chain(&mut process.env).chain(&mut kept.warnings));
+        Cow::Owned(kept)
+    }
+
+    fn redact(&self, record: &mut Record) {
+        if let Some(redactor) = &self.redactor {
+            redactor.record(record);
+        }
     }
 
     /// Lets PID 1 start the payload.

@@ -20,6 +20,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::stdio::{stderr, stdin, stdout};
 use rustix::termios::isatty;
 
+use super::redact::{Redacted, Redactor};
 use super::terminal::Terminal;
 use crate::launch::plan::Plan;
 
@@ -55,6 +56,8 @@ struct Log {
     file: Option<File>,
     left: u64,
     dropped: u64,
+    /// Takes the job's secrets out, where it has any.
+    redacted: Option<Redacted>,
 }
 
 /// All streams of a job.
@@ -71,7 +74,13 @@ pub(super) struct Streams {
 impl Streams {
     /// The streams of `plan`, and what the payload gets as 0, 1 and 2.
     pub(super) fn new(plan: &Plan, directory: &Path) -> io::Result<(Self, [OwnedFd; 3])> {
-        let log = |name: &str| Log { path: directory.join(name), file: None, left: plan.max_output, dropped: 0 };
+        let log = |name: &str| Log {
+            path: directory.join(name),
+            file: None,
+            left: plan.max_output,
+            dropped: 0,
+            redacted: None,
+        };
         let null = || open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
         if plan.inside.process.terminal {
             // What the payload gets instead is the box's own pty, which does not exist yet.
@@ -145,9 +154,9 @@ impl Streams {
                 }
             }
             let (dropped, copies) = (&mut self.dropped, &mut self.copies);
-            copies.retain(|copy| {
+            copies.retain_mut(|copy| {
                 if copy.is_done() {
-                    *dropped += copy.log.as_ref().map_or(0, |log| log.dropped);
+                    *dropped += copy.log.as_mut().map_or(0, Log::close);
                 }
                 !copy.is_done()
             });
@@ -165,9 +174,15 @@ impl Streams {
         !self.copies.iter().any(|copy| copy.is_output)
     }
 
-    /// Bytes that were passed on but not kept.
-    pub(super) fn dropped(&self) -> u64 {
-        let open: u64 = self.copies.iter().filter_map(|copy| copy.log.as_ref()).map(|log| log.dropped).sum();
+    /// Has `redactor` clean what is kept from now on.
+    pub(super) fn redact(&mut self, redactor: &Redactor) {
+        let logs = self.copies.iter_mut().filter_map(|copy| copy.log.as_mut()).chain(&mut self.log);
+        logs.for_each(|log| log.redacted = Some(Redacted::new(redactor.clone())));
+    }
+
+    /// Keeps what was held back; gives the bytes that were passed on but not kept.
+    pub(super) fn close_logs(&mut self) -> u64 {
+        let open: u64 = self.copies.iter_mut().filter_map(|copy| copy.log.as_mut()).map(Log::close).sum();
         self.dropped + open
     }
 }
@@ -236,7 +251,7 @@ impl Copy {
                 }
                 self.buffer.truncate(bytes);
                 if let Some(log) = &mut self.log {
-                    log.keep(&self.buffer);
+                    log.take(&self.buffer);
                 }
                 return;
             }
@@ -257,6 +272,24 @@ impl Copy {
 }
 
 impl Log {
+    fn take(&mut self, bytes: &[u8]) {
+        match &mut self.redacted {
+            Some(redacted) => {
+                let clean = redacted.push(bytes);
+                self.keep(&clean);
+            }
+            None => self.keep(bytes),
+        }
+    }
+
+    /// Keeps what was held back; gives the bytes that were not kept.
+    fn close(&mut self) -> u64 {
+        if let Some(mut redacted) = self.redacted.take() {
+            self.keep(&redacted.finish());
+        }
+        self.dropped
+    }
+
     /// Keeps as much of `bytes` as the bound allows. A disk that takes no more costs output on disk, not the job.
     fn keep(&mut self, bytes: &[u8]) {
         let room = usize::try_from(self.left).unwrap_or(usize::MAX).min(bytes.len());

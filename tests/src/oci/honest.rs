@@ -179,9 +179,12 @@ fn attributes() -> Vec<Case> {
             vec![vec![
                 file("f", "1").pax("SCHILY.xattr.user.a", b"plain").pax("SCHILY.xattr.user.b", b"a\0b\n=c"),
                 dir("d").pax("SCHILY.xattr.user.dir", b"v"),
-                file("ro", "1").mode(0o444).pax("SCHILY.xattr.user.ro", b"v"),
                 file("d/none", "1"),
             ]],
+        ),
+        case(
+            "attribute-of-a-read-only-file",
+            vec![vec![file("ro", "1").mode(0o444).pax("SCHILY.xattr.user.ro", b"v")]],
         ),
         case("fifo", vec![vec![Entry::fifo("pipe").mode(0o622), file("next", "1")]]),
         case(

@@ -33,7 +33,7 @@ pub(crate) struct Args {
 }
 
 /// Programs of others that are measured or needed for it, and their Debian packages.
-const PEERS: [(&str, &str); 12] = [
+const PEERS: [(&str, &str); 13] = [
     ("time", "time"),
     ("pigz", "pigz"),
     ("zstd", "zstd"),
@@ -44,6 +44,7 @@ const PEERS: [(&str, &str); 12] = [
     ("newuidmap", "uidmap"),
     ("ch-image", "charliecloud"),
     ("docker-registry", "docker-registry"),
+    ("openssl", "openssl"),
     ("npm", "npm"),
     ("busybox", "busybox-static"),
 ];

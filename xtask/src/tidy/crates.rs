@@ -8,13 +8,14 @@ use crate::workspace::Package;
 
 /// Which of our packages each of them may use, for building and testing too. Dependencies run downwards only.
 const EDGES: &[(&str, &[&str])] = &[
-    ("agentd", &["agentd-egress", "agentd-rootfs", "agentd-init", "agentd-profiles", "agentd-sys"]),
+    ("agentd", &["agentd-attacks", "agentd-egress", "agentd-rootfs", "agentd-init", "agentd-profiles", "agentd-sys"]),
+    ("agentd-attacks", &[]),
     ("agentd-egress", &["agentd-sys"]),
     ("agentd-rootfs", &["agentd-sys"]),
     ("agentd-init", &["agentd-sys", "agentd-profiles"]),
     ("agentd-profiles", &[]),
     ("agentd-sys", &[]),
-    ("agentd-tests", &[]),
+    ("agentd-tests", &["agentd-attacks"]),
     ("agentd-floor", &[]),
     ("xtask", &[]),
 ];

@@ -136,7 +136,7 @@ impl<'r> Blob<'r> {
             let tries = self.tries.get_or_insert_with(|| Tries::new(&http.patience, &http.stop, endpoint.tries));
             let failed = match received {
                 Ok((read, body)) => {
-                    tries.progress();
+                    tries.progress(read as u64);
                     self.body = Some(body);
                     return Ok(read);
                 }

@@ -206,10 +206,13 @@ impl Http {
         if status == 404 {
             return RegistryError::NotFound { host, object };
         }
-        let seconds = answer.header("retry-after").and_then(|value| value.trim().parse().ok());
+        let seconds: Option<u64> = answer.header("retry-after").and_then(|value| value.trim().parse().ok());
         let retry_after = seconds.map(Duration::from_secs);
         let said = self.document(answer, &object, EXPLANATION).ok().and_then(|body| explanation(&body));
-        let said = said.map(|said| format!(": {said}")).unwrap_or_default();
+        let mut said = said.map(|said| format!(": {said}")).unwrap_or_default();
+        if let Some(seconds) = seconds.filter(|seconds| *seconds > 0) {
+            said.push_str(&format!("; it asks to be left alone for {seconds} s"));
+        }
         RegistryError::Status { host, status, object, said, retry_after }
     }
 }

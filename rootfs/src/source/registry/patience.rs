@@ -34,6 +34,8 @@ pub(super) struct Patience {
 impl Patience {
     /// Bytes a second below which a transfer has stalled: git's and dnf's measure, a tenth of a modem's.
     pub(super) const SLOWEST: u64 = 1000;
+    /// Bytes that are progress: a server that sends one and falls silent, again and again, makes none.
+    pub(super) const PROGRESS: u64 = 64 << 10;
 }
 
 impl Default for Patience {
@@ -83,22 +85,28 @@ pub(super) struct Tries<'p> {
     most: u32,
     failed: u32,
     since: Instant,
+    /// Since the last failure.
+    bytes: u64,
 }
 
 impl<'p> Tries<'p> {
     pub(super) fn new(patience: &'p Patience, stop: &'p Stop, most: u32) -> Tries<'p> {
-        Tries { patience, stop, most, failed: 0, since: Instant::now() }
+        Tries { patience, stop, most, failed: 0, since: Instant::now(), bytes: 0 }
     }
 
-    /// Bytes came: what failed before no longer counts.
-    pub(super) fn progress(&mut self) {
-        self.failed = 0;
-        self.since = Instant::now();
+    /// Bytes came: after enough of them what failed before no longer counts.
+    pub(super) fn progress(&mut self, bytes: u64) {
+        self.bytes += bytes;
+        if self.bytes >= Patience::PROGRESS {
+            self.failed = 0;
+            self.since = Instant::now();
+        }
     }
 
     /// Waits before the next try; gives `error` back when there is none.
     pub(super) fn again(&mut self, error: RegistryError) -> Result<(), RegistryError> {
         self.failed += 1;
+        self.bytes = 0;
         let asked = error.retry_after().unwrap_or(Duration::ZERO);
         // Half of it is by chance: layers that failed together are not asked for together.
         let backoff = self.patience.first.saturating_mul(1 << (self.failed - 1).min(16));
@@ -152,9 +160,10 @@ mod tests {
         let mut tries = Tries::new(&patience, &stop, 3);
         tries.again(status(503, None)).unwrap();
         tries.again(status(503, None)).unwrap();
-        tries.progress();
+        tries.progress(Patience::PROGRESS);
         tries.again(status(503, None)).unwrap();
         tries.again(status(503, None)).unwrap();
+        tries.progress(Patience::PROGRESS - 1);
         assert!(matches!(tries.again(status(503, None)), Err(RegistryError::Status { status: 503, .. })));
     }
 

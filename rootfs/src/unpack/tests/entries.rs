@@ -249,7 +249,10 @@ fn sparse_files() {
     refused(sized(&[("GNU.sparse.map", "0,1"), ("GNU.sparse.map", "0,1")]).file("f", "1"), "two sparse maps");
     refused(sized(&[("GNU.sparse.numbytes", "1")]).file("f", "1"), "do not alternate");
     refused(sized(&[("GNU.sparse.map", "0,1")]).dir("d", 0o755), "what is not a file");
-    refused(tar().pax(&[("GNU.sparse.map", "0,1")]).file("f", "1"), "no real size");
+    refused(sized(&[]).file("f", "1"), "its count is wrong");
+    refused(sized(&[("GNU.sparse.numblocks", "0")]).file("f", ""), "its count is wrong");
+    let unsized_map = [("GNU.sparse.map", "0,1"), ("GNU.sparse.numblocks", "1")];
+    refused(tar().pax(&unsized_map).file("f", "1"), "no real size");
     let sparse =
         [("GNU.sparse.major", "1"), ("GNU.sparse.minor", "0"), ("GNU.sparse.name", "f"), ("GNU.sparse.realsize", "9")];
     refused(tar().pax(&sparse).file("f", "1\n0\n1\n"), "longer than the entry");

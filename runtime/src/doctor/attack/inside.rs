@@ -15,7 +15,8 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 /// Outside a trial box, before anything was tried; and when the channel fails.
 pub fn attempt_from_inside() -> io::Result<()> {
     let stdin = io::stdin();
-    let refusal = || Error::new(io::ErrorKind::Unsupported, "this runs in a trial box of `agentd doctor --attack` only");
+    let refusal =
+        || Error::new(io::ErrorKind::Unsupported, "this runs in a trial box of `agentd doctor --attack` only");
     // A maker that has a number here is no doctor outside: 0 is who cannot be seen (socket(7), pid_namespaces(7)).
     let maker = getsockopt(&stdin, PeerCredentials).map_err(|_no_socket| refusal())?;
     if maker.pid() != 0 {

@@ -21,11 +21,14 @@ mod walls;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use agentd_attacks::suite::attacks;
+use agentd_attacks::suite::{Attack, attacks};
 use serde::Serialize;
 
 pub use inside::attempt_from_inside;
 pub use walls::Wall;
+
+use judge::judge;
+use place::Place;
 
 use crate::launch::plan::Surroundings;
 
@@ -47,7 +50,7 @@ pub struct Attempted {
     pub answer: Option<String>,
     /// The layers that stop it, each of them alone. None where only the kernel's own check does, or all together.
     pub stopped_by: Vec<Stop>,
-    /// How it ends where none of the layers is.
+    /// How it ends where none of the layers is; none when there was no time to see.
     pub without: Option<String>,
     /// Whether that means that it works there; else the kernel itself refuses it.
     pub works_without: bool,
@@ -108,25 +111,16 @@ impl fmt::Display for Attempted {
             }
             match (&self.without, self.stopped_by.is_empty()) {
                 (Some(_), true) if self.works_without => write!(out, " by the layers together")?,
-                (without, true) if *without == self.answer => write!(out, " by the kernel itself")?,
-                (Some(errno), _) if !self.works_without => write!(out, "; by the kernel itself ({errno})")?,
+                (Some(errno), true) if self.answer.as_ref() == Some(errno) => write!(out, " with or without layers")?,
+                (Some(errno), _) if !self.works_without => write!(out, "; without layers {errno}")?,
                 _ => {}
             }
         }
-        match &self.reason {
-            Some(reason) => write!(out, ": {reason}"),
-            None => Ok(()),
-        }
+        self.reason.iter().try_for_each(|reason| write!(out, ": {reason}"))
     }
 }
 
 impl Attempted {
-    /// Of several layers the one that answered in the whole box is the one whose answer that is.
-    fn put_first_what_answered(&mut self) {
-        let Attempted { stopped_by, answer, .. } = self;
-        stopped_by.sort_by_key(|stop| Some(&stop.answer) != answer.as_ref());
-    }
-
     fn new(attack: &'static str, says: &'static str, verdict: Verdict) -> Self {
         Attempted {
             attack,
@@ -149,19 +143,23 @@ impl Attempted {
 pub fn attack(surroundings: &Surroundings) -> Result<Vec<Attempted>, String> {
     let begun = Instant::now();
     let mut boxes = place::Boxes::new(surroundings)?;
-    let aim = targets::Aim::take(boxes.plan(), surroundings.home.as_deref()).map_err(|error| format!("cannot listen on loopback: {error}"))?;
+    let aim = targets::Aim::take(boxes.plan(), surroundings.home.as_deref())
+        .map_err(|error| format!("cannot listen on loopback: {error}"))?;
     if let Some(private) = &aim.targets.private {
         boxes.show(private);
     }
-    let mut attempted = Vec::new();
-    for attack in attacks(&aim.targets) {
-        attempted.push(judge::judge(&attack, |place, standing| {
-            if begun.elapsed() > PATIENCE {
-                return Err(format!("all attacks together took more than {} s", PATIENCE.as_secs()));
-            }
-            boxes.attempt(place, standing, &attack.word)
-        }));
-    }
+    let attempt = |place, standing: &[Wall], attack: &Attack| {
+        if begun.elapsed() > PATIENCE {
+            return Err(format!("all attacks together took more than {} s", PATIENCE.as_secs()));
+        }
+        boxes.attempt(place, standing, &attack.word)
+    };
+    let all = attacks(&aim.targets);
+    // What a box does comes first: on a slow machine there may be no time to find out by what.
+    let answers: Vec<_> = all.iter().map(|attack| attempt(Place::Box, Place::Box.walls(), attack)).collect();
+    let judged = all.iter().zip(answers);
+    let judged = judged.map(|(attack, answer)| judge(attack, answer, |place, walls| attempt(place, walls, attack)));
+    let mut attempted: Vec<Attempted> = judged.collect();
     attempted.extend(aim.left_out.iter().cloned());
     Ok(attempted)
 }

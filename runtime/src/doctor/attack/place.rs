@@ -25,7 +25,7 @@ pub(super) const PROGRAM: &str = "/tmp/agentd-doctor";
 const OUTLIVE: &str = "outlive";
 
 /// Between two signs of life.
-const PATIENCE: Timespec = Timespec { tv_sec: 4, tv_nsec: 0 };
+const PATIENCE: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 
 /// Where an attack can be tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,9 +42,7 @@ impl Place {
     /// The walls that can be there or not.
     pub(super) fn walls(self) -> &'static [Wall] {
         match self {
-            Place::Box => {
-                &[Wall::Seccomp, Wall::Landlock, Wall::OwnRoot, Wall::ReadOnly, Wall::Network, Wall::Limits]
-            }
+            Place::Box => &[Wall::Seccomp, Wall::Landlock, Wall::OwnRoot, Wall::ReadOnly, Wall::Network, Wall::Limits],
             Place::Namespaces => &[Wall::Seccomp, Wall::NoCapabilities, Wall::NotDumpable],
             Place::HostProcesses => &[Wall::PidNamespace],
         }
@@ -76,12 +74,7 @@ impl Boxes {
         let mut plan = boxes::host_box(surroundings, command.to_vec())?;
         let own = std::env::current_exe().map_err(|error| format!("cannot find agentd's own program: {error}"))?;
         let source = boxes::object(&own, OFlags::empty()).ok_or_else(|| format!("cannot find {}", own.display()))?;
-        plan.mounts.push(Mount::Bind {
-            source,
-            target: PROGRAM.into(),
-            kind: Kind::File,
-            access: Access::ReadOnly,
-        });
+        plan.mounts.push(Mount::Bind { source, target: PROGRAM.into(), kind: Kind::File, access: Access::ReadOnly });
         plan.process.input = true;
         Ok(Boxes { plan, private: None })
     }
@@ -92,9 +85,8 @@ impl Boxes {
         let directory = boxes::object(private, OFlags::DIRECTORY);
         let kind = if directory.is_some() { Kind::Directory } else { Kind::File };
         let source = directory.or_else(|| boxes::object(private, OFlags::NOFOLLOW));
-        self.private = source.map(|source| {
-            Mount::Bind { source, target: target.to_owned(), kind, access: Access::ReadOnly }
-        });
+        self.private =
+            source.map(|source| Mount::Bind { source, target: target.to_owned(), kind, access: Access::ReadOnly });
     }
 
     /// The plan as it is for a job.

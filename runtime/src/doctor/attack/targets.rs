@@ -42,16 +42,25 @@ impl Aim {
         };
         let private = home.and_then(something_private);
         if private.is_none() {
-            leave_out("private-file", "opens something of yours that was not given", "your home directory holds nothing");
+            leave_out(
+                "private-file",
+                "opens something of yours that was not given",
+                "your home directory holds nothing",
+            );
         }
         // ::1 is not on every host.
         let listeners: Vec<TcpListener> =
             ["127.0.0.1:0", "[::1]:0"].iter().filter_map(|address| TcpListener::bind(address).ok()).collect();
         let name = format!("agentd-doctor-{}", crate::job::id::JobId::random()?);
-        let abstract_socket = SocketAddr::from_abstract_name(&name).and_then(|name| UnixListener::bind_addr(&name)).ok();
+        let abstract_socket =
+            SocketAddr::from_abstract_name(&name).and_then(|name| UnixListener::bind_addr(&name)).ok();
         let own = std::process::id();
         if own <= LOW_PIDS {
-            leave_out("signal-host", "sends a signal to a process of the host", "the doctor's pid is one a box has too");
+            leave_out(
+                "signal-host",
+                "sends a signal to a process of the host",
+                "the doctor's pid is one a box has too",
+            );
         }
         let is_bounded = |limit: &&agentd_init::plan::Limit| limit.resource == LimitedResource::Processes;
         let bound = plan.limits.iter().find(is_bounded).and_then(|limit| limit.soft);

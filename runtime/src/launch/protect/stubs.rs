@@ -1,6 +1,7 @@
 //! What stands on the host, while jobs run, where a protected path does not exist.
 //!
 //! One file of a user, `stubs` in the state directory, lists every stub before it is made: a kind and a path, ended by NUL.
+//! What is done is overwritten with NULs: to shorten the file would cost a job half a millisecond (ext4).
 //! It is also the lock. Byte 0 is held by who makes or removes stubs; the byte that an inode's number chooses is shared by
 //! the supervisors of all jobs that need that stub, and the kernel gives it back when they die. So the last job of several
 //! removes a stub, and a later command removes what a killed one left.
@@ -14,7 +15,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use agentd_init::plan::Stub;
@@ -73,7 +74,7 @@ impl Stubs {
     /// # Errors
     /// [`StubError`]; none that this call made is left then.
     pub fn place(list: &Path, wanted: Vec<(Stub, PathBuf)>) -> Result<Self, StubError> {
-        let open = File::options().read(true).append(true).create(true).mode(0o600).open(list);
+        let open = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(list);
         let stubs = Stubs { list: open.map_err(failed_list(list))?, placed: wanted };
         match stubs.make(list) {
             Ok(()) => Ok(stubs),
@@ -92,17 +93,19 @@ impl Stubs {
         let mut parents = Parents::default();
         for (stub, path) in &self.placed {
             let (directory, name) = parents.of(path).map_err(failed(path))?;
-            if matches!(statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW), Err(Errno::NOENT)) {
+            if matches!(statat(directory, name, AtFlags::SYMLINK_NOFOLLOW), Err(Errno::NOENT)) {
                 lines.push(kind(*stub));
                 lines.extend(path.as_os_str().as_bytes());
                 lines.push(0);
                 missing.push((*stub, path));
             }
         }
-        (&self.list).write_all(&lines).map_err(failed_list(list))?;
+        let end =
+            read(&self.list).map_err(failed_list(list))?.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 2);
+        self.list.write_all_at(&lines, end as u64).map_err(failed_list(list))?;
         for (stub, path) in missing {
             let (directory, name) = parents.of(path).map_err(failed(path))?;
-            match make(&directory, name, stub) {
+            match make(directory, name, stub) {
                 // Somebody else did, or it is wanted twice: what it is is looked at below.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 made => made.map_err(failed(path))?,
@@ -110,9 +113,9 @@ impl Stubs {
         }
         for (stub, path) in &self.placed {
             let (directory, name) = parents.of(path).map_err(failed(path))?;
-            let stat = statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW);
+            let stat = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW);
             let stat = stat.map_err(io::Error::from).map_err(failed(path))?;
-            if !is_stub(&directory, name, *stub, &stat) {
+            if !is_stub(directory, name, *stub, &stat) {
                 return Err(failed(path)(Errno::EXIST.into()));
             }
             lock(&self.list, Range::Inode(stat.st_ino), libc::F_RDLCK, false).map_err(failed_list(list))?;
@@ -135,20 +138,26 @@ impl Stubs {
 /// # Errors
 /// The list cannot be read or written.
 pub fn sweep(list: &Path) -> io::Result<()> {
-    match File::options().read(true).append(true).open(list) {
-        Ok(list) if list.metadata()?.len() > 0 => clean(&list, |_| true),
+    match File::options().read(true).write(true).open(list) {
+        Ok(list) if read(&list)?.iter().any(|byte| *byte != 0) => clean(&list, |_| true),
         Ok(_) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
     }
 }
 
+fn read(list: &File) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    let mut list = list;
+    list.rewind()?;
+    list.take(MAX_LIST).read_to_end(&mut text)?;
+    Ok(text)
+}
+
 fn clean(list: &File, is_wanted: impl Fn(&Path) -> bool) -> io::Result<()> {
     lock(list, Range::Mutex, libc::F_WRLCK, true)?;
-    let mut text = Vec::new();
-    (&*list).rewind()?;
-    list.take(MAX_LIST).read_to_end(&mut text)?;
-    let mut kept = Vec::new();
+    let text = read(list)?;
+    let mut kept = Vec::with_capacity(text.len());
     let mut parents = Parents::default();
     for line in text.split(|byte| *byte == 0) {
         let Some((letter, path)) = line.split_first() else { continue };
@@ -159,10 +168,9 @@ fn clean(list: &File, is_wanted: impl Fn(&Path) -> bool) -> io::Result<()> {
             kept.push(0);
         }
     }
-    if kept.len() != text.len() {
-        // Only entries that are done get lost if this is cut short between the two.
-        list.set_len(0)?;
-        (&*list).write_all(&kept)?;
+    kept.resize(text.len(), 0);
+    if kept != text {
+        list.write_all_at(&kept, 0)?;
     }
     lock(list, Range::Mutex, libc::F_UNLCK, false)
 }
@@ -170,15 +178,15 @@ fn clean(list: &File, is_wanted: impl Fn(&Path) -> bool) -> io::Result<()> {
 /// Removes one stub unless a job needs it; whether there is nothing more to do about it.
 fn is_gone(list: &File, parents: &mut Parents, stub: Stub, path: &Path) -> bool {
     let Ok((directory, name)) = parents.of(path) else { return true };
-    let Ok(stat) = statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW) else { return true };
-    if !is_stub(&directory, name, stub, &stat) {
+    let Ok(stat) = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) else { return true };
+    if !is_stub(directory, name, stub, &stat) {
         return true;
     }
     if lock(list, Range::Inode(stat.st_ino), libc::F_WRLCK, false).is_err() {
         return false;
     }
     let flags = if stub == Stub::Directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
-    let removed = unlinkat(&directory, name, flags);
+    let removed = unlinkat(directory, name, flags);
     lock(list, Range::Inode(stat.st_ino), libc::F_UNLCK, false).is_ok() && removed.is_ok()
 }
 
@@ -233,19 +241,18 @@ struct Parents {
 
 impl Parents {
     /// The directory of `path`, reached through no link, and its name there.
-    fn of<'p>(&mut self, path: &'p Path) -> io::Result<(OwnedFd, &'p OsStr)> {
+    fn of<'s, 'p>(&'s mut self, path: &'p Path) -> io::Result<(&'s OwnedFd, &'p OsStr)> {
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
-        if let Some((last, directory)) = &self.last
-            && last == parent
-        {
-            return Ok((directory.try_clone()?, name));
-        }
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = openat2(CWD, parent, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)?;
-        self.last = Some((parent.to_owned(), directory.try_clone()?));
-        Ok((directory, name))
+        let directory = match self.last.take() {
+            Some((last, directory)) if last == parent => directory,
+            _ => {
+                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                openat2(CWD, parent, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)?
+            }
+        };
+        Ok((&self.last.insert((parent.to_owned(), directory)).1, name))
     }
 }
 

@@ -24,9 +24,16 @@ impl Registry {
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
         let settings = directory.join("registry.yml");
         let root = directory.join("registry");
+        // ch-image speaks nothing but TLS, and can be told to believe any certificate.
+        let (key, certificate) = (directory.join("registry.key"), directory.join("registry.pem"));
+        let mut make = Command::new("openssl");
+        make.args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost", "-keyout"]);
+        quiet(make.arg(&key).arg("-out").arg(&certificate))?;
         let text = format!(
-            "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {address}\nlog:\n  level: error\n",
-            root.display()
+            "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {address}\n  tls:\n    key: {}\n    certificate: {}\nlog:\n  level: error\n",
+            root.display(),
+            key.display(),
+            certificate.display()
         );
         fs::write(&settings, text).with_context(|| format!("write {}", settings.display()))?;
         let mut serve = Command::new("docker-registry");

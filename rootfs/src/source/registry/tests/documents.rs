@@ -131,7 +131,7 @@ fn trouble_that_does_not_pass_is_told() {
     assert!(message.contains("answers 503 to the request for image `a/b:tag`: UNAVAILABLE"), "{message}");
     assert_eq!(requests, 6);
     let (message, requests) = failure(|_| reply(429, "").header("retry-after", "3600"));
-    assert!(message.contains("answers 429"), "{message}");
+    assert!(message.contains("answers 429") && message.contains("left alone for 3600 s"), "{message}");
     assert_eq!(requests, 1);
 }
 
