@@ -93,7 +93,7 @@ fn start(plan: &BoxPlan, mut secrets: Secrets, channel: &OwnedFd, stdio: [OwnedF
         Network::Host => Some(mounts::host_sys()?),
     };
     let stage = root::stage(plan)?;
-    let root = root::assemble(plan, &stage)?;
+    let (root, upper) = root::assemble(plan, &stage)?;
     let mounts::Built { terminal, mut targets } = mounts::build(plan, &stage, &root, channel, &secrets.files)?;
     // Overwritten here; the payload's process has those it needs.
     drop(secrets);
@@ -102,6 +102,11 @@ fn start(plan: &BoxPlan, mut secrets: Secrets, channel: &OwnedFd, stdio: [OwnedF
         None => payload.join_network()?,
     };
     targets.push(mounts::sys(plan, &stage, &root, sys)?);
+    if plan.root.keep {
+        // What is in there so far is agentd's own; the supervisor takes note of it before it releases the box.
+        root::hand_over(&upper, channel)?;
+    }
+    drop(upper);
     root::enter(root, stage, plan)?;
     // The stubs are among what has to be on disk: they are protected when they are there.
     report::wait_for_release(channel).at(Step::WaitForRecord, "the record")?;

@@ -67,7 +67,7 @@ pub(crate) fn build(
                 place
             }
             Mount::HostTree { source, target, writable, additions } => {
-                let tree = overlay(stage, std::slice::from_ref(source), additions, Step::MountHostTree)?;
+                let (tree, _upper) = overlay(stage, std::slice::from_ref(source), additions, Step::MountHostTree)?;
                 let attributes = if *writable { CONFINED } else { READ_ONLY };
                 set_attributes(tree.as_fd(), attributes, false).at(Step::MountHostTree, target)?;
                 attach(&tree, root, target, Kind::Directory, Step::MountHostTree)?

@@ -7,6 +7,7 @@
 //! Invariant: between the fork and a successful exec the process only gives up rights. Its channel to PID 1 is
 //! close-on-exec: end-of-file without a report is the proof that the program runs.
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::ffi::CString;
 use std::io;
@@ -36,6 +37,8 @@ pub(crate) struct Payload {
 const GO: &[u8] = b"G";
 /// What the payload's process sends with a network namespace, and with a detached mount of the /sys that shows it.
 const NETWORK: &[u8] = b"N";
+/// What the payload's process sends with the listener of its filter.
+const LISTENER: &[u8] = b"L";
 
 impl Payload {
     /// Forks the process. In the new one this never returns.
@@ -72,16 +75,20 @@ impl Payload {
         let terminal = terminal.as_ref().map(AsFd::as_fd);
         match channel::send(self.channel.as_fd(), GO, terminal) {
             // It has failed and is gone; why is in the channel.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => self.started(),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => self.started(|_listener| Ok(())),
             sent => sent.at(Step::ForkPayload, "the payload's process"),
         }
     }
 
-    /// Waits until the payload's program runs; gives what failed if it does not.
-    pub(crate) fn started(&self) -> Result<(), Failure> {
-        match self.hear(Step::Exec)? {
-            None => Ok(()),
-            Some(_) => Err(Failure::new(Step::Exec, "the payload's process", libc::EPROTO)),
+    /// Waits until the payload's program runs; gives what failed if it does not. `tell` gets the filter's listener at once:
+    /// whatever the filter denies waits until somebody listens.
+    pub(crate) fn started(&self, mut tell: impl FnMut(OwnedFd) -> Result<(), Failure>) -> Result<(), Failure> {
+        loop {
+            match self.hear(Step::Exec)? {
+                None => return Ok(()),
+                Some(Message { bytes, descriptor: Some(listener) }) if bytes == LISTENER => tell(listener)?,
+                Some(_) => return Err(Failure::new(Step::Exec, "the payload's process", libc::EPROTO)),
+            }
         }
     }
 
@@ -145,19 +152,30 @@ fn become_payload(
     landlock::restrict(&plan.landlock)?;
     lockdown::clear_capabilities()?;
     agentd_sys::signal::reset().at(Step::ResetSignals, "sigaction")?;
-    load(&plan.seccomp)?;
+    load(&plan.seccomp, channel)?;
     Err(program.execute())
 }
 
-fn load(seccomp: &Seccomp) -> Result<(), Failure> {
-    let loaded = match &seccomp.filter {
-        Filter::BuiltIn(profile) => agentd_sys::seccomp::load(agentd_profiles::seccomp(*profile)),
+fn load(seccomp: &Seccomp, channel: &OwnedFd) -> Result<(), Failure> {
+    let program = match &seccomp.filter {
+        Filter::BuiltIn(profile) => Cow::Borrowed(agentd_profiles::seccomp(*profile)),
         Filter::Compiled(program) => {
             let instruction = |&Instruction(code, jt, jf, k)| libc::sock_filter { code, jt, jf, k };
-            agentd_sys::seccomp::load(&program.iter().map(instruction).collect::<Vec<_>>())
+            Cow::Owned(program.iter().map(instruction).collect())
         }
     };
-    loaded.at(Step::Seccomp, &seccomp.profile)
+    if seccomp.told {
+        match agentd_sys::notify::load(&agentd_profiles::notifying(&program)) {
+            Ok(listener) => {
+                return channel::send(channel.as_fd(), LISTENER, Some(listener.as_fd())).at(Step::Seccomp, "PID 1");
+            }
+            // agentd itself runs under a filter that somebody listens to, and there is one listener a process: the plain
+            // program refuses the same.
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+            told => return told.map(drop).at(Step::Seccomp, &seccomp.profile),
+        }
+    }
+    agentd_sys::seccomp::load(&program).at(Step::Seccomp, &seccomp.profile)
 }
 
 /// Enters the working directory. It is the image's or the workspace's: resolved in the root, through no magic link, and

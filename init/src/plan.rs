@@ -74,6 +74,9 @@ pub struct Root {
     pub layers: Vec<Source>,
     /// Whether writes to the root are allowed; they land on the box's tmpfs and are thrown away.
     pub writable: bool,
+    /// Whether the supervisor gets a descriptor of what was written, to keep it when the box is gone.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub keep: bool,
     /// Bytes that all writable places that are not the workspace may hold together.
     pub storage: u64,
     /// Directories, files and links laid over the layers.
@@ -316,6 +319,9 @@ pub struct Seccomp {
     pub digest: String,
     /// The filter.
     pub filter: Filter,
+    /// Whether the supervisor answers the filter's denials, and so hears of them.
+    #[serde(default)]
+    pub told: bool,
 }
 
 /// Where a filter's program is.

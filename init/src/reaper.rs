@@ -2,7 +2,7 @@
 //!
 //! Invariant: PID 1 does nothing the payload could make it do but forward a signal to the payload's own processes.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use agentd_profiles::BuiltIn;
 use nix::sys::signal::{SigSet, Signal};
@@ -50,7 +50,10 @@ fn see_through(payload: Payload, stop_signal: i32, channel: &OwnedFd) -> Result<
     release_streams()?;
     lockdown::clear_capabilities()?;
     agentd_sys::seccomp::load(agentd_profiles::seccomp(BuiltIn::Init)).at(Step::Seccomp, "PID 1")?;
-    payload.started()?;
+    payload.started(|listener| {
+        let sent = report::send(channel, &Report::Denials, Some(listener.as_fd()));
+        sent.at(Step::Seccomp, "the supervisor")
+    })?;
     report::send(channel, &Report::Started, None).at(Step::Exec, "the supervisor")?;
 
     let mut signals: SigSet = RELAYED.iter().copied().collect();

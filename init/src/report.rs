@@ -15,6 +15,10 @@ use crate::step::{Failure, Step};
 pub enum Report {
     /// The pty's controlling side comes with this message.
     Terminal,
+    /// The directory that holds what is written to the root comes with this message, when the box is built.
+    Upper,
+    /// What hears of the payload's refused calls comes with this message.
+    Denials,
     /// A step failed; the start is over.
     Failed(Failure),
     /// The payload's exec succeeded.
@@ -38,7 +42,9 @@ impl Report {
     pub fn encode(&self) -> Vec<u8> {
         match self {
             Report::Terminal => vec![b'T'],
+            Report::Upper => vec![b'U'],
             Report::Started => vec![b'S'],
+            Report::Denials => vec![b'D'],
             Report::Exited { status, empty } => [&b"E"[..], &status.to_le_bytes(), &[u8::from(*empty)]].concat(),
             Report::Failed(failure) => {
                 let step = Step::ALL.iter().position(|step| *step == failure.step).unwrap_or_default();
@@ -55,7 +61,9 @@ impl Report {
     pub fn decode(untrusted_bytes: &[u8]) -> Option<Self> {
         match untrusted_bytes {
             [b'T'] => Some(Report::Terminal),
+            [b'U'] => Some(Report::Upper),
             [b'S'] => Some(Report::Started),
+            [b'D'] => Some(Report::Denials),
             [b'E', status @ .., empty @ (0 | 1)] => {
                 Some(Report::Exited { status: i32::from_le_bytes(status.try_into().ok()?), empty: *empty == 1 })
             }
@@ -121,7 +129,8 @@ mod tests {
             assert_eq!(Report::decode(&report.encode()), Some(report));
         }
         let exited = |status, empty| Report::Exited { status, empty };
-        for report in [Report::Terminal, Report::Started, exited(256, true), exited(-1, false)] {
+        let bare = [Report::Terminal, Report::Upper, Report::Denials, Report::Started];
+        for report in bare.into_iter().chain([exited(256, true), exited(-1, false)]) {
             assert_eq!(Report::decode(&report.encode()), Some(report));
         }
     }

@@ -15,7 +15,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use agentd_sys::mount::{Attributes, set_attributes};
-use rustix::fs::{CWD, Mode, mkdirat};
+use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
@@ -24,6 +24,7 @@ use rustix::mount::{
 use rustix::process::{fchdir, pivot_root};
 
 use crate::plan::{Addition, BoxPlan, Kind, Source};
+use crate::report::{self, Report};
 use crate::step::{At, Failure, Step};
 use crate::tree;
 
@@ -99,22 +100,36 @@ pub(crate) fn stage(plan: &BoxPlan) -> Result<Stage, Failure> {
     Ok(Stage { directory, own, trees, used: Cell::new(0) })
 }
 
-/// Puts the new root together and mounts it on the stage.
-pub(crate) fn assemble(plan: &BoxPlan, stage: &Stage) -> Result<OwnedFd, Failure> {
+/// Puts the new root together and mounts it on the stage; the directory that holds what is written to it comes second.
+pub(crate) fn assemble(plan: &BoxPlan, stage: &Stage) -> Result<(OwnedFd, OwnedFd), Failure> {
     let at = Step::AssembleRoot;
-    let root = if plan.root.layers.is_empty() {
+    let (root, upper) = if plan.root.layers.is_empty() {
         let empty = stage.own_directory(0o755).at(at, "/")?;
         tree::lay(empty.as_fd(), &plan.root.additions, at)?;
-        clone_mount(empty.as_fd(), false).at(at, "/")?
+        (clone_mount(empty.as_fd(), false).at(at, "/")?, empty)
     } else {
         overlay(stage, &plan.root.layers, &plan.root.additions, at)?
     };
     move_mount(&root, "", &stage.directory, "root", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).at(at, "/")?;
-    Ok(root)
+    Ok((root, upper))
 }
 
-/// A detached overlay of `layers` (lowest first) with `additions` in an upper directory of its own.
-pub(crate) fn overlay(stage: &Stage, layers: &[Source], additions: &[Addition], at: Step) -> Result<OwnedFd, Failure> {
+/// Sends the supervisor a descriptor of `upper`: with it the tmpfs outlives the box. No process of the box has one, for
+/// what changes under a mounted overlay is undefined.
+pub(crate) fn hand_over(upper: &OwnedFd, channel: &OwnedFd) -> Result<(), Failure> {
+    let at = Step::AssembleRoot;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let readable = openat(upper, ".", flags, Mode::empty()).at(at, "upperdir")?;
+    report::send(channel, &Report::Upper, Some(readable.as_fd())).at(at, "the supervisor")
+}
+
+/// A detached overlay of `layers` (lowest first) with `additions` in an upper directory of its own, which comes second.
+pub(crate) fn overlay(
+    stage: &Stage,
+    layers: &[Source],
+    additions: &[Addition],
+    at: Step,
+) -> Result<(OwnedFd, OwnedFd), Failure> {
     let writable = tree::directory(&stage.trees, &stage.next_name(), 0o700).at(at, "tmpfs")?;
     let upper = tree::directory(&writable, "upper", 0o755).at(at, "upperdir")?;
     let work = tree::directory(&writable, "work", 0o700).at(at, "workdir")?;
@@ -138,7 +153,8 @@ pub(crate) fn overlay(stage: &Stage, layers: &[Source], additions: &[Addition], 
     // What an unprivileged mount may use for its whiteouts; `volatile` skips syncs of what is thrown away anyway.
     fsconfig_set_flag(&overlay, "userxattr").at(at, "userxattr")?;
     fsconfig_set_flag(&overlay, "volatile").at(at, "volatile")?;
-    attach_new(&overlay, MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV).at(at, "overlay")
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+    Ok((attach_new(&overlay, attributes).at(at, "overlay")?, upper))
 }
 
 fn by_descriptor(directory: &OwnedFd) -> String {

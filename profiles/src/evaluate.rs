@@ -2,7 +2,7 @@
 //!
 //! Invariant: this is the reference. The compiled program is tested against it, so nothing here is shared with the compiler.
 
-use crate::rule::{Arch, Condition, SeccompRules, Test, Verdict};
+use crate::rule::{Arch, Condition, SeccompRule, SeccompRules, Test, Verdict};
 
 /// A system call as a filter sees it (`struct seccomp_data`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,13 +21,16 @@ pub fn verdict(rules: &SeccompRules, arch: Arch, call: &Call) -> Verdict {
     if call.arch != arch.audit_word() {
         return Verdict::Kill;
     }
-    for rule in rules.rules.iter() {
+    deciding(rules, arch, call).map_or(Verdict::Refuse(rules.unlisted), |rule| rule.verdict)
+}
+
+/// The rule that decides about a call by the machine's own entry; `None` where no rule names it.
+#[must_use]
+pub fn deciding<'a>(rules: &'a SeccompRules, arch: Arch, call: &Call) -> Option<&'a SeccompRule> {
+    rules.rules.iter().find(|rule| {
         let named = rule.syscalls.iter().any(|syscall| syscall.number(arch) == Some(call.nr));
-        if named && rule.when.iter().all(|condition| holds(condition, call)) {
-            return rule.verdict;
-        }
-    }
-    Verdict::Refuse(rules.unlisted)
+        named && rule.when.iter().all(|condition| holds(condition, call))
+    })
 }
 
 /// An argument the call does not have holds nothing: the compiler refuses such rules.

@@ -9,6 +9,7 @@ pub mod compile;
 pub mod evaluate;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+mod notify;
 mod path;
 mod profile;
 mod rule;
@@ -25,6 +26,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 pub use assemble::AssembleError;
+pub use notify::notifying;
 pub use path::{LandlockRight, MayMiss, PathAccess, PathRight, PathRule, Place};
 pub use profile::{MissingRight, Namespaces, Profile};
 pub use rule::{Arch, Condition, Errno, SeccompRule, SeccompRules, Syscall, Test, Verdict};

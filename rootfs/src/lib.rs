@@ -3,6 +3,7 @@
 //! Everything here works without privilege and treats the image as hostile: blobs are verified before they are
 //! believed, unpacking never leaves its target directory, and every quantity an image controls has a limit.
 
+pub mod commit;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 pub mod reference;
@@ -26,7 +27,7 @@ pub use reference::{ImageRef, Name, NameError, ReferenceError, Selector};
 pub use source::{ArchiveError, LayoutError, Proxies, RegistryConfig, RegistryError, SourceError};
 pub use store::{
     Cleaning, Details, Event, Fetch, Hold, Image, ImageError, InUse, LayerDetails, LayerError, Listed, Places,
-    Progress, Pull, Rubbish, Store, StoreError,
+    Progress, Pull, Rubbish, Store, StoreError, WriteBack,
 };
 pub use stream::StreamError;
 pub use unpack::{TarError, TreeError, UnpackError};

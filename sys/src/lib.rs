@@ -10,6 +10,7 @@ pub mod landlock;
 pub mod loopback;
 pub mod mount;
 pub mod names;
+pub mod notify;
 pub mod process;
 pub mod seccomp;
 pub mod signal;

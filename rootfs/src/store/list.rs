@@ -128,6 +128,14 @@ impl Store {
         Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
     }
 
+    /// Whether an image is called `reference`, in its canonical form.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn knows(&self, reference: &str) -> Result<bool, StoreError> {
+        Ok(self.named(reference)?.is_some())
+    }
+
     /// The references that `text` names: one, by itself (`reference` is its canonical form), or those of the image whose
     /// digest begins so.
     ///

@@ -40,7 +40,7 @@ use crate::limits::Limits;
 use crate::printable::printable;
 use crate::reference::ImageRef;
 use crate::source::document::read_config;
-use crate::source::{self, Layer, Machine, Manifest, RegistryConfig, Remote};
+use crate::source::{self, Layer, Machine, Manifest, RegistryConfig, Remote, Source};
 
 pub use self::error::{ImageError, LayerError, StoreError};
 use self::extra::Extra;
@@ -52,6 +52,7 @@ pub use self::place::Places;
 pub use self::place::suitable;
 use self::place::{Place, directory};
 pub use self::prune::{Cleaning, InUse, Rubbish};
+pub use self::unsynced::WriteBack;
 
 /// Owners are squashed to the store's owner. Part of the key: another mode would need other layers. The number changes
 /// with what [`Facts`] are kept.
@@ -241,21 +242,32 @@ impl Store {
         let source = source::open(reference, &remote)?;
         let source = source.ok_or_else(|| ImageError::NothingToPull(printable(name.as_bytes())))?;
         let manifest = source.manifest(fetch.limits)?;
+        self.provide(&name, &*source, manifest, fetch)
+    }
+
+    /// The image of `manifest`, its missing layers unpacked, by the name `name`.
+    pub(crate) fn provide(
+        &self,
+        name: &str,
+        source: &dyn Source,
+        manifest: Manifest,
+        fetch: &mut Fetch<'_>,
+    ) -> Result<Image, ImageError> {
         let layers = Layers::of(&manifest);
         let mut hold = self.hold()?;
         for _ in 0..ROUNDS {
             let found = self.look(&layers)?;
             let missing = missing(&manifest, &found);
             if missing.is_empty() {
-                let named = self.named(&name)?;
+                let named = self.named(name)?;
                 if named.is_none_or(|named| named.digest != manifest.digest || named.config != manifest.config_digest) {
-                    self.remember(&name, &manifest)?;
+                    self.remember(name, &manifest)?;
                 }
                 return Ok(assemble(&layers, &found, &manifest.digest, manifest.config, hold));
             }
             drop(hold);
             (fetch.tell)(Event::Begun);
-            hold = self.pull(&*source, missing, fetch)?;
+            hold = self.pull(source, missing, fetch)?;
         }
         Err(ImageError::Contended(printable(name.as_bytes())))
     }

@@ -124,7 +124,7 @@ impl Store {
     }
 
     /// A manifest or config, verified; `None` where no store has it whole.
-    pub(super) fn document(&self, digest: &Digest) -> Result<Option<Vec<u8>>, StoreError> {
+    pub(crate) fn document(&self, digest: &Digest) -> Result<Option<Vec<u8>>, StoreError> {
         let path = format!("blobs/{}/{}", digest.algorithm(), digest.hex());
         for root in self.roots() {
             // What lies here was bounded when it was pulled, and its bytes are the same.

@@ -9,6 +9,7 @@ use std::ffi::CString;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 
+use oci_spec::image::ImageManifest;
 use rustix::fs::{Mode, RenameFlags, mkdirat, renameat_with};
 use rustix::io::Errno;
 
@@ -133,7 +134,12 @@ impl Cleaning<'_> {
             let key = path.strip_prefix(store.path.join("layers")).ok()?.components().next()?;
             Some(key.as_os_str().to_str()?.to_owned())
         }));
-        let documents: BTreeSet<&Digest> = kept.iter().flat_map(|(named, _)| [&named.digest, &named.config]).collect();
+        let mut documents: BTreeSet<Digest> =
+            kept.iter().flat_map(|(named, _)| [named.digest.clone(), named.config.clone()]).collect();
+        for digest in in_use.images.iter().filter_map(|text| text.parse::<Digest>().ok()) {
+            documents.extend(self.config_of(&digest)?);
+            documents.insert(digest);
+        }
         let mut rubbish = Rubbish::default();
         for key in store.list(&store.root, "layers")? {
             if !keys.contains(&key) && wanted(&key) {
@@ -148,6 +154,14 @@ impl Cleaning<'_> {
             }
         }
         Ok(rubbish)
+    }
+
+    /// The config that a manifest leads to. A job's image may have lost its name; what the job wrote can be committed all
+    /// the same.
+    fn config_of(&self, manifest: &Digest) -> Result<Option<Digest>, StoreError> {
+        let bytes = self.store.document(manifest)?;
+        let manifest = bytes.and_then(|bytes| serde_json::from_slice::<ImageManifest>(&bytes).ok());
+        Ok(manifest.and_then(|manifest| manifest.config().digest().to_string().parse().ok()))
     }
 
     /// Removes it. Names go first: whoever looks an image up afterwards does not find half of one.

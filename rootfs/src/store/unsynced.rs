@@ -4,24 +4,19 @@
 //! STORE/unsynced/KEY.PID.MACHINE.BOOT   made before `layers/KEY` is: who published it without waiting
 //! ```
 //! A process that opens the store removes the layers that this machine noted before it last started: their files may be
-//! empty. It removes notes that are older than write-back takes, once it waited for what may be left. Invariant: a layer
-//! without a note is on the disk; one whose note is of an earlier start of this machine is not used.
+//! empty. Whoever uses an image while there are notes gets a [`WriteBack`] to finish where nobody waits for it. Invariant: a
+//! layer without a note is on the disk; one whose note is of an earlier start of this machine is not used.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, OwnedFd};
-use std::time::{Duration, SystemTime};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
-use rustix::fs::{AtFlags, Mode, OFlags, mkdirat, openat, statat, syncfs, unlinkat};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, flock, mkdirat, openat, syncfs, unlinkat};
 use rustix::io::Errno;
 
 use super::{Store, StoreError};
 use crate::removal::remove_all;
 
 const DIRECTORY: &str = "unsynced";
-
-/// The kernel writes back what is dirty for 30 s, and looks every 5 s (`vm.dirty_expire_centisecs`,
-/// `vm.dirty_writeback_centisecs`).
-const WRITTEN_BACK: Duration = Duration::from_secs(60);
 
 /// `MACHINE.BOOT`; `None` where this machine cannot be told from others that may share the store.
 fn this_start() -> Option<(String, String)> {
@@ -79,13 +74,16 @@ impl Store {
             Err(Errno::NOENT) => return Ok(()),
             other => other.map_err(&io)?,
         };
+        let names = self.list(&self.root, DIRECTORY)?;
+        if names.is_empty() {
+            return Ok(());
+        }
         let Some((machine, boot)) = this_start() else { return Ok(()) };
         let lost = |note: &Note<'_>| note.machine == machine && note.boot != boot;
         let remove = |note: &Note<'_>| match unlinkat(&directory, note.name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(e) => Err(io(e)),
         };
-        let names = self.list(&self.root, DIRECTORY)?;
         if names.iter().filter_map(|name| Note::parse(name)).any(|note| lost(&note)) {
             // Listed again: by now another process may have removed them, and unpacked the layers anew.
             let _alone = self.alone(&mut || {})?;
@@ -96,13 +94,31 @@ impl Store {
                 remove(&note)?;
             }
         }
-        let old = |note: &Note<'_>| note.boot == boot && age(&directory, note.name) > WRITTEN_BACK;
-        let old: Vec<Note<'_>> = names.iter().filter_map(|name| Note::parse(name)).filter(old).collect();
-        if !old.is_empty() {
-            syncfs(&self.layers).map_err(StoreError::io("write back", &self.path))?;
-            old.iter().try_for_each(remove)?;
-        }
         Ok(())
+    }
+
+    /// What this start of the machine still has to write back, unless another process is at it.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn write_back(&self) -> Result<Option<WriteBack>, StoreError> {
+        let io = StoreError::io("look for what is not written back of", &self.path);
+        let notes = match self.notes() {
+            Err(Errno::NOENT) => return Ok(None),
+            other => other.map_err(&io)?,
+        };
+        let mut names = self.list(&self.root, DIRECTORY)?;
+        if names.is_empty() {
+            return Ok(None);
+        }
+        let Some((machine, boot)) = this_start() else { return Ok(None) };
+        names.retain(|name| Note::parse(name).is_some_and(|note| note.machine == machine && note.boot == boot));
+        match flock(&notes, FlockOperation::NonBlockingLockExclusive) {
+            _ if names.is_empty() => Ok(None),
+            Ok(()) => Ok(Some(WriteBack { notes, names })),
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            Err(errno) => Err(io(errno)),
+        }
     }
 
     fn notes(&self) -> rustix::io::Result<OwnedFd> {
@@ -111,12 +127,35 @@ impl Store {
     }
 }
 
-/// Time since a note was made. A clock that was set back makes it young, which only keeps it longer.
-fn age(directory: &OwnedFd, name: &str) -> Duration {
-    let made = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).ok();
-    let made = made.and_then(|stat| u64::try_from(stat.st_mtime).ok()).unwrap_or(u64::MAX);
-    let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
-    now.saturating_sub(Duration::from_secs(made))
+/// Layers that are to be written back: it takes as long as the disk takes, and nothing depends on it.
+#[derive(Debug)]
+pub struct WriteBack {
+    /// Locked, so that one process does it.
+    notes: OwnedFd,
+    names: Vec<String>,
+}
+
+impl WriteBack {
+    /// The one descriptor it needs.
+    #[must_use]
+    pub fn descriptor(&self) -> RawFd {
+        self.notes.as_raw_fd()
+    }
+
+    /// Waits for the disk and removes the notes.
+    ///
+    /// # Errors
+    /// The errno of `syncfs(2)` or `unlinkat(2)`: what is left is tried again with the next use of an image.
+    pub fn finish(self) -> std::io::Result<()> {
+        syncfs(&self.notes)?;
+        for name in &self.names {
+            match unlinkat(&self.notes, name, AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]

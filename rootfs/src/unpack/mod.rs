@@ -22,6 +22,7 @@ use rustix::io::Errno;
 
 pub use self::archive::TarError;
 use self::archive::{Archive, Entry, Kind};
+pub(crate) use self::tree::OPAQUE;
 pub use self::tree::TreeError;
 use self::tree::{Found, Parent, Symlinks, Tree, c_name, call, find, normal, split, timestamps};
 use self::whiteout::Meaning;

@@ -23,7 +23,7 @@ use crate::removal::remove_all;
 const MOST_SYMLINKS: u32 = 40;
 
 /// The attribute that hides the lower layers' content of a directory from an overlay mounted with `userxattr`.
-pub(super) const OPAQUE: &CStr = c"user.overlay.opaque";
+pub(crate) const OPAQUE: &CStr = c"user.overlay.opaque";
 
 /// Why an entry cannot be written.
 #[derive(Debug, thiserror::Error)]

@@ -4,7 +4,7 @@ use agentd_rootfs::{ImageError, Store};
 use anyhow::Result;
 
 use super::environment::Directories;
-use super::wanted::canonical;
+use super::wanted::stored;
 use super::{NOT_FOUND, print_json, say};
 
 /// Look at one image
@@ -32,7 +32,7 @@ pub(super) fn run(args: &Args) -> Result<u8> {
     for text in images {
         let details = match &store {
             None => Err(ImageError::Unknown(text.clone())),
-            Some(store) => store.resolve(text, canonical(text).as_deref()).and_then(|names| match &names[..] {
+            Some(store) => stored(store, text).and_then(|names| match &names[..] {
                 [first, ..] => store.details(first),
                 [] => Err(ImageError::Unknown(text.clone())),
             }),

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::environment::Directories;
 use super::ps::{age, shortened};
-use super::wanted::canonical;
+use super::wanted::{canonical, stored};
 use super::{Format, print_json, printable};
 
 /// List the images in the store
@@ -47,7 +47,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
         None => Vec::new(),
         Some(store) => match &args.name {
             None => store.images()?,
-            Some(text) => match store.resolve(text, canonical(text).as_deref()) {
+            Some(text) => match stored(&store, text) {
                 Ok(images) => images,
                 Err(ImageError::Unknown(_)) => {
                     store.images()?.into_iter().filter(|image| parts(&image.reference).0 == name_of(text)).collect()

@@ -7,6 +7,8 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use super::environment::Directories;
+use super::{Format, print_json, printable};
+use crate::job::events::{Denial, EVENTS, Events};
 
 /// Print what a job wrote: its standard output on standard output, its standard error on standard error
 ///
@@ -18,15 +20,39 @@ pub(super) struct Args {
     /// Print escape sequences as they are, also on a terminal
     #[arg(long)]
     raw: bool,
+    /// Print instead which calls policy refused, and why
+    #[arg(long, conflicts_with = "raw")]
+    denials: bool,
+    /// How --denials prints them
+    #[arg(long, value_enum, default_value = "table", requires = "denials")]
+    format: Format,
 }
 
 /// Runs the verb.
 pub(super) fn run(args: &Args) -> Result<()> {
     let jobs = Directories::find()?.jobs();
     let directory = jobs.directory_of(&jobs.find(&args.job)?);
+    if args.denials {
+        let denials = Events::at(directory.join(EVENTS)).denials();
+        let denials = denials.with_context(|| format!("cannot read the denials of {}", args.job))?;
+        return if args.format == Format::Json { print_json(&denials) } else { print_denials(&denials) };
+    }
     let strip = |is_terminal: bool| is_terminal && !args.raw;
     copy(&directory.join("stdout.log"), io::stdout().lock(), strip(io::stdout().is_terminal()))?;
     copy(&directory.join("stderr.log"), io::stderr().lock(), strip(io::stderr().is_terminal()))
+}
+
+fn print_denials(denials: &[Denial]) -> Result<()> {
+    let mut out = io::stdout().lock();
+    for denial in denials {
+        let program = printable(&denial.untrusted_program);
+        let (time, call, answer) = (printable(&denial.time), printable(&denial.call()), printable(&denial.answer));
+        writeln!(out, "{time}  {program}  {call}  {answer}  {}x", denial.count)?;
+        writeln!(out, "    {}", printable(&denial.reason))?;
+        let (call, profile) = (printable(&denial.syscall), printable(&denial.profile));
+        writeln!(out, "    what would allow it: agentd profile explain {call} --profile {profile}")?;
+    }
+    Ok(())
 }
 
 fn copy(log: &Path, out: impl Write + 'static, strip: bool) -> Result<()> {

@@ -3,6 +3,7 @@
 //! Invariant: standard output carries results only; what agentd itself has to say goes to standard error as `agentd: …`.
 #![expect(clippy::print_stderr, reason = "this is where the program talks to its user")]
 
+mod commit;
 mod doctor;
 mod environment;
 mod image;
@@ -48,6 +49,7 @@ enum Verb {
     Inspect(inspect::Args),
     Logs(logs::Args),
     Rm(rm::Args),
+    Commit(commit::Args),
     Pull(pull::Args),
     Images(images::Args),
     Rmi(rmi::Args),
@@ -92,6 +94,7 @@ pub fn main() -> ExitCode {
         Verb::Inspect(args) => inspect::run(&args).map(|()| 0),
         Verb::Logs(args) => logs::run(&args).map(|()| 0),
         Verb::Rm(args) => rm::run(&args).map(|()| 0),
+        Verb::Commit(args) => commit::run(args),
         Verb::Pull(args) => pull::run(args),
         Verb::Images(args) => images::run(&args).map(|()| 0),
         Verb::Rmi(args) => rmi::run(&args),

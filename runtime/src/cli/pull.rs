@@ -10,6 +10,7 @@ use super::environment::Directories;
 use super::progress::{Follower, INTERRUPTED};
 use super::wanted::{self, Wanted, located};
 use super::{Format, print_json};
+use crate::launch::write_back;
 
 /// Fetch images and unpack what the store does not have of them
 ///
@@ -62,6 +63,9 @@ pub(super) fn run(args: Args) -> Result<u8> {
     }
     if args.format == Format::Json {
         print_json(&pulled)?;
+    }
+    if let Some(write_back) = store.write_back()? {
+        write_back::apart(write_back)?;
     }
     Ok(0)
 }

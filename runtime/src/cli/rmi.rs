@@ -8,7 +8,7 @@ use anyhow::Result;
 
 use super::environment::Directories;
 use super::images::short;
-use super::wanted::canonical;
+use super::wanted::stored;
 use super::{NOT_FOUND, printable, say};
 
 /// Remove images: their names, and the layers that no other image and no job needs
@@ -38,7 +38,7 @@ pub(super) fn run(args: &Args) -> Result<u8> {
     // All are looked up before the first is removed: a mistyped name changes nothing.
     let (mut names, mut refused): (Vec<Listed>, bool) = (Vec::new(), false);
     for text in &args.images {
-        let found = store.resolve(text, canonical(text).as_deref());
+        let found = stored(&store, text);
         let trouble = match found {
             Ok(found) => match refusal(text, &found, &store.images()?, &in_use.images) {
                 Some(why) if !args.force => why,

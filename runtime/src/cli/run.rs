@@ -11,17 +11,21 @@ use agentd_init::Secrets;
 use agentd_init::plan::{Access, Hold, Network};
 use agentd_init::step::{Failure, Step};
 use agentd_rootfs::ImageRef;
+use agentd_rootfs::commit::LeftOut;
 use anyhow::{Context, Result, bail};
 
 use super::environment::Directories;
 use super::progress::{Follower, INTERRUPTED};
-use super::wanted::{self, Policy, Wanted};
+use super::wanted::{self, Asked, Policy, Wanted};
 use super::{Format, print_json, printable, say};
+use crate::job::events::Denial;
 use crate::job::id::{JobId, JobName};
+use crate::job::record::Kept;
 use crate::job::spec::{self, AskedLimits, BindMount, JobSpec, ProfileChoice, SpecError, Workspace};
 use crate::launch::plan::Plan;
 use crate::launch::secrets::{self, AskedSecret};
-use crate::supervisor::{self, Ending, LEAST_BYTES};
+use crate::launch::write_back;
+use crate::supervisor::{self, Ending, Finished, LEAST_BYTES};
 
 /// Run a command in a box of its own
 ///
@@ -36,8 +40,8 @@ use crate::supervisor::{self, Ending, LEAST_BYTES};
 pub(super) struct Args {
     /// What / is made of: host, dir:PATH, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME:TAG], or
     /// [docker://]NAME[:TAG][@DIGEST] in a registry
-    #[arg(long, default_value = "host", value_name = "IMAGE", value_parser = wanted::reference)]
-    image: ImageRef,
+    #[arg(long, default_value = "host", value_name = "IMAGE", value_parser = Asked::parse)]
+    image: Asked,
     /// When to fetch the image: when the store does not have it, each time, or not at all
     #[arg(long, value_enum, default_value = "missing", value_name = "WHEN")]
     pull: Policy,
@@ -60,7 +64,7 @@ pub(super) struct Args {
     #[arg(long)]
     name: Option<JobName>,
     /// Forget the job when it has ended
-    #[arg(long)]
+    #[arg(long, conflicts_with = "keep")]
     rm: bool,
     /// Set a variable; NAME alone passes your own on
     #[arg(short, long, value_name = "NAME[=VALUE]")]
@@ -102,9 +106,12 @@ pub(super) struct Args {
     /// What the command may ask of the kernel: default, strict, nested or a file (see `agentd profile`)
     #[arg(long, value_name = "NAME|FILE", default_value = "default")]
     profile: ProfileChoice,
-    /// Let the command write to its root; what it writes is thrown away
+    /// Let the command write to its root; what it writes is thrown away, unless --keep is given
     #[arg(long)]
     writable: bool,
+    /// Keep what it writes to its root, for `agentd commit`
+    #[arg(long, requires = "writable")]
+    keep: bool,
     /// Bytes the box may hold outside the workspace, in memory [default: half of the machine's]
     #[arg(long, value_name = "SIZE", value_parser = spec::parse_size)]
     storage: Option<u64>,
@@ -152,7 +159,7 @@ pub(super) fn run(args: Args) -> Result<u8> {
     let wanted = Wanted::new(args.pull.into(), directories.registries(), &args.image_limit)?;
     secrets::check_names(args.secret.iter().chain(&args.secret_env).map(|secret| secret.name.as_str()))?;
     let asked = (args.secret.clone(), args.secret_env.clone());
-    let spec = spec_of(args)?;
+    let spec = spec_of(args, &directories)?;
     // A dry run needs none of their values, and prints none.
     let secrets = if dry_run { Secrets::default() } else { read_secrets(&asked.0, &asked.1)? };
     if spec.network == Network::Host && !quiet {
@@ -161,7 +168,12 @@ pub(super) fn run(args: Args) -> Result<u8> {
     let id = JobId::random().context("cannot make a job id")?;
     let mut follower = Follower::new(quiet);
     let planned = follower.follow(&wanted, |fetch| Plan::new(id, spec, &directories.surroundings(), fetch))?;
-    let Some((mut plan, hold)) = planned else { return Ok(INTERRUPTED) };
+    let Some((mut plan, in_store)) = planned else { return Ok(INTERRUPTED) };
+    let mut hold = None;
+    if let Some(image) = in_store {
+        image.write_back.map(write_back::apart).transpose()?;
+        hold = Some(image.hold);
+    }
     plan.warnings.extend(not_redacted(&secrets));
     if dry_run {
         return print_plan(&plan, format).map(|()| 0);
@@ -182,6 +194,22 @@ pub(super) fn run(args: Args) -> Result<u8> {
         let bytes = finished.record.output_dropped;
         say(&format!("{bytes} bytes of output are not in the log (--max-output)"));
     }
+    if !quiet && finished.record.denials > 0 {
+        say(&denied(&finished, &plan, remove));
+    }
+    match &finished.record.root {
+        Some(Kept::Nothing { reason }) => say(&format!("nothing of what it wrote to its root is kept: {reason}")),
+        Some(Kept::Layer(layer)) if !quiet => {
+            let LeftOut { sockets, reserved, attributes } = layer.left_out;
+            if sockets + reserved + attributes > 0 {
+                say(&format!(
+                    "warning: an image cannot hold, and left out are: {sockets} sockets, {reserved} names that begin with .wh., \
+                     {attributes} extended attributes"
+                ));
+            }
+        }
+        _ => {}
+    }
     match &finished.ending {
         Ending::Exited { reason: Some(reason), .. } if !quiet => say(reason),
         Ending::Exited { .. } => {}
@@ -191,6 +219,17 @@ pub(super) fn run(args: Args) -> Result<u8> {
         jobs.remove(&plan.id)?;
     }
     Ok(finished.ending.code())
+}
+
+/// The line about refused calls, at the end of a run.
+fn denied(finished: &Finished, plan: &Plan, is_removed: bool) -> String {
+    let of = |denial: &Denial| format!("{} {}", denial.untrusted_program, denial.call());
+    let shown: Vec<String> = finished.denials.iter().take(3).map(of).collect();
+    let more = if finished.denials.len() > shown.len() { ", …" } else { "" };
+    let calls = if finished.record.denials == 1 { "call" } else { "calls" };
+    let hint = if is_removed { String::new() } else { format!("; `agentd logs --denials {}` says why", plan.id) };
+    let profile = &plan.inside.seccomp.profile;
+    format!("{} {calls} refused by profile {profile}: {}{more}{hint}", finished.record.denials, shown.join(", "))
 }
 
 /// What to do about a payload that never ran.
@@ -211,7 +250,7 @@ fn remedy(code: u8, failure: &Failure, plan: &Plan) -> String {
     }
 }
 
-fn spec_of(args: Args) -> Result<JobSpec> {
+fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
     let mut env = Vec::new();
     for file in &args.env_file {
         let text = fs::read_to_string(file).with_context(|| format!("cannot read --env-file {}", file.display()))?;
@@ -232,7 +271,11 @@ fn spec_of(args: Args) -> Result<JobSpec> {
     let workspace = args.workspace.as_deref().map(workspace).transpose()?;
     let mounts =
         args.mount.into_iter().map(|mount| Ok(BindMount { source: absolute(&mount.source, "mount source")?, ..mount }));
-    let image = wanted::located(args.image, args.pull.into())?;
+    let image = args.image.find(&directories.stores(), args.pull.into())?;
+    let image = wanted::located(image, args.pull.into())?;
+    if args.keep && matches!(image, ImageRef::Host | ImageRef::Dir(_)) {
+        bail!("--keep is for images of layers, and {image} is none: nothing could be made of what is kept");
+    }
     Ok(JobSpec {
         image,
         workspace,
@@ -249,6 +292,7 @@ fn spec_of(args: Args) -> Result<JobSpec> {
         grace: args.stop_timeout,
         network: args.net,
         writable: args.writable,
+        keep: args.keep,
         storage: args.storage,
         max_output: args.max_output,
         terminal: args.tty,
@@ -333,7 +377,7 @@ fn print_plan(plan: &Plan, format: Format) -> Result<()> {
                 ids.box_uid, ids.box_gid, ids.host_uid, ids.host_gid
             )?;
             writeln!(out, "network    {}", if inside.network == Network::Host { "host" } else { "none" })?;
-            writeln!(out, "root       {}", if inside.root.writable { "writable, thrown away" } else { "read-only" })?;
+            writeln!(out, "root       {}", root_of(plan))?;
             for mount in &inside.mounts {
                 writeln!(out, "mount      {}", printable(&describe(mount)))?;
             }
@@ -354,6 +398,14 @@ fn print_plan(plan: &Plan, format: Format) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn root_of(plan: &Plan) -> &'static str {
+    match (plan.inside.root.writable, plan.inside.root.keep) {
+        (true, true) => "writable, kept",
+        (true, false) => "writable, thrown away",
+        (false, _) => "read-only",
+    }
 }
 
 fn describe(mount: &agentd_init::plan::Mount) -> String {

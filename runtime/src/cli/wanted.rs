@@ -3,7 +3,9 @@
 use std::error::Error;
 use std::path::{Path, PathBuf};
 
-use agentd_rootfs::{ImageRef, Limit, Limits, Pull, ReferenceError, RegistryConfig};
+use agentd_rootfs::{
+    ImageError, ImageRef, Limit, Limits, Listed, Name, Places, Pull, ReferenceError, RegistryConfig, Store,
+};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
@@ -63,6 +65,45 @@ pub(super) fn reference(text: &str) -> Result<ImageRef, String> {
         return Err(said(ReferenceError::PathOrName(printable(text))));
     }
     Ok(reference)
+}
+
+/// An image to run, as typed.
+#[derive(Debug, Clone)]
+pub(super) struct Asked {
+    reference: ImageRef,
+    text: String,
+}
+
+impl Asked {
+    pub(super) fn parse(text: &str) -> Result<Asked, String> {
+        Ok(Asked { reference: reference(text)?, text: text.to_owned() })
+    }
+
+    /// The image: of a name without a registry the one that was committed here comes first, unless it is to be pulled.
+    pub(super) fn find(self, places: &Places, pull: Pull) -> Result<ImageRef> {
+        let Some(local) = local(&self.text).filter(|_| pull != Pull::Always) else { return Ok(self.reference) };
+        let known = match Store::existing(places)? {
+            Some(store) => store.knows(&local.to_string())?,
+            None => false,
+        };
+        Ok(if known { ImageRef::Registry(local) } else { self.reference })
+    }
+}
+
+/// What `agentd commit` calls an image whose name has no registry: as with podman it is nobody else's name.
+pub(super) fn local(text: &str) -> Option<Name> {
+    let name: Name = text.parse().ok()?;
+    let says_where = text.split_once('/').is_some_and(|(host, _)| host == "localhost" || host.contains(['.', ':']));
+    if says_where || name.digest().is_some() { None } else { format!("localhost/{text}").parse().ok() }
+}
+
+/// Images of the store by a name, or the beginning of a digest.
+pub(super) fn stored(store: &Store, text: &str) -> Result<Vec<Listed>, ImageError> {
+    let local = local(text).map(|name| name.to_string());
+    match local {
+        Some(local) if store.knows(&local)? => store.resolve(text, Some(&local)),
+        _ => store.resolve(text, canonical(text).as_deref()),
+    }
 }
 
 /// The help of `--image-limit`.

@@ -138,7 +138,10 @@ pub(super) fn host_box(surroundings: &Surroundings, command: Vec<String>) -> Res
     let tell = &mut |_event| {};
     let mut fetch = Fetch { pull: Pull::Never, limits: &limits, registries: &registries, tell, stop: &stop };
     let id = JobId::random().map_err(|error| format!("cannot make a job id: {error}"))?;
-    let (planned, _hold) = Plan::new(id, spec(command), surroundings, &mut fetch).map_err(|error| error.to_string())?;
+    let (mut planned, _hold) =
+        Plan::new(id, spec(command), surroundings, &mut fetch).map_err(|error| error.to_string())?;
+    // Nobody would answer.
+    planned.inside.seccomp.told = false;
     Ok(planned.inside)
 }
 
@@ -159,6 +162,7 @@ fn spec(command: Vec<String>) -> JobSpec {
         grace: Duration::ZERO,
         network: Network::None,
         writable: false,
+        keep: false,
         storage: None,
         max_output: 0,
         terminal: false,

@@ -3,6 +3,7 @@
 //! Invariant: the state in a record is what was true when it was written; that a job which claims to run really does is
 //! told by its lock ([`super::store`]), never by the record.
 
+use agentd_rootfs::commit::KeptLayer;
 use serde::{Deserialize, Serialize};
 
 use super::id::{JobId, JobName};
@@ -51,13 +52,32 @@ pub struct Record {
     /// What the job left in its workspace that could run programs outside, and protected paths that others changed.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub left: Vec<String>,
+    /// What became of what the job wrote to its root, where it was to be kept.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub root: Option<Kept>,
     /// Bytes of output that were not kept, above `--max-output`.
     #[serde(skip_serializing_if = "is_zero", default)]
     pub output_dropped: u64,
+    /// System calls that policy refused and that were told; `agentd logs --denials` has them.
+    #[serde(skip_serializing_if = "is_zero", default)]
+    pub denials: u64,
 }
 
 fn is_zero(bytes: &u64) -> bool {
     *bytes == 0
+}
+
+/// What became of what a job wrote to its root.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "kept")]
+pub enum Kept {
+    /// A layer, beside the record.
+    Layer(KeptLayer),
+    /// Nothing.
+    Nothing {
+        /// Why.
+        reason: String,
+    },
 }
 
 /// Where a job stands.

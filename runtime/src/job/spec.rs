@@ -46,6 +46,8 @@ pub struct JobSpec {
     pub network: Network,
     /// Whether the root may be written (and is thrown away).
     pub writable: bool,
+    /// Whether what is written to the root is kept for `agentd commit`.
+    pub keep: bool,
     /// Bytes of everything the box may write that is not the workspace.
     pub storage: Option<u64>,
     /// Bytes of each output stream that are kept on disk.

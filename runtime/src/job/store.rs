@@ -6,6 +6,8 @@
 //! ├── jobs/ID/record.jsonl           the same file once the job has ended
 //! │          plan.json               written once
 //! │          stdout.log stderr.log   made with the first byte
+//! │          root.tar.zst            what the job wrote to its root (`--keep`)
+//! │          events.jsonl            made with the first event
 //! ├── names/NAME -> ID               made at once or not at all: a name belongs to one job
 //! └── stubs                          what protected paths have made on the host (launch::protect::stubs)
 //! ```
@@ -31,6 +33,8 @@ use crate::launch::protect;
 /// Names of a job's files.
 const RECORD: &str = "record.jsonl";
 pub(super) const PLAN: &str = "plan.json";
+/// What the job wrote to its root, where it was to be kept.
+pub(crate) const LAYER: &str = "root.tar.zst";
 
 /// Longest record that is read, in bytes.
 const MAX_RECORD: u64 = 16 << 20;
@@ -491,7 +495,9 @@ mod tests {
             },
             warnings: Vec::new(),
             left: Vec::new(),
+            root: None,
             output_dropped: 0,
+            denials: 0,
         }
     }
 

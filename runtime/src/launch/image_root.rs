@@ -2,7 +2,7 @@
 
 use agentd_init::plan::Source;
 use agentd_rootfs::user::{Accounts, ResolvedUser};
-use agentd_rootfs::{Fetch, Hold, Image, ImageConfig, ImageRef, Places, Store};
+use agentd_rootfs::{Fetch, Hold, Image, ImageConfig, ImageRef, Places, Store, WriteBack};
 
 use super::PlanError;
 
@@ -16,24 +16,35 @@ pub(super) struct ImageRoot {
     pub(super) config: ImageConfig,
     /// Digest of its manifest.
     pub(super) digest: Option<String>,
-    /// Keeps its layers in the store.
-    pub(super) hold: Option<Hold>,
+    /// Where its layers are in the store.
+    pub(super) in_store: Option<InStore>,
+}
+
+/// What an image from the store still needs from it.
+#[derive(Debug)]
+pub struct InStore {
+    /// Keeps the layers there.
+    pub hold: Hold,
+    /// What is to be written to the disk, for [`super::write_back`].
+    pub write_back: Option<WriteBack>,
 }
 
 /// Finds the image, unpacking what the store does not have; `None` for the host's own root.
 pub(super) fn find(image: &ImageRef, places: &Places, fetch: &mut Fetch<'_>) -> Result<Option<ImageRoot>, PlanError> {
-    let (paths, config, digest, hold) = match image {
+    let (paths, config, digest, in_store) = match image {
         ImageRef::Host => return Ok(None),
         ImageRef::Dir(path) => (vec![path.clone()], ImageConfig::default(), None, None),
         image => {
-            let Image { manifest_digest, layers, config, hold } = Store::open(places)?.image(image, fetch)?;
-            (layers, config, Some(manifest_digest), Some(hold))
+            let store = Store::open(places)?;
+            let Image { manifest_digest, layers, config, hold } = store.image(image, fetch)?;
+            let write_back = store.write_back()?;
+            (layers, config, Some(manifest_digest), Some(InStore { hold, write_back }))
         }
     };
     let what = if digest.is_some() { "layer" } else { "root directory" };
     let layers = paths.iter().map(|path| super::directory(path, what)).collect::<Result<_, _>>()?;
     let accounts = Accounts::read(&paths)?;
-    Ok(Some(ImageRoot { layers, accounts, config, digest, hold }))
+    Ok(Some(ImageRoot { layers, accounts, config, digest, in_store }))
 }
 
 /// The ids and home that `asked` (or the image's own `User`) stands for; 1000:1000 when neither says.

@@ -4,11 +4,12 @@
 
 mod host_root;
 mod image_config;
-mod image_root;
+pub mod image_root;
 pub mod plan;
 pub mod profile;
 pub mod protect;
 pub mod secrets;
+pub(crate) mod write_back;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -64,6 +65,9 @@ pub enum PlanError {
         /// Why not.
         why: &'static str,
     },
+    /// A process for what nobody waits for.
+    #[error("cannot write the image store back")]
+    WriteBack(#[source] io::Error),
     /// agentd's own directories stay out of boxes.
     #[error("{} cannot be shown to a job: agentd keeps its own files in {}; give a directory beside it", path.display(), own.display())]
     OwnDirectory {

@@ -1,5 +1,6 @@
 //! The plan: a box ([`BoxPlan`]) and what its supervisor does around it, printable as JSON.
 
+use std::borrow::Cow;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -7,12 +8,12 @@ use agentd_init::plan::{
     Access, Addition, BoxPlan, Identity, Kind, Landlock, Limit, LimitedResource, Mount, Network, PathGrant, Process,
     Root,
 };
-use agentd_profiles::{PathRight, Place, Profile};
-use agentd_rootfs::{Fetch, Hold, ImageRef, Places};
+use agentd_profiles::{PathRight, Place, Profile, SeccompRules};
+use agentd_rootfs::{Fetch, ImageRef, Places};
 use rustix::process::{Resource, getegid, geteuid, getrlimit};
 use serde::{Deserialize, Serialize};
 
-use super::image_root::ImageRoot;
+use super::image_root::{ImageRoot, InStore};
 use super::protect::{self, Protection};
 use super::{PlanError, host_root, image_config, image_root, profile, secrets};
 use crate::job::id::{JobId, JobName};
@@ -96,6 +97,9 @@ pub struct Plan {
     /// Where protected paths are, and what opens them.
     #[serde(default)]
     pub protection: Protection,
+    /// What the filter was compiled from. Not part of the document: its digest and its profile's name are.
+    #[serde(skip)]
+    pub rules: Option<Cow<'static, SeccompRules>>,
     /// Names of the secrets that become variables of the payload.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub secret_env: Vec<String>,
@@ -116,7 +120,7 @@ pub struct Surroundings {
 }
 
 impl Plan {
-    /// Resolves `spec` on this host, and gives what keeps the image's layers in the store.
+    /// Resolves `spec` on this host, and gives what the image's layers still need in the store.
     ///
     /// # Errors
     /// [`PlanError`], before anything was started; unpacked layers stay in the store.
@@ -125,7 +129,7 @@ impl Plan {
         spec: JobSpec,
         surroundings: &Surroundings,
         fetch: &mut Fetch<'_>,
-    ) -> Result<(Self, Option<Hold>), PlanError> {
+    ) -> Result<(Self, Option<InStore>), PlanError> {
         let abi = agentd_sys::landlock::abi().map_err(|cause| PlanError::NoLandlock { cause })?.min(NEWEST_ABI);
         let mut warnings = Vec::new();
         keep_apart(&spec, &surroundings.own)?;
@@ -144,6 +148,10 @@ impl Plan {
             box_gid: user.gid,
         };
         let mut notes = Vec::new();
+        if !chosen.seccomp.told {
+            let profile = &chosen.seccomp.profile;
+            notes.push(format!("calls that profile {profile} refuses are not told: see docs/denials.md"));
+        }
         if geteuid().is_root() {
             notes.push("as root the number of processes is not bounded: the kernel exempts root's".into());
         }
@@ -167,10 +175,16 @@ impl Plan {
             process.stop_signal = image_config::stop_signal(&image.config, &mut notes);
             volumes = image_config::volumes(&image.config, &spec, &mut notes);
         }
-        let replacements = own_files(&hostname, &identity, &home, spec.network, image.as_ref())?;
+        let mut replacements = own_files(&hostname, &identity, &home, spec.network, image.as_ref())?;
+        if spec.keep {
+            // What is installed may add users, and they are to be kept: these two stay the image's own.
+            replacements
+                .retain(|file| !matches!(file, Addition::File { path, .. } if path == "passwd" || path == "group"));
+        }
         let root = Root {
             layers: image.as_ref().map_or_else(Vec::new, |image| image.layers.clone()),
             writable: spec.writable,
+            keep: spec.keep,
             storage: spec.storage.map_or_else(half_of_memory, Ok)?,
             additions: Vec::new(),
             ensure: ensure(&spec, &process.cwd),
@@ -199,7 +213,7 @@ impl Plan {
         mounts(&spec, &home, volumes, &chosen.profile, &mut inside)?;
         let protection = protect::areas::protect(&spec, surroundings, &mut inside, &mut warnings)?;
         grants(&chosen.profile, &mut inside);
-        let (image_digest, hold) = image.map_or((None, None), |image| (image.digest, image.hold));
+        let (image_digest, in_store) = image.map_or((None, None), |image| (image.digest, image.in_store));
         let plan = Plan {
             schema: SCHEMA,
             id,
@@ -212,10 +226,14 @@ impl Plan {
             warnings,
             notes,
             protection,
+            rules: Some(match chosen.profile {
+                Cow::Borrowed(profile) => Cow::Borrowed(&profile.seccomp),
+                Cow::Owned(profile) => Cow::Owned(profile.seccomp),
+            }),
             secret_env: spec.secret_env,
             inside,
         };
-        Ok((plan, hold))
+        Ok((plan, in_store))
     }
 
     /// The host path of the workspace.

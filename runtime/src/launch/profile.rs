@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use agentd_init::plan::{Filter, Instruction, Seccomp};
 use agentd_profiles::compile::compile;
-use agentd_profiles::{LandlockRight, MissingRight, NATIVE, Profile, tighten};
+use agentd_profiles::{LandlockRight, MissingRight, NATIVE, Profile, Verdict, tighten};
 use ring::digest::{Context, SHA256};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
 use rustix::io::Errno;
@@ -110,7 +110,10 @@ pub(crate) fn find(
              forbid them), and far more of the kernel is in reach"
         ));
     }
-    let seccomp = Seccomp { digest: digest(&profile, &filter), profile: name, filter };
+    // A sandbox made inside may want a listener of its own, and there is one a process. And what tells needs `sendmsg`.
+    let may_send = profile.rules_of("sendmsg").all(|rule| rule.verdict == Verdict::Allow);
+    let told = !profile.namespaces.allowed && may_send && profile.rules_of("sendmsg").next().is_some();
+    let seccomp = Seccomp { digest: digest(&profile, &filter), profile: name, filter, told };
     Ok(Chosen { profile, seccomp, rights })
 }
 

@@ -2,9 +2,11 @@
 //!
 //! Invariant: single-threaded, and it never blocks on anything but its one `poll`: a payload that floods its output, or a
 //! reader that does not read, delays neither a timeout nor a signal. It reads from inside only PID 1's reports (bounded,
-//! checked) and bytes of output, which it copies and never interprets.
+//! checked), bytes of output, which it copies and never interprets, and the registers of refused calls, which it answers.
 
+mod denials;
 mod ending;
+mod keep;
 mod redact;
 mod streams;
 mod terminal;
@@ -12,7 +14,7 @@ mod terminal;
 use std::borrow::Cow;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use agentd_init::Secrets;
@@ -21,6 +23,7 @@ use agentd_init::reaper::RELAYED;
 use agentd_init::report::{self, Report};
 use agentd_init::step::Failure;
 use agentd_rootfs::Hold;
+use agentd_rootfs::commit::Upper;
 use agentd_sys::process::{BOX_NAMESPACES, Cloned, clone};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
@@ -33,11 +36,13 @@ use rustix::process::{
 pub use ending::Ending;
 pub(crate) use redact::LEAST_BYTES;
 
+use crate::job::events::{Denial, EVENTS, Events};
 use crate::job::record::{Enforced, Record, SCHEMA, State};
 use crate::job::store::{JobStoreError, Jobs, LiveJob, now};
 use crate::launch::plan::Plan;
 use crate::launch::protect;
 use crate::launch::protect::stubs::{StubError, Stubs};
+use denials::Denials;
 use ending::{Reason, Stop};
 use redact::Redactor;
 use streams::Streams;
@@ -82,6 +87,8 @@ pub struct Finished {
     pub ending: Ending,
     /// The final record.
     pub record: Record,
+    /// The calls that policy refused.
+    pub denials: Vec<Denial>,
 }
 
 /// Runs a job in the foreground, from clone to record; `hold` keeps its layers in the store until its plan is written.
@@ -108,9 +115,21 @@ pub fn run(plan: &Plan, jobs: &Jobs, hold: Option<Hold>, secrets: Secrets) -> Re
         }
         Ok(())
     });
-    let supervised = placed.and_then(|()| supervisor.release()).and_then(|()| supervisor.supervise());
+    let released = placed.and_then(|()| match plan.inside.root.keep {
+        // When what agentd itself has put into the root is taken note of.
+        true => Ok(()),
+        false => supervisor.release(),
+    });
+    let supervised = released.and_then(|()| supervisor.supervise());
     record.output_dropped = supervisor.streams.close_logs();
     let redactor = supervisor.redactor.take();
+    let (denials, total) = supervisor.denials.finish();
+    record.denials = total;
+    if supervisor.started && supervisor.denials.is_silent() {
+        let why = "agentd itself runs under a filter that another program listens to";
+        record.warnings.push(format!("refused calls are not told: {why}"));
+    }
+    let upper = supervisor.upper.take();
     // Here at the latest the terminal has its modes back and no process of the box is left.
     drop(supervisor);
     record.left = protect::after::findings(plan);
@@ -122,8 +141,11 @@ pub fn run(plan: &Plan, jobs: &Jobs, hold: Option<Hold>, secrets: Secrets) -> Re
     match supervised {
         Ok(ending) => {
             record.state = ending.state();
+            if matches!(ending, Ending::Exited { .. }) {
+                record.root = upper.map(|upper| keep::keep(upper, &jobs.directory_of(&plan.id)));
+            }
             finish(job, &mut record, begun, redactor.as_ref())?;
-            Ok(Finished { ending, record })
+            Ok(Finished { ending, record, denials })
         }
         Err(error) => {
             let reason = match std::error::Error::source(&error) {
@@ -172,7 +194,9 @@ fn first_record(plan: &Plan) -> Record {
         },
         warnings: plan.warnings.iter().chain(&plan.notes).cloned().collect(),
         left: Vec::new(),
+        root: None,
         output_dropped: 0,
+        denials: 0,
     }
 }
 
@@ -190,6 +214,9 @@ struct Supervisor<'a> {
     streams: Streams,
     /// What takes the job's secrets out of what is kept, where it has any.
     redactor: Option<Redactor>,
+    denials: Denials<'a>,
+    /// What is written to the root, where it is to be kept.
+    upper: Option<Upper>,
     deadline: Option<Instant>,
     stop: Option<Stop>,
     /// Whether the box may still hold a process other than a PID 1 that is on its way out.
@@ -226,6 +253,8 @@ impl<'a> Supervisor<'a> {
             channel: Some(channel),
             streams,
             redactor: None,
+            denials: Denials::new(plan, Events::at(directory.join(EVENTS))),
+            upper: None,
             deadline: plan.timeout_ms.and_then(|timeout| Instant::now().checked_add(Duration::from_millis(timeout))),
             stop: None,
             alive: true,
@@ -275,6 +304,11 @@ impl<'a> Supervisor<'a> {
             if ready.channel {
                 self.hear()?;
             }
+            if ready.denials {
+                self.denials.answer().to("answer a refused call")?;
+            } else if ready.all_denied {
+                self.denials.close();
+            }
             if ready.signals {
                 self.relay()?;
             }
@@ -296,11 +330,12 @@ impl<'a> Supervisor<'a> {
 
     fn wait(&self) -> Result<Ready, SuperviseError> {
         let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
-        let mut places = [None; 3];
+        let mut places = [None; 4];
         for (place, fd) in places.iter_mut().zip([
             self.alive.then_some(self.init.as_fd()),
             self.channel.as_ref().map(AsFd::as_fd),
             self.parent.as_ref().map(AsFd::as_fd),
+            self.denials.listener(),
         ]) {
             if let Some(fd) = fd {
                 *place = Some(fds.len());
@@ -324,12 +359,15 @@ impl<'a> Supervisor<'a> {
         let streams = fds.iter().skip(own).any(|fd| !fd.revents().is_empty());
         let is_ready =
             |place: Option<usize>| place.and_then(|at| fds.get(at)).is_some_and(|fd| !fd.revents().is_empty());
-        let [init, channel, parent] = places;
+        let [init, channel, parent, listener] = places;
+        let denials = listener.and_then(|at| fds.get(at)).map_or(PollFlags::empty(), PollFd::revents);
         Ok(Ready {
             signals: is_ready(Some(0)),
             init: is_ready(init),
             channel: is_ready(channel),
             parent: is_ready(parent),
+            denials: denials.contains(PollFlags::IN),
+            all_denied: is_ready(listener),
             streams,
         })
     }
@@ -429,7 +467,14 @@ impl<'a> Supervisor<'a> {
                 }
             }
             Some((Report::Terminal, Some(controller))) => self.streams.attach(controller).to("use the terminal")?,
-            Some((Report::Terminal, None)) => {
+            Some((Report::Denials, Some(listener))) => self.denials.listen(listener),
+            Some((Report::Upper, Some(upper))) => {
+                let layers: Vec<PathBuf> =
+                    self.plan.inside.root.layers.iter().map(|layer| layer.path.clone()).collect();
+                self.upper = Some(Upper::new(upper, &layers).to("look at the root")?);
+                self.release()?;
+            }
+            Some((Report::Terminal | Report::Denials | Report::Upper, None)) => {
                 return Err(io::Error::from(io::ErrorKind::InvalidData)).to("hear from the box");
             }
         }
@@ -451,6 +496,7 @@ impl<'a> Supervisor<'a> {
     /// No process of the box is left to speak or to be stopped.
     fn box_is_gone(&mut self) {
         self.alive = false;
+        self.denials.close();
         // A job that was stopped ends even if nobody reads what it had still to say.
         self.abandon_at = self.stop.map(|_| Instant::now() + self.grace());
         self.streams.box_is_gone();
@@ -474,6 +520,10 @@ struct Ready {
     init: bool,
     channel: bool,
     parent: bool,
+    /// A refused call waits.
+    denials: bool,
+    /// None waits, and none will: the filter has no process left.
+    all_denied: bool,
     streams: bool,
 }
 

@@ -33,11 +33,11 @@ impl Redactor {
         let mut forms: Vec<Vec<u8>> = values.into_iter().flat_map(forms).collect();
         forms.sort_unstable();
         forms.dedup();
-        let longest = forms.iter().map(Vec::len).max().unwrap_or_default();
+        let Some(longest) = forms.iter().map(Vec::len).max() else { return Ok(None) };
         // Its size grows with the forms'; a DFA's would with their number of distinct bytes too.
         let kind = Some(AhoCorasickKind::ContiguousNFA);
         let forms = AhoCorasick::builder().kind(kind).build(&forms)?;
-        Ok((longest > 0).then_some(Redactor { forms, longest }))
+        Ok(Some(Redactor { forms, longest }))
     }
 
     /// A short text of agentd's own.

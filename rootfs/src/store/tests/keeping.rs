@@ -216,18 +216,18 @@ fn a_layer_noted_before_the_machine_started_is_unpacked_again() {
 }
 
 #[test]
-fn notes_go_when_they_are_old_and_stay_when_they_are_of_another_machine() {
+fn notes_go_when_they_are_written_back_and_stay_when_they_are_of_another_machine() {
     let place = Place::image(&[layer(&[("f", "1")])]);
     place.get(&Selector::Default).unwrap();
     let (directory, names, layer) = notes(&place);
     let [key, pid, _machine, boot] = names[0].split('.').collect::<Vec<_>>()[..] else { panic!("{names:?}") };
     let foreign = format!("{key}.{pid}.another-machine.{boot}x");
     fs::write(directory.join(&foreign), "").unwrap();
-    place.store();
+    let write_back = place.store().write_back().unwrap().unwrap();
+    assert!(place.store().write_back().unwrap().is_none(), "one process does it");
     assert_eq!(notes(&place).1.len(), 2);
-    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(90);
-    fs::File::options().write(true).open(directory.join(&names[0])).unwrap().set_modified(old).unwrap();
-    place.store();
+    write_back.finish().unwrap();
     assert_eq!(notes(&place).1, [foreign]);
+    assert!(place.store().write_back().unwrap().is_none(), "there is nothing to do");
     assert!(layer.join("fs/f").metadata().is_ok());
 }

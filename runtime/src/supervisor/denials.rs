@@ -1,0 +1,155 @@
+//! System calls that policy refuses: answered here, so that they can be told.
+//!
+//! The payload's filter leaves its denials to this process (seccomp_unotify(2)). What a call is answered with follows from
+//! the same rules the filter was compiled from, and is always an error; calls that are allowed never come here.
+//!
+//! Invariant: a call that cannot be looked at is refused like any other. However many are refused, and whatever the payload
+//! calls itself, what is kept has a bound.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use agentd_profiles::evaluate::{Call, deciding};
+use agentd_profiles::{NATIVE, SeccompRules, Verdict};
+use agentd_sys::notify;
+
+use crate::job::events::{Argument, Denial, Event, Events};
+use crate::job::store::now;
+use crate::launch::plan::Plan;
+
+/// Denials that are told apart; of further ones only the number is kept.
+const MOST: usize = 100;
+
+/// Bytes of a thread's name (TASK_COMM_LEN, with its NUL).
+const COMM: u64 = 16;
+
+/// The denials of a job.
+#[derive(Debug)]
+pub(super) struct Denials<'a> {
+    plan: &'a Plan,
+    listener: Option<OwnedFd>,
+    /// Whether there ever was a listener.
+    told: bool,
+    found: Vec<Denial>,
+    total: u64,
+    events: Events,
+}
+
+impl<'a> Denials<'a> {
+    pub(super) fn new(plan: &'a Plan, events: Events) -> Self {
+        Denials { plan, listener: None, told: false, found: Vec::new(), total: 0, events }
+    }
+
+    /// From now on refused calls wait for [`Denials::answer`].
+    pub(super) fn listen(&mut self, listener: OwnedFd) {
+        self.listener = Some(listener);
+        self.told = true;
+    }
+
+    /// What to poll.
+    pub(super) fn listener(&self) -> Option<BorrowedFd<'_>> {
+        self.listener.as_ref().map(AsFd::as_fd)
+    }
+
+    /// No process is left under the filter.
+    pub(super) fn close(&mut self) {
+        self.listener = None;
+    }
+
+    /// Whether the plan wanted denials told and the kernel could not.
+    pub(super) fn is_silent(&self) -> bool {
+        self.plan.inside.seccomp.told && !self.told
+    }
+
+    /// Answers one call that waits.
+    pub(super) fn answer(&mut self) -> io::Result<()> {
+        let Some(listener) = &self.listener else { return Ok(()) };
+        let Some(call) = notify::receive(listener.as_fd())? else { return Ok(()) };
+        let verdict = self.plan.rules.as_deref().map(|rules| {
+            let seen = Call { arch: call.arch, nr: call.nr, args: call.args };
+            (rules, deciding(rules, NATIVE, &seen))
+        });
+        let answer = match verdict {
+            Some((_, Some(rule))) => rule.verdict,
+            Some((rules, None)) => Verdict::Refuse(rules.unlisted),
+            None => Verdict::Refuse(agentd_profiles::Errno::Eperm),
+        };
+        // The filter asks about denials only; were it ever otherwise, the call is denied all the same.
+        let errno = if let Verdict::Refuse(errno) = answer { i32::from(errno as u16) } else { libc::EPERM };
+        // Before the answer, while the caller still waits: afterwards its number may be somebody else's.
+        let untrusted_program = program(call.pid);
+        notify::refuse(listener.as_fd(), &call, errno)?;
+        let (rules, rule) = verdict.unzip();
+        let rule = rule.flatten();
+        let named = rule.and_then(|rule| rule.syscalls.iter().find(|named| named.number(NATIVE) == Some(call.nr)));
+        let syscall = named.map_or_else(|| format!("number {}", call.nr), |named| named.name.to_string());
+        let mut tested: Vec<u8> = rules.into_iter().flat_map(|rules| tested(rules, call.nr)).collect();
+        tested.sort_unstable();
+        tested.dedup();
+        let argument = |number: u8| {
+            let low = call.args.get(usize::from(number))? & u64::from(u32::MAX);
+            Some(Argument { number, value: u32::try_from(low).ok()? })
+        };
+        self.count(Denial {
+            time: now(),
+            syscall,
+            arguments: tested.into_iter().filter_map(argument).collect(),
+            answer: answer.to_string(),
+            profile: self.plan.inside.seccomp.profile.clone(),
+            rule: rule.map_or_else(String::new, |rule| rule.group.to_string()),
+            reason: rule.map_or_else(|| "no rule names it".into(), |rule| rule.reason.to_string()),
+            untrusted_program,
+            pid: call.pid,
+            count: 1,
+        });
+        Ok(())
+    }
+
+    fn count(&mut self, denial: Denial) {
+        self.total += 1;
+        if let Some(known) = self.found.iter_mut().find(|known| known.is_like(&denial)) {
+            known.count += 1;
+        } else if self.found.len() < MOST {
+            let event = Event::Denial(denial);
+            self.keep(&event);
+            let Event::Denial(denial) = event;
+            self.found.push(denial);
+        }
+    }
+
+    /// A disk that takes no more costs what is kept, not the job: the number is in the record.
+    fn keep(&mut self, event: &Event) {
+        if let Err(error) = self.events.append(event) {
+            tracing::debug!(%error, "a denial could not be written");
+        }
+    }
+
+    /// Writes the counts; gives each denial, and how many there were.
+    pub(super) fn finish(&mut self) -> (Vec<Denial>, u64) {
+        for denial in std::mem::take(&mut self.found) {
+            let event = Event::Denial(denial);
+            let Event::Denial(denial) = &event;
+            if denial.count > 1 {
+                self.keep(&event);
+            }
+            let Event::Denial(denial) = event;
+            self.found.push(denial);
+        }
+        (std::mem::take(&mut self.found), self.total)
+    }
+}
+
+/// The arguments that any rule about the call looks at.
+fn tested(rules: &SeccompRules, nr: u32) -> impl Iterator<Item = u8> {
+    let about = rules.rules.iter().filter(move |rule| rule.syscalls.iter().any(|one| one.number(NATIVE) == Some(nr)));
+    about.flat_map(|rule| rule.when.iter().map(|condition| condition.arg))
+}
+
+/// The name the calling thread has given itself.
+fn program(pid: u32) -> String {
+    let mut name = Vec::new();
+    let read = File::open(format!("/proc/{pid}/comm")).and_then(|file| file.take(COMM).read_to_end(&mut name));
+    // It may be gone, or hidden from this user.
+    if read.is_err() { "?".into() } else { String::from_utf8_lossy(&name).trim_end_matches('\n').to_owned() }
+}
