@@ -151,18 +151,8 @@ fn escape_what_does_not_exist_cannot_be_made() {
     file(&work.join("sub/.git/file"));
     fs::create_dir(work.join("directory")).unwrap();
     let mut words = Vec::new();
-    for name in [
-        ".claude",
-        ".mcp.json",
-        ".vscode",
-        ".idea",
-        ".envrc",
-        ".husky",
-        "agentd.toml",
-        ".cursor",
-        "sub/.vscode",
-        "sub/.envrc",
-    ] {
+    for name in [".claude", ".mcp.json", ".vscode", ".idea", ".envrc", ".husky", ".cursor", "sub/.vscode", "sub/.envrc"]
+    {
         words.push(format!("rename=/workspace/file,/workspace/{name}"));
         words.push(format!("rename=/workspace/directory,/workspace/{name}"));
         words.push(format!("hardlink=/workspace/file,/workspace/{name}"));

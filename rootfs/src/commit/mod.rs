@@ -11,6 +11,8 @@
 mod change;
 mod image;
 mod lower;
+#[cfg(test)]
+mod tests;
 mod upper;
 mod writer;
 

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use agentd_rootfs::commit::{Change, Commit};
-use agentd_rootfs::{Name, Pull, Store};
+use agentd_rootfs::{ImageRef, Name, Pull, Store};
 use anyhow::{Context, Result, bail};
 
 use super::environment::Directories;
@@ -43,7 +43,9 @@ pub(super) struct Args {
 }
 
 fn name(text: &str) -> Result<Name, String> {
-    let name: Name = text.parse().map_err(|error| format!("it is no name an image can have: {error}"))?;
+    let ImageRef::Registry(name) = super::wanted::reference(text)? else {
+        return Err("it means something else where an image is wanted; call it NAME[:TAG]".into());
+    };
     if name.digest().is_some() {
         return Err("a name with a digest is of an image that is there already".into());
     }

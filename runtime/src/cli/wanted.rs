@@ -81,7 +81,8 @@ impl Asked {
 
     /// The image: of a name without a registry the one that was committed here comes first, unless it is to be pulled.
     pub(super) fn find(self, places: &Places, pull: Pull) -> Result<ImageRef> {
-        let Some(local) = local(&self.text).filter(|_| pull != Pull::Always) else { return Ok(self.reference) };
+        let is_named = matches!(self.reference, ImageRef::Registry(_)) && pull != Pull::Always;
+        let Some(local) = local(&self.text).filter(|_| is_named) else { return Ok(self.reference) };
         let known = match Store::existing(places)? {
             Some(store) => store.knows(&local.to_string())?,
             None => false,

@@ -113,6 +113,10 @@ pub(crate) fn find(
     // A sandbox made inside may want a listener of its own, and there is one a process. And what tells needs `sendmsg`.
     let may_send = profile.rules_of("sendmsg").all(|rule| rule.verdict == Verdict::Allow);
     let told = !profile.namespaces.allowed && may_send && profile.rules_of("sendmsg").next().is_some();
+    if !may_send {
+        // Said aloud: the file that does it may be the workspace's.
+        warnings.push(format!("profile {name} refuses sendmsg: what the command is denied is not told"));
+    }
     let seccomp = Seccomp { digest: digest(&profile, &filter), profile: name, filter, told };
     Ok(Chosen { profile, seccomp, rights })
 }

@@ -111,7 +111,7 @@ impl<'p> Tries<'p> {
         // Half of it is by chance: layers that failed together are not asked for together.
         let backoff = self.patience.first.saturating_mul(1 << (self.failed - 1).min(16));
         let wait = asked.max(backoff / 2 + backoff.mul_f64(0.5 * chance()));
-        let over = self.since.elapsed() + wait > self.patience.total || wait > self.patience.longest;
+        let over = wait > self.patience.longest || self.since.elapsed().saturating_add(wait) > self.patience.total;
         if !error.is_passing() || self.failed >= self.most || over {
             return Err(error);
         }

@@ -97,15 +97,15 @@ fn only_what_nothing_needs_is_removed() {
     assert_eq!(rubbish.names, [reference("y")]);
     cleaning.remove(&rubbish).unwrap();
     assert_eq!(store.images().unwrap().len(), 1);
-    // A job keeps the layers of an image that has lost its name.
+    // A job keeps the layers and the documents of an image that has lost its name: what it wrote can be committed.
     let cleaning = clean();
     let rubbish = cleaning.only_for(&[reference("z")], &used).unwrap();
-    assert!(rubbish.layers.is_empty());
+    assert!(rubbish.layers.is_empty() && rubbish.documents.is_empty());
     cleaning.remove(&rubbish).unwrap();
     assert_eq!(left(), 1);
     let cleaning = clean();
     let rubbish = cleaning.unneeded(&InUse::default(), false).unwrap();
-    assert_eq!(rubbish.bytes(), 1);
+    assert_eq!((rubbish.layers.len(), rubbish.documents.len()), (1, 2));
     cleaning.remove(&rubbish).unwrap();
     assert_eq!(left(), 0);
     place.nothing_left();

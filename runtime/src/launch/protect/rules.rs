@@ -8,7 +8,6 @@ use agentd_init::plan::Stub;
 /// Names protected at the root of a workspace and of every repository, and, where they exist, anywhere.
 pub(super) const NAMES: &[(&str, &str)] = &[
     (".agentd", "agentd's own files of a project"),
-    ("agentd.toml", "agentd's policy of a project"),
     (".claude", "Claude Code: hooks, permissions, helpers, skills that run commands"),
     (".mcp.json", "servers that agents start"),
     (".cursor", "Cursor: servers that it starts, hooks, rules"),
