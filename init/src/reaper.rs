@@ -56,6 +56,8 @@ fn see_through(payload: Payload, stop_signal: i32, channel: &OwnedFd) -> Result<
     })?;
     report::send(channel, &Report::Started, None).at(Step::Exec, "the supervisor")?;
 
+    // From here on this is a page or two of code. A kernel that keeps the rest costs memory only.
+    agentd_sys::memory::forget_code().unwrap_or_default();
     let mut signals: SigSet = RELAYED.iter().copied().collect();
     signals.add(Signal::SIGCHLD);
     loop {

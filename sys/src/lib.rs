@@ -8,6 +8,7 @@ pub mod channel;
 pub mod descriptors;
 pub mod landlock;
 pub mod loopback;
+pub mod memory;
 pub mod mount;
 pub mod names;
 pub mod notify;

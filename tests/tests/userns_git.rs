@@ -207,3 +207,45 @@ fn userns_git_works_with_and_in_a_submodule() {
     assert_eq!(ran.stdout, "/workspace\n");
     assert!(git(&work.join("part"), &["log", "-1", "--format=%s"]).contains("three"));
 }
+
+/// `core.hooksPath` is relative to each working tree that the configuration is for.
+#[test]
+fn userns_git_hooks_of_the_configuration_are_held_in_every_working_tree() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let home = Home::new();
+    let (main, work) = worktree(&home);
+    git(&main, &["config", "core.hooksPath", ".githooks"]);
+    let library = home.path().join("library");
+    repository(&library);
+    let all = home.path().join("all");
+    repository(&all);
+    git(&all, &["config", "core.hooksPath", "sub/hooks"]);
+    git(&all, &["worktree", "add", "-q", "tree"]);
+    git(&all, &["submodule", "add", "-q", library.to_str().unwrap(), "part"]);
+    git(&all.join("part"), &["config", "core.hooksPath", "own"]);
+    fs::create_dir_all(all.join("sub")).unwrap();
+    // A worktree whose repository is elsewhere, one in its repository, a submodule, a directory of a repository.
+    for (workspace, hooks, tree) in [
+        (&work, ".githooks", ""),
+        (&all, "sub/hooks", "tree"),
+        (&all, "own", "part"),
+        (&all.join("sub"), "hooks", ""),
+        (&main, ".githooks", ""),
+    ] {
+        let below = Path::new(tree).join(hooks);
+        let at = workspace.join(&below);
+        for is_there in [false, true] {
+            if is_there {
+                fs::create_dir_all(&at).unwrap();
+            }
+            let script = format!("mkdir -p {0} 2>/dev/null; (echo x > {0}/pre-commit) 2>/dev/null", below.display());
+            let flags = ["--workspace", workspace.to_str().unwrap()];
+            assert_ne!(home.sh(&flags, &script).code(), 0, "{} {is_there}", at.display());
+            assert!(fs::symlink_metadata(at.join("pre-commit")).is_err(), "{}", at.display());
+            assert_eq!(home.sh(&[&flags[..], &["--unprotect", "*"]].concat(), &script).code(), 0, "{}", at.display());
+            fs::remove_dir_all(&at).unwrap();
+        }
+    }
+}

@@ -446,6 +446,9 @@ impl<'a> Supervisor<'a> {
             None => self.channel = None,
             Some((Report::Started, _)) => {
                 self.started = true;
+                // What the start needed of this program, half of it, is not needed while a job runs. Not to give it back
+                // costs memory only.
+                agentd_sys::memory::forget_code().unwrap_or_default();
                 if self.stop.is_some_and(|stop| stop.reason == Reason::Interrupted && stop.kill_at.is_some()) {
                     self.stop = None;
                 }

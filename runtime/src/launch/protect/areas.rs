@@ -39,10 +39,10 @@ pub(crate) fn protect(
         mounts.map(|mount| Area { target: mount.target().to_owned(), kind: AreaKind::Mount }).collect();
     areas.extend(mounts);
     let places = areas.iter().filter_map(|area| Some((area, host_of(inside, &area.target)?)));
-    let protected = super::find(places, &spec.unprotect)?;
+    let protected = super::find(places, &spec.unprotect, surroundings.home.as_deref())?;
     inside.guards = protected.guards;
     warnings.extend(protected.warnings);
-    Ok(Protection { unprotect: spec.unprotect.clone(), areas })
+    Ok(Protection { unprotect: spec.unprotect.clone(), home: surroundings.home.clone(), areas })
 }
 
 /// Binds the git directory of a worktree or submodule where git looks for it.

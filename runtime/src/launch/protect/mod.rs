@@ -7,6 +7,7 @@
 
 pub mod after;
 pub(crate) mod areas;
+mod config;
 mod git;
 mod outside;
 mod reach;
@@ -26,7 +27,7 @@ use rules::Unprotect;
 use survey::{Bounds, Survey};
 
 /// What a start looks through. 1,000 directories are about 5 ms.
-const BOUNDS: Bounds = Bounds { directories: 1_000, repositories: 64 };
+const BOUNDS: Bounds = Bounds { directories: 1_000, repositories: 64, steps: 50_000, ends: None };
 /// What one `--unprotect` is said to have opened, by name.
 const MAX_NAMED: usize = 8;
 
@@ -35,6 +36,9 @@ const MAX_NAMED: usize = 8;
 pub struct Protection {
     /// The patterns of `--unprotect`.
     pub unprotect: Vec<String>,
+    /// What `~` in a configuration of git stands for, on the host.
+    #[serde(default)]
+    pub home: Option<std::path::PathBuf>,
     /// The writable binds.
     pub areas: Vec<Area>,
 }
@@ -61,10 +65,10 @@ pub enum AreaKind {
 }
 
 impl Area {
-    fn look(&self, survey: &mut Survey<'_>, bounds: Bounds) -> Result<(), (std::path::PathBuf, rustix::io::Errno)> {
+    fn look(&self, survey: &mut Survey<'_>) -> Result<(), (std::path::PathBuf, rustix::io::Errno)> {
         match self.kind {
-            AreaKind::Workspace => survey.workspace(bounds),
-            AreaKind::Mount => survey.below(bounds),
+            AreaKind::Workspace => survey.workspace(),
+            AreaKind::Mount => survey.below(),
             AreaKind::GitDirectory => survey.as_git_directory(),
         }
     }
@@ -78,7 +82,11 @@ struct Protected {
 }
 
 /// Finds the protected paths of `areas`, each with its place on the host.
-fn find<'p>(areas: impl Iterator<Item = (&'p Area, &'p Path)>, patterns: &[String]) -> Result<Protected, PlanError> {
+fn find<'p>(
+    areas: impl Iterator<Item = (&'p Area, &'p Path)>,
+    patterns: &[String],
+    home: Option<&Path>,
+) -> Result<Protected, PlanError> {
     let unprotect = Unprotect::new(patterns);
     let mut protected = Protected { guards: Vec::new(), warnings: Vec::new() };
     let mut opened: Vec<(String, String)> = Vec::new();
@@ -89,8 +97,8 @@ fn find<'p>(areas: impl Iterator<Item = (&'p Area, &'p Path)>, patterns: &[Strin
             cause: errno.into(),
             hint: None,
         };
-        let mut survey = Survey::new(host, &unprotect).map_err(error)?;
-        area.look(&mut survey, BOUNDS).map_err(error)?;
+        let mut survey = Survey::new(host, &unprotect, home, BOUNDS).map_err(error)?;
+        area.look(&mut survey).map_err(error)?;
         if let Some(linked) = survey.linked.first() {
             return Err(PlanError::Linked { path: host.join(linked.join("/")), relative: linked.join("/") });
         }

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, fstat, openat, readlink, statat};
 use rustix::io::Errno;
 
-use super::git::{self, Configured};
+use super::config::{self, Configured};
+use super::git;
 use crate::launch::plan::WORKSPACE;
 
 /// Where the git directory of a workspace is.
@@ -56,7 +57,7 @@ pub(crate) fn find(workspace: &Path) -> Outside {
 fn verify(workspace: &Path, top: &OwnedFd, dot_git: &Stat, host: &Path, inside: &Path) -> Result<GitDirectory, String> {
     let own = opened(host)?;
     let real = place(&own)?;
-    let (Some(common), Some(back)) = (git::read(&own, "commondir"), git::read(&own, "gitdir")) else {
+    let (Ok(common), Ok(back)) = (git::read(&own, "commondir"), git::read(&own, "gitdir")) else {
         return submodule(top, &own, real, inside);
     };
     // A linked worktree (gitrepository-layout(5)): COMMON/worktrees/NAME, whose `gitdir` names the workspace's .git.
@@ -81,7 +82,7 @@ fn verify(workspace: &Path, top: &OwnedFd, dot_git: &Stat, host: &Path, inside: 
 /// A submodule's: SUPER/.git/modules/NAME, whose core.worktree names the workspace.
 fn submodule(top: &OwnedFd, own: &OwnedFd, real: PathBuf, inside: &Path) -> Result<GitDirectory, String> {
     looks_like_git(own)?;
-    let configured = git::configured(&git::read(own, "config").unwrap_or_default());
+    let configured = config::configured(&git::read(own, "config").unwrap_or_default());
     let tree = configured.into_iter().find_map(|configured| match configured {
         Configured::Worktree(path) => Some(path),
         _ => None,
@@ -117,7 +118,7 @@ fn directory(path: &Path) -> Result<OwnedFd, Errno> {
 }
 
 /// The path of what is open, without links.
-fn place(found: &OwnedFd) -> Result<PathBuf, String> {
+pub(super) fn place(found: &OwnedFd) -> Result<PathBuf, String> {
     use std::os::fd::AsRawFd;
     let path = readlink(format!("/proc/self/fd/{}", found.as_raw_fd()), Vec::new());
     path.map(|path| PathBuf::from(std::ffi::OsStr::from_bytes(path.as_bytes()))).map_err(|errno| errno.to_string())

@@ -5,18 +5,22 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 
 use agentd_init::plan::{Hold, Object, Stub};
-use rustix::fs::{Access, AtFlags, FileType, Mode, OFlags, Stat, accessat, fstat, openat, readlinkat, statat};
+use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, Stat, accessat, fstat, openat, readlinkat, statat};
 use rustix::io::Errno;
 
 use super::survey::{Names, Result, Survey};
-use super::{stubs, walk};
+use super::{outside, stubs, walk};
 
 /// How many links one name may lead through, as the kernel has it.
 const MAX_LINKS: u32 = 40;
+/// How deep a path is followed. What is done for a name grows with what is above it.
+const MAX_DEPTH: usize = 64;
+/// Names above that make a step cost one more.
+const NAMES_A_STEP: usize = 8;
 /// Directories that are kept open.
 const MAX_OPEN: usize = 256;
 
@@ -39,27 +43,41 @@ pub(super) enum Reached {
 
 impl Survey<'_> {
     /// Holds `path`, seen from the directory `from`, and every directory and link on the way to it.
-    pub(super) fn reach(&mut self, from: &[String], path: &str, goal: Goal) -> Result<Reached> {
-        let Some((is_absolute, names)) = self.steps(path) else { return Ok(Reached::Nowhere) };
+    pub(super) fn reach(&mut self, from: &[String], path: impl AsRef<Path>, goal: Goal) -> Result<Reached> {
+        let Some((is_absolute, names)) = self.steps(path.as_ref()) else { return Ok(Reached::Nowhere) };
         let from = if is_absolute { &[] } else { from };
         let mut todo: VecDeque<String> = from.iter().cloned().chain(names).collect();
         let mut at: Names = Vec::new();
         let mut links = 0;
         while let Some(name) = todo.pop_front() {
+            if at.len() == MAX_DEPTH {
+                self.say(format!("a path leads more than {MAX_DEPTH} directories down"));
+                return Ok(Reached::Nowhere);
+            }
+            if !self.spend(1 + at.len() / NAMES_A_STEP) {
+                return Ok(Reached::Nowhere);
+            }
             if name == ".." {
                 if at.pop().is_none() {
-                    return Ok(Reached::Nowhere);
+                    // It may come back.
+                    let path = self.host.parent().map(|above| above.join(todo.drain(..).collect::<PathBuf>()));
+                    let Some(names) = path.and_then(|path| self.below_base(&path)) else { return Ok(Reached::Nowhere) };
+                    todo.extend(names);
                 }
                 continue;
             }
             let is_last = todo.is_empty();
+            let in_git =
+                (0..=at.len()).any(|end| at.get(..end).is_some_and(|above| self.git_directories.contains(above)));
+            // What a stub would be here.
+            let goal = match goal {
+                Goal::Keep(_) if !is_last && in_git => Goal::Keep(Stub::Directory),
+                Goal::Keep(_) if !is_last => Goal::Keep(Stub::Socket),
+                goal => goal,
+            };
             let Some(stat) = self.stat(&at, &name)? else {
-                let in_git = self.git_directories.iter().any(|git| at.starts_with(git));
-                match goal {
-                    Goal::Keep(stub) if is_last => self.absent(&at, name, stub)?,
-                    Goal::Keep(_) if in_git => self.absent(&at, name, Stub::Directory)?,
-                    Goal::Keep(_) => self.absent(&at, name, Stub::Socket)?,
-                    Goal::Enter => {}
+                if let Goal::Keep(stub) = goal {
+                    self.absent(&at, name, stub)?;
                 }
                 return Ok(Reached::Nowhere);
             };
@@ -91,12 +109,40 @@ impl Survey<'_> {
         Ok(Reached::At(at, FileType::Directory))
     }
 
-    /// The names of a path, and whether they begin at the base; none for a path that the host finds elsewhere.
-    fn steps(&self, path: &str) -> Option<(bool, Names)> {
-        let is_absolute = path.starts_with('/');
-        let below = if is_absolute { Path::new(path).strip_prefix(&self.host).ok()?.to_str()? } else { path };
-        let names = below.split('/').filter(|name| !matches!(*name, "" | "."));
-        Some((is_absolute, names.map(str::to_owned).collect()))
+    /// The names of a path, and whether they begin at the base; none for a path that leads elsewhere.
+    fn steps(&mut self, path: &Path) -> Option<(bool, Names)> {
+        let is_absolute = path.is_absolute();
+        let names = if is_absolute { self.below_base(path)? } else { names(path)? };
+        Some((is_absolute, names))
+    }
+
+    /// The names below the base of a host path, whichever of the host's links it takes to get there.
+    pub(super) fn below_base(&mut self, path: &Path) -> Option<Names> {
+        if let Ok(below) = path.strip_prefix(&self.host)
+            && !below.components().any(|name| name == Component::ParentDir)
+        {
+            return names(below);
+        }
+        let mut at = PathBuf::from("/");
+        let mut components = path.components();
+        while let Some(component) = components.next() {
+            if !self.spend(1) {
+                return None;
+            }
+            match component {
+                Component::Normal(name) => {
+                    // What is not there leads nowhere, and nobody inside can make it.
+                    let next = openat(CWD, at.join(name), OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok()?;
+                    at = outside::place(&next).ok()?;
+                }
+                Component::ParentDir => drop(at.pop()),
+                _ => {}
+            }
+            if let Ok(below) = at.strip_prefix(&self.host) {
+                return names(&below.join(components.as_path()));
+            }
+        }
+        None
     }
 
     /// What the link at `at` says; `at` becomes the directory that it is in.
@@ -105,9 +151,9 @@ impl Survey<'_> {
         let Some(directory) = self.open(at)? else { return Ok(None) };
         let text = readlinkat(&directory, &name, Vec::new()).map_err(|errno| self.error(at, errno))?;
         match text.into_string() {
-            Ok(text) => Ok(self.steps(&text)),
+            Ok(text) => Ok(self.steps(Path::new(&text))),
             Err(_) => {
-                self.unseen.push(format!("the link {name} says what is no text"));
+                self.say(format!("the link {name} says what is no text"));
                 Ok(None)
             }
         }
@@ -152,7 +198,7 @@ impl Survey<'_> {
         let Some(directory) = self.open(at)? else { return Ok(()) };
         let (names, complete) = walk::names(directory.as_fd(), &mut self.contents_left);
         if !complete {
-            self.unseen.push(format!("{} holds more than is looked at", at.join("/")));
+            self.say(format!("not all of {} could be looked at", at.join("/")));
         }
         // What git never runs.
         for (name, kind) in names.into_iter().filter(|(name, _)| !name.ends_with(".sample")) {
@@ -200,8 +246,8 @@ impl Survey<'_> {
         let Some(directory) = self.open(at)? else { return Ok(None) };
         match statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Ok(Some(stat)),
-            // In what this user may not enter the payload can change nothing.
-            Err(Errno::NOENT | Errno::ACCESS | Errno::NOTDIR | Errno::NAMETOOLONG) => Ok(None),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG) => Ok(None),
+            Err(Errno::ACCESS) => self.barred(&directory, at).map(|()| None),
             Err(errno) => Err(self.error(at, errno)),
         }
     }
@@ -222,14 +268,29 @@ impl Survey<'_> {
                 self.directories.insert(at.to_vec(), Rc::clone(&directory));
                 Ok(Some(directory))
             }
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS | Errno::LOOP) => Ok(None),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+            Err(Errno::ACCESS) => self.barred(&parent, at.get(..at.len() - 1).unwrap_or_default()).map(|()| None),
             Err(errno) => Err(self.error(at, errno)),
         }
+    }
+
+    /// In another user's directory that this user may not enter the payload can change nothing; it can open one of its own.
+    fn barred(&mut self, directory: &OwnedFd, at: &[String]) -> Result<()> {
+        let stat = fstat(directory).map_err(|errno| self.error(at, errno))?;
+        if stat.st_uid == rustix::process::geteuid().as_raw() {
+            self.say(format!("{} cannot be entered", if at.is_empty() { "it".into() } else { at.join("/") }));
+        }
+        Ok(())
     }
 
     fn error(&self, at: &[String], errno: Errno) -> (PathBuf, Errno) {
         (self.host.join(at.join("/")), errno)
     }
+}
+
+fn names(path: &Path) -> Option<Names> {
+    let names = path.to_str()?.split('/').filter(|name| !matches!(*name, "" | "."));
+    Some(names.map(str::to_owned).collect())
 }
 
 fn object(stat: &Stat) -> Object {

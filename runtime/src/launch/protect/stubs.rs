@@ -212,7 +212,7 @@ pub(super) fn is_stub(directory: &OwnedFd, name: impl AsRef<OsStr>, stub: Stub, 
         Stub::Socket => kind == FileType::Socket,
         Stub::Empty => kind == FileType::RegularFile && stat.st_size == 0,
         Stub::Here => {
-            let text = || name.to_str().and_then(|name| git::read(directory, name));
+            let text = || name.to_str().and_then(|name| git::read(directory, name).ok());
             kind == FileType::RegularFile && stat.st_size == 2 && text().as_deref() == Some(HERE)
         }
         Stub::Directory => {

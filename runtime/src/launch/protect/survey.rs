@@ -3,15 +3,18 @@
 //! Invariant: what decides where to look is bounded, and a bound that is met is said.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Instant;
 
 use agentd_init::plan::{Hold, Stub};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, openat2, statat};
 use rustix::io::Errno;
 
-use super::git::{self, Configured};
+use super::config::{self, Configured};
+use super::git;
 use super::reach::{Goal, Reached};
 use super::rules::{NAMES, OF_GIT, OF_WORKTREE, Unprotect};
 use super::stubs;
@@ -21,6 +24,10 @@ use super::walk::{self, Entry, Finding};
 const MAX_INCLUDES: u32 = 4;
 /// Entries of protected directories that are looked at, and of those that git keeps its parts in.
 const MAX_CONTENTS: u32 = 4096;
+/// Lines on where looking ended early.
+const MAX_UNSEEN: usize = 12;
+/// Bytes of a configuration that are read for one step.
+const BYTES_A_STEP: usize = 256;
 
 /// A path below the base, name by name: parents sort before what is in them.
 pub(super) type Names = Vec<String>;
@@ -32,6 +39,37 @@ pub(super) struct Bounds {
     pub(super) directories: usize,
     /// Repositories that are protected.
     pub(super) repositories: usize,
+    /// Names that are looked up: links can make a short path a long way.
+    pub(super) steps: u32,
+    /// When looking ends.
+    pub(super) ends: Option<Instant>,
+}
+
+impl Bounds {
+    /// Whether the time is up.
+    pub(super) fn is_over(&self) -> bool {
+        self.ends.is_some_and(|ends| Instant::now() >= ends)
+    }
+}
+
+/// Adds to what is said once, as long as somebody would read it.
+pub(super) fn say(unseen: &mut Vec<String>, why: String) {
+    if unseen.len() < MAX_UNSEEN && !unseen.contains(&why) {
+        unseen.push(why);
+    } else if unseen.len() == MAX_UNSEEN && !unseen.contains(&why) {
+        unseen.push("and more of that".into());
+    }
+}
+
+/// The working tree of a git directory, on the host: what its configuration names is relative to that.
+#[derive(Clone, Copy)]
+enum Tree<'t> {
+    /// Here.
+    At(&'t Path),
+    /// Where `core.worktree` says, or none.
+    Configured,
+    /// It is looked at when the walk comes to it.
+    Later,
 }
 
 /// What was found below one directory.
@@ -39,6 +77,8 @@ pub(super) struct Survey<'a> {
     pub(super) base: Rc<OwnedFd>,
     pub(super) host: PathBuf,
     pub(super) unprotect: &'a Unprotect<'a>,
+    home: Option<&'a Path>,
+    pub(super) bounds: Bounds,
     pub(super) directories: BTreeMap<Names, Rc<OwnedFd>>,
     pub(super) unwritable: BTreeMap<Names, bool>,
     pub(super) contents_left: u32,
@@ -46,6 +86,8 @@ pub(super) struct Survey<'a> {
     pub(super) holds: BTreeMap<Names, Hold>,
     /// Git directories.
     pub(super) git_directories: BTreeSet<Names>,
+    /// Configurations that were read, and for which working tree.
+    configured: BTreeSet<(PathBuf, PathBuf)>,
     /// Files that have a second name somewhere: writing through that changes them.
     pub(super) linked: BTreeSet<Names>,
     /// Pattern of `--unprotect` and what it opened.
@@ -58,18 +100,26 @@ pub(super) type Result<T> = std::result::Result<T, (PathBuf, Errno)>;
 
 impl<'a> Survey<'a> {
     /// A survey of the directory at `host`, a path without links.
-    pub(super) fn new(host: &Path, unprotect: &'a Unprotect<'a>) -> Result<Self> {
+    pub(super) fn new(
+        host: &Path,
+        unprotect: &'a Unprotect<'a>,
+        home: Option<&'a Path>,
+        bounds: Bounds,
+    ) -> Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let base = openat2(CWD, host, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS);
         Ok(Survey {
             base: Rc::new(base.map_err(|errno| (host.to_owned(), errno))?),
             host: host.to_owned(),
             unprotect,
+            home,
+            bounds,
             directories: BTreeMap::new(),
             unwritable: BTreeMap::new(),
             contents_left: MAX_CONTENTS,
             holds: BTreeMap::new(),
             git_directories: BTreeSet::new(),
+            configured: BTreeSet::new(),
             linked: BTreeSet::new(),
             opened: BTreeMap::new(),
             unseen: Vec::new(),
@@ -77,7 +127,7 @@ impl<'a> Survey<'a> {
     }
 
     /// Looks at a workspace: the names at its top, whether they exist or not, and what the walk finds.
-    pub(super) fn workspace(&mut self, bounds: Bounds) -> Result<()> {
+    pub(super) fn workspace(&mut self) -> Result<()> {
         self.names(&[])?;
         // Git looks for a repository upwards: one made here would come before the user's own, which lies above.
         let git: [String; 1] = [".git".into()];
@@ -90,18 +140,27 @@ impl<'a> Survey<'a> {
         if !is_there && self.host.ancestors().skip(1).any(is_git) {
             self.reach(&[], ".git", Goal::Keep(Stub::Directory))?;
         }
-        self.below(bounds)
+        // The configuration of a repository above may name hooks in here.
+        for top in self.host.clone().ancestors().skip(1) {
+            let dot_git = top.join(".git");
+            if let Some(to) = git::read_at(&dot_git).ok().as_deref().and_then(git::gitdir) {
+                self.elsewhere(&git::lexical(top, to), top)?;
+            } else if is_git(top) {
+                self.elsewhere(&dot_git, top)?;
+            }
+        }
+        self.below()
     }
 
     /// Looks at what the walk finds.
-    pub(super) fn below(&mut self, bounds: Bounds) -> Result<()> {
-        let walked = walk::walk(self.base.as_fd(), bounds.directories);
+    pub(super) fn below(&mut self) -> Result<()> {
+        let walked = walk::walk(self.base.as_fd(), self.bounds);
         self.unseen.extend(walked.unseen);
         let mut repositories = 0;
         for Finding { directory, entry } in walked.findings {
             repositories += u32::from(!matches!(entry, Entry::Name(_)));
-            if repositories as usize > bounds.repositories {
-                self.unseen.push(format!("there are more than {} repositories", bounds.repositories));
+            if repositories as usize > self.bounds.repositories {
+                self.say(format!("there are more than {} repositories", self.bounds.repositories));
                 return Ok(());
             }
             match entry {
@@ -112,7 +171,7 @@ impl<'a> Survey<'a> {
                     self.names(&directory)?;
                     self.repository(&directory)?;
                 }
-                Entry::Bare => self.git_directory(&directory, ".", None)?,
+                Entry::Bare => self.git_directory(&directory, ".", Tree::Configured)?,
             }
         }
         Ok(())
@@ -124,7 +183,27 @@ impl<'a> Survey<'a> {
 
     /// The base itself is a git directory.
     pub(super) fn as_git_directory(&mut self) -> Result<()> {
-        self.git_directory(&[], ".", None)
+        let host = self.host.clone();
+        let tree = match host.parent() {
+            Some(top) if host.file_name().is_some_and(|name| name == ".git") => Tree::At(top),
+            _ => Tree::Configured,
+        };
+        self.git_directory(&[], ".", tree)
+    }
+
+    /// A line on what was not looked at.
+    pub(super) fn say(&mut self, why: String) {
+        say(&mut self.unseen, why);
+    }
+
+    /// Counts what looking costs; whether it may go on.
+    pub(super) fn spend(&mut self, steps: usize) -> bool {
+        let left = u32::try_from(steps).ok().and_then(|steps| self.bounds.steps.checked_sub(steps));
+        self.bounds.steps = left.filter(|_| !self.bounds.is_over()).unwrap_or_default();
+        if self.bounds.steps == 0 {
+            self.say("its links and configurations lead further than is followed".into());
+        }
+        self.bounds.steps > 0
     }
 
     fn names(&mut self, at: &[String]) -> Result<()> {
@@ -132,15 +211,16 @@ impl<'a> Survey<'a> {
     }
 
     fn repository(&mut self, top: &[String]) -> Result<()> {
+        let place = self.place(top);
         match self.reach(top, ".git", Goal::Enter)? {
-            Reached::At(found, FileType::Directory) => self.git_directory(&found, ".", Some(top)),
+            Reached::At(found, FileType::Directory) => self.git_directory(&found, ".", Tree::At(&place)),
             // Of a worktree or submodule: its git directory may lie in here too.
             Reached::At(found, FileType::RegularFile) => {
                 let Some((name, parent)) = found.split_last() else { return Ok(()) };
                 let Some(directory) = self.open(parent)? else { return Ok(()) };
                 let text = git::read(&directory, name).unwrap_or_default();
                 match git::gitdir(&text) {
-                    Some(to) => self.git_directory(parent, to, Some(top)),
+                    Some(to) => self.git_directory(parent, to, Tree::At(&place)),
                     None => Ok(()),
                 }
             }
@@ -148,27 +228,58 @@ impl<'a> Survey<'a> {
         }
     }
 
-    /// The git directory at `path`, of the working tree at `top`.
-    fn git_directory(&mut self, from: &[String], path: &str, top: Option<&[String]>) -> Result<()> {
-        let Reached::At(at, FileType::Directory) = self.reach(from, path, Goal::Enter)? else { return Ok(()) };
-        if !self.git_directories.insert(at.clone()) {
-            return Ok(());
-        }
+    /// The host path of what is at `at`.
+    fn place(&self, at: &[String]) -> PathBuf {
+        self.host.join(at.join("/"))
+    }
+
+    /// The git directory at `path`.
+    fn git_directory(&mut self, from: &[String], path: &str, tree: Tree<'_>) -> Result<()> {
+        let Reached::At(at, FileType::Directory) = self.reach(from, path, Goal::Enter)? else {
+            let place = git::lexical(&self.place(from), path);
+            return match tree {
+                Tree::At(top) if !place.starts_with(&self.host) => self.elsewhere(&place, top),
+                _ => Ok(()),
+            };
+        };
         let is_worktrees = self.stat(&at, "commondir")?.is_some() && self.stat(&at, "gitdir")?.is_some();
-        let parts = if is_worktrees { OF_WORKTREE } else { OF_GIT };
-        for (name, stub) in parts {
-            self.reach(&at, name, Goal::Keep(*stub))?;
+        let place = self.place(&at);
+        let mut shared = place.clone();
+        let is_new = self.git_directories.insert(at.clone());
+        if is_new {
+            let parts = if is_worktrees { OF_WORKTREE } else { OF_GIT };
+            for (name, stub) in parts {
+                self.reach(&at, name, Goal::Keep(*stub))?;
+            }
         }
-        if is_worktrees && let Some(common) = self.open(&at)?.and_then(|directory| git::read(&directory, "commondir")) {
-            self.git_directory(&at, common.trim_end_matches('\n'), None)?;
+        if is_worktrees && let Some(directory) = self.open(&at)? {
+            let common = git::read(&directory, "commondir").unwrap_or_default();
+            let common = common.trim_end_matches('\n');
+            shared = git::lexical(&place, common);
+            if is_new {
+                self.git_directory(&at, common, Tree::Later)?;
+            }
         }
-        for name in ["config", "config.worktree"] {
-            self.configuration(&at, name, &at, top, 0)?;
+        match tree {
+            Tree::At(top) => self.configurations(&shared, &place, top)?,
+            Tree::Configured if !is_worktrees => {
+                let directory = self.open(&at)?;
+                let text = directory.and_then(|directory| git::read(&directory, "config").ok()).unwrap_or_default();
+                let tree = config::configured(&text).into_iter().find_map(|configured| match configured {
+                    Configured::Worktree(path) => Some(git::lexical(&place, &path)),
+                    _ => None,
+                });
+                self.configurations(&shared, &place, tree.as_deref().unwrap_or(&place))?;
+            }
+            Tree::Configured | Tree::Later => {}
         }
-        for name in self.list(&at, "worktrees")? {
-            self.git_directory(&at, &format!("worktrees/{name}"), None)?;
+        if is_new {
+            for name in self.list(&at, "worktrees")? {
+                self.git_directory(&at, &format!("worktrees/{name}"), Tree::Later)?;
+            }
+            self.submodules(&at, "modules", 0)?;
         }
-        self.submodules(&at, "modules", 0)
+        Ok(())
     }
 
     /// A submodule's name may hold slashes: what has no HEAD is a directory on the way.
@@ -177,7 +288,7 @@ impl<'a> Survey<'a> {
             let path = format!("{path}/{name}");
             let place: Names = at.iter().cloned().chain(path.split('/').map(str::to_owned)).collect();
             if self.stat(&place, "HEAD")?.is_some() {
-                self.git_directory(at, &path, None)?;
+                self.git_directory(at, &path, Tree::Configured)?;
             } else if depth < MAX_INCLUDES {
                 self.submodules(at, &path, depth + 1)?;
             }
@@ -191,36 +302,95 @@ impl<'a> Survey<'a> {
         let Some(directory) = self.open(&place)? else { return Ok(Vec::new()) };
         let (names, complete) = walk::names(directory.as_fd(), &mut self.contents_left);
         if !complete {
-            self.unseen.push(format!("{} holds more than is looked at", place.join("/")));
+            self.say(format!("not all of {} could be looked at", place.join("/")));
         }
         Ok(names.into_iter().map(|(name, _)| name).collect())
     }
 
-    /// The files and directories that a configuration file names and git takes programs from.
-    fn configuration(
-        &mut self,
-        from: &[String],
-        path: &str,
-        git: &[String],
-        top: Option<&[String]>,
-        depth: u32,
-    ) -> Result<()> {
-        let Reached::At(at, FileType::RegularFile) = self.reach(from, path, Goal::Keep(Stub::Empty))? else {
-            return Ok(());
+    /// A git directory that is not in here, of a working tree that may be, or may be above.
+    fn elsewhere(&mut self, git: &Path, top: &Path) -> Result<()> {
+        let common = git::read_at(&git.join("commondir"));
+        let shared = common.map_or_else(|_| git.to_owned(), |common| git::lexical(git, common.trim_end_matches('\n')));
+        self.configurations(&shared, git, top)
+    }
+
+    fn configurations(&mut self, shared: &Path, own: &Path, top: &Path) -> Result<()> {
+        for file in [shared.join("config"), own.join("config.worktree")] {
+            if self.configured.insert((file.clone(), top.to_owned())) {
+                self.configuration(&file, top, 0)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The files and directories that a configuration file names and git takes programs from; `file` is a host path.
+    fn configuration(&mut self, file: &Path, top: &Path, depth: u32) -> Result<()> {
+        let text = match self.configuration_text(file)? {
+            Ok(text) => text,
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(()),
+            Err(error) => {
+                self.say(format!("{} cannot be read: {error}", file.display()));
+                return Ok(());
+            }
         };
-        let Some((name, parent)) = at.split_last() else { return Ok(()) };
-        let Some(text) = self.open(parent)?.and_then(|directory| git::read(&directory, name)) else { return Ok(()) };
-        for configured in git::configured(&text) {
+        if !self.spend(text.len() / BYTES_A_STEP) {
+            return Ok(());
+        }
+        for configured in config::configured(&text) {
             match configured {
-                Configured::Hooks(path) => drop(self.reach(top.unwrap_or(git), &path, Goal::Keep(Stub::Socket))?),
-                Configured::Include(path) if depth < MAX_INCLUDES => {
-                    self.configuration(parent, &path, git, top, depth + 1)?;
+                Configured::Hooks(path) => {
+                    if let Some(path) = self.named(file, &path, top) {
+                        self.reach(&[], path, Goal::Keep(Stub::Socket))?;
+                    }
                 }
-                Configured::Include(_) => self.unseen.push(format!("{} includes too many files", at.join("/"))),
+                Configured::Include(path) if depth < MAX_INCLUDES => {
+                    if let Some(path) = self.named(file, &path, file.parent().unwrap_or(top)) {
+                        self.configuration(&path, top, depth + 1)?;
+                    }
+                }
+                Configured::Include(_) => self.say(format!("{} includes too many files", file.display())),
                 Configured::Worktree(_) => {}
             }
         }
         Ok(())
+    }
+
+    /// What a configuration says; in here it is held as well.
+    fn configuration_text(&mut self, file: &Path) -> Result<io::Result<String>> {
+        if !self.spend(1) {
+            return Ok(Ok(String::new()));
+        }
+        let Some(names) = self.below_base(file) else { return Ok(git::read_at(file)) };
+        let path = self.place(&names);
+        let Reached::At(at, FileType::RegularFile) = self.reach(&[], path, Goal::Keep(Stub::Empty))? else {
+            return Ok(Ok(String::new()));
+        };
+        let Some((name, parent)) = at.split_last() else { return Ok(Ok(String::new())) };
+        Ok(self.open(parent)?.map_or_else(|| Ok(String::new()), |directory| git::read(&directory, name)))
+    }
+
+    /// The host path that a value of a configuration is for git (`interpolate_path`).
+    fn named(&mut self, file: &Path, value: &str, from: &Path) -> Option<PathBuf> {
+        let below_home = value.strip_prefix("~/").or_else(|| (value == "~").then_some(""));
+        let path = match (below_home, self.home) {
+            (Some(below), Some(home)) => Some(home.join(below)),
+            (Some(_), None) => None,
+            (None, _) if value.starts_with(['~']) || value.starts_with("%(prefix)/") => None,
+            // A byte that was no text.
+            (None, _) if value.contains('\u{fffd}') => None,
+            (None, _) => Some(from.join(value)),
+        };
+        if path.is_none() {
+            self.say(format!("{} names {value:?}, which is not followed", file.display()));
+        }
+        path
+    }
+
+    /// Whether what is at `at` is what agentd puts there.
+    pub(super) fn is_stub(&mut self, at: &[String], stub: Stub) -> bool {
+        let Some((name, parent)) = at.split_last() else { return false };
+        let (Ok(Some(directory)), Ok(Some(stat))) = (self.open(parent), self.stat(parent, name)) else { return false };
+        stubs::is_stub(&directory, name, stub, &stat)
     }
 
     /// The holds, parents first, without those in what is held as a whole.
@@ -248,12 +418,12 @@ mod tests {
 
     use super::*;
 
-    const BOUNDS: Bounds = Bounds { directories: 100, repositories: 10 };
+    const BOUNDS: Bounds = Bounds { directories: 100, repositories: 10, steps: 5_000, ends: None };
 
     fn survey(host: &Path, patterns: &[String], and: impl FnOnce(&Survey<'_>)) {
         let unprotect = Unprotect::new(patterns);
-        let mut survey = Survey::new(host, &unprotect).unwrap();
-        survey.workspace(BOUNDS).unwrap();
+        let mut survey = Survey::new(host, &unprotect, Some(Path::new("/nowhere")), BOUNDS).unwrap();
+        survey.workspace().unwrap();
         // What PID 1 relies on: each path's parents come before it, and are directories that stay.
         let mut seen: BTreeSet<Names> = BTreeSet::new();
         for (at, hold) in survey.outermost() {
@@ -301,6 +471,49 @@ mod tests {
         survey(directory.path(), &[], |survey| {
             assert!(survey.unseen[0].contains("100 directories"), "{:?}", survey.unseen)
         });
+    }
+
+    #[test]
+    fn links_that_go_a_long_way_are_not_followed_to_its_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let top = directory.path();
+        fs::create_dir_all(top.join("d")).unwrap();
+        fs::create_dir_all(top.join("x/.vscode")).unwrap();
+        for link in 0..38 {
+            symlink(format!("{}m{}", "d/../".repeat(700), link + 1), top.join(format!("m{link}"))).unwrap();
+        }
+        for link in 0..1000 {
+            symlink("../../m0", top.join(format!("x/.vscode/{link}"))).unwrap();
+        }
+        survey(top, &[], |survey| {
+            assert!(survey.unseen.iter().any(|why| why.contains("further than is followed")), "{:?}", survey.unseen);
+            assert_eq!(survey.bounds.steps, 0);
+        });
+    }
+
+    #[test]
+    fn a_configuration_names_what_it_names_for_git() {
+        let directory = tempfile::tempdir().unwrap();
+        let top = directory.path().join("work");
+        fs::create_dir_all(top.join(".git/objects")).unwrap();
+        symlink(&top, directory.path().join("other")).unwrap();
+        let other = directory.path().join("other/absolute");
+        let config = format!(
+            "[core]\nhooksPath = ~/a\nhooksPath = ~b/c\nhooksPath = %(prefix)/d\nhooksPath = ../work/e\nhooksPath = {}\n\
+             [include]\npath = none/f\n[core]\nhooksPath = g\n",
+            other.display()
+        );
+        fs::write(top.join(".git/config"), config).unwrap();
+        let held = |name: &[&str]| name.iter().map(|name| (*name).to_owned()).collect::<Names>();
+        survey(&top, &[], |survey| {
+            for name in ["e", "absolute", "g"] {
+                assert_eq!(survey.holds.get(&held(&[name])), Some(&Hold::Absent { stub: Stub::Socket }), "{name}");
+            }
+            assert!(!survey.holds.keys().flatten().any(|name| name.starts_with(['~', '%'])), "{:?}", survey.holds);
+            assert_eq!(survey.unseen.len(), 2, "{:?}", survey.unseen);
+        });
+        fs::write(top.join(".git/config"), " ".repeat((1 << 20) + 1)).unwrap();
+        survey(&top, &[], |survey| assert!(survey.unseen[0].contains("cannot be read"), "{:?}", survey.unseen));
     }
 
     proptest! {

@@ -6,11 +6,11 @@ use std::collections::VecDeque;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, openat, openat2, statat};
+use rustix::fs::{Access, AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, accessat, openat, openat2, statat};
 use rustix::io::Errno;
 
 use super::rules::NAMES;
-use super::survey::Names;
+use super::survey::{Bounds, Names, say};
 
 /// How deep the walk goes.
 const MAX_DEPTH: usize = 32;
@@ -42,14 +42,14 @@ pub(super) struct Walked {
     pub(super) unseen: Vec<String>,
 }
 
-/// Looks through `base`, listing at most so many directories.
-pub(super) fn walk(base: BorrowedFd<'_>, most_directories: usize) -> Walked {
+/// Looks through `base` as far as `bounds` let it.
+pub(super) fn walk(base: BorrowedFd<'_>, bounds: Bounds) -> Walked {
     let mut walked = Walked { findings: Vec::new(), unseen: Vec::new() };
     let mut queue: VecDeque<Names> = VecDeque::from([Vec::new()]);
     let mut buffer = Vec::with_capacity(BUFFER);
-    let mut listed = 0;
+    let (mut listed, mut unlisted, mut first) = (0, 0_u32, None);
     while let Some(at) = queue.pop_front() {
-        if listed == most_directories || at.len() > MAX_DEPTH {
+        if listed == bounds.directories || at.len() > MAX_DEPTH || bounds.is_over() {
             walked.unseen.push(format!("looking ended after {listed} directories, {} deep", at.len()));
             break;
         }
@@ -59,20 +59,53 @@ pub(super) fn walk(base: BorrowedFd<'_>, most_directories: usize) -> Walked {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
         let directory = match openat2(base, &path, flags, Mode::empty(), resolve) {
             Ok(directory) => directory,
-            // Changed meanwhile, or this user's payload may not list it either.
-            Err(_) => continue,
+            // Changed meanwhile.
+            Err(Errno::NOENT | Errno::NOTDIR) => continue,
+            Err(errno) => {
+                if is_reachable(base, &path) {
+                    unlisted += 1;
+                    first.get_or_insert((path, errno));
+                }
+                continue;
+            }
         };
-        look(&directory, at, &mut buffer, &mut queue, &mut walked);
+        look(&directory, at, bounds, &mut buffer, &mut queue, &mut walked);
+    }
+    if let Some((path, errno)) = first {
+        let more = if unlisted > 1 { format!(" and {} more", unlisted - 1) } else { String::new() };
+        walked.unseen.push(format!("{path}{more} cannot be listed ({errno})"));
     }
     walked
 }
 
-fn look(directory: &OwnedFd, at: Names, buffer: &mut Vec<u8>, queue: &mut VecDeque<Names>, walked: &mut Walked) {
+/// Whether this user, or the payload, which is this user, can do anything in a directory that is not listed: to its owner
+/// its mode is no obstacle.
+fn is_reachable(base: BorrowedFd<'_>, path: &str) -> bool {
+    let is_foreign = statat(base, path, AtFlags::SYMLINK_NOFOLLOW)
+        .is_ok_and(|stat| stat.st_uid != rustix::process::geteuid().as_raw());
+    !is_foreign || accessat(base, path, Access::EXEC_OK, AtFlags::EACCESS).is_ok()
+}
+
+fn look(
+    directory: &OwnedFd,
+    at: Names,
+    bounds: Bounds,
+    buffer: &mut Vec<u8>,
+    queue: &mut VecDeque<Names>,
+    walked: &mut Walked,
+) {
     let mut signs = 0;
     let mut entries = RawDir::new(directory, buffer.spare_capacity_mut());
     let mut found = Vec::new();
     while let Some(entry) = entries.next() {
-        let Ok(entry) = entry else { break };
+        let Ok(entry) = entry else {
+            walked.unseen.push(format!("{} cannot be listed to its end", at.join("/")));
+            break;
+        };
+        if bounds.is_over() {
+            say(&mut walked.unseen, "looking took too long".into());
+            break;
+        }
         let bytes = entry.file_name().to_bytes();
         if matches!(bytes, b"." | b"..") {
             continue;
@@ -81,7 +114,7 @@ fn look(directory: &OwnedFd, at: Names, buffer: &mut Vec<u8>, queue: &mut VecDeq
         let Ok(name) = entry.file_name().to_str() else {
             if is_directory() {
                 let above = if at.is_empty() { "it".to_owned() } else { at.join("/") };
-                walked.unseen.push(format!("{above} holds a directory whose name is no text"));
+                say(&mut walked.unseen, format!("{above} holds a directory whose name is no text"));
             }
             continue;
         };
@@ -106,7 +139,10 @@ fn look(directory: &OwnedFd, at: Names, buffer: &mut Vec<u8>, queue: &mut VecDeq
 pub(super) fn names(directory: BorrowedFd<'_>, left: &mut u32) -> (Vec<(String, FileType)>, bool) {
     let mut names = Vec::new();
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let Ok(listing) = openat(directory, ".", flags, Mode::empty()) else { return (names, true) };
+    let listing = match openat(directory, ".", flags, Mode::empty()) {
+        Ok(listing) => listing,
+        Err(errno) => return (names, matches!(errno, Errno::NOENT | Errno::NOTDIR)),
+    };
     let mut buffer = [MaybeUninit::uninit(); 4096];
     let mut entries = RawDir::new(&listing, &mut buffer);
     while let Some(entry) = entries.next() {
