@@ -5,6 +5,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use agentd_profiles::BuiltIn;
+use agentd_sys::memory::BEFORE_FORGETTING;
 use nix::sys::signal::{SigSet, Signal};
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions, WaitStatus, wait};
@@ -56,12 +57,17 @@ fn see_through(payload: Payload, stop_signal: i32, channel: &OwnedFd) -> Result<
     })?;
     report::send(channel, &Report::Started, None).at(Step::Exec, "the supervisor")?;
 
-    // From here on this is a page or two of code. A kernel that keeps the rest costs memory only.
-    agentd_sys::memory::forget_code().unwrap_or_default();
     let mut signals: SigSet = RELAYED.iter().copied().collect();
     signals.add(Signal::SIGCHLD);
+    let mut patience = Some(BEFORE_FORGETTING);
     loop {
-        match signals.wait().at(Step::Exec, "sigwait")? {
+        let Some(signal) = agentd_sys::signal::wait(&signals, patience).at(Step::Exec, "sigtimedwait")? else {
+            // From here on this is a page or two of code. A kernel that keeps the rest costs memory only.
+            agentd_sys::memory::forget_code().unwrap_or_default();
+            patience = None;
+            continue;
+        };
+        match signal {
             Signal::SIGCHLD => {
                 if let Some(status) = reap(payload.pid)? {
                     return Ok(status);

@@ -3,12 +3,17 @@
 //! Invariant: what is given back is read again from the program's file when it is needed: nothing that was written is lost.
 
 use std::io;
+use std::time::Duration;
 
 // The linker defines both for every static program; they have an address and no value.
 unsafe extern "C" {
     static __executable_start: u8;
     static etext: u8;
 }
+
+/// How long a process waits before it calls [`forget_code`]: most of what ends sooner never waited for anything, and what it
+/// needs for its end would be read twice.
+pub const BEFORE_FORGETTING: Duration = Duration::from_millis(100);
 
 /// Takes this program's code and constants out of this process's memory. A process that is about to wait needs few of the
 /// pages that its beginning touched.

@@ -1,9 +1,11 @@
 //! Signal dispositions and masks across a start: the payload begins with the kernel's defaults.
 
 use std::io;
+use std::time::Duration;
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::time::TimeSpec;
 use rustix::process::Pid;
 
 /// Puts every signal back to its default action and unblocks all of them. Ignored signals survive `execve(2)`, and
@@ -51,6 +53,25 @@ pub fn hangup_is_ignored() -> io::Result<bool> {
     // SAFETY: with a null new action sigaction(2) only writes the current one to `old`.
     super::check(unsafe { libc::sigaction(libc::SIGHUP, std::ptr::null(), &raw mut old) }.into())?;
     Ok(old.sa_sigaction == libc::SIG_IGN)
+}
+
+/// Takes one of `signals`, which the caller has blocked; none after `timeout`.
+///
+/// # Errors
+/// The errno of `sigtimedwait(2)`.
+pub fn wait(signals: &SigSet, timeout: Option<Duration>) -> io::Result<Option<Signal>> {
+    let timeout = timeout.map(TimeSpec::from);
+    let timeout = timeout.as_ref().map_or(std::ptr::null(), |timeout| std::ptr::from_ref(timeout.as_ref()));
+    loop {
+        // SAFETY: both pointers are of live values or null; a null second argument asks for no details.
+        let taken = unsafe { libc::sigtimedwait(signals.as_ref(), std::ptr::null_mut(), timeout) };
+        match super::check(taken.into()).map_err(|error| error.raw_os_error()) {
+            Err(Some(libc::EAGAIN)) => return Ok(None),
+            Err(Some(libc::EINTR)) => {}
+            Err(errno) => return Err(io::Error::from_raw_os_error(errno.unwrap_or(libc::EINVAL))),
+            Ok(_) => return Ok(Some(Signal::try_from(taken)?)),
+        }
+    }
 }
 
 /// Blocks `signals` and gives a close-on-exec, non-blocking descriptor that yields them instead.

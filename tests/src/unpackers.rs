@@ -30,6 +30,41 @@ pub fn installed(programs: &[&str]) -> bool {
     false
 }
 
+/// podman with all of its state below a [`Home`]. An ordinary user's podman leaves a process that holds the user
+/// namespace; it ends with this value.
+#[derive(Debug)]
+pub struct Podman<'a> {
+    home: &'a Home,
+}
+
+impl<'a> Podman<'a> {
+    /// For one test.
+    #[must_use]
+    pub fn new(home: &'a Home) -> Self {
+        Self { home }
+    }
+
+    /// `podman`, to be given a subcommand.
+    #[must_use]
+    pub fn command(&self) -> Command {
+        let mut command = Command::new("podman");
+        let place = |name: &str| self.home.path().join("cache").join(name);
+        command.env("HOME", self.home.path()).env("XDG_RUNTIME_DIR", self.home.path().join("run"));
+        command.arg("--root").arg(place("podman")).arg("--runroot").arg(place("podman-run"));
+        command.args(["--storage-driver", "vfs", "--storage-opt", "vfs.ignore_chown_errors=true"]);
+        command
+    }
+}
+
+impl Drop for Podman<'_> {
+    fn drop(&mut self) {
+        // What podman unpacked belongs to ids of its own.
+        let _removed =
+            self.command().args(["unshare", "rm", "-rf"]).arg(self.home.path().join("cache/podman")).output();
+        let _ended = self.command().args(["system", "migrate"]).output();
+    }
+}
+
 /// An empty directory to unpack into.
 #[derive(Debug)]
 pub struct Place {

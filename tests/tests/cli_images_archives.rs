@@ -8,6 +8,7 @@ use std::process::Command;
 
 use agentd_tests::listing::differences;
 use agentd_tests::oci::{Compression, Entry, Layer, Written, sha256};
+use agentd_tests::unpackers::Podman;
 use agentd_tests::{Feature, Home, Ran, Started, busybox, require, run, unpackers};
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -127,16 +128,6 @@ fn a_bare_word_that_is_a_path_here_is_not_fetched() {
     assert!(ran.stderr.contains("write docker://debian for the registry's image, or dir:debian"), "{ran}");
 }
 
-/// `podman` with all of its state below `home`.
-fn podman(home: &Home) -> Command {
-    let mut command = Command::new("podman");
-    let place = |name: &str| home.path().join("cache").join(name);
-    command.env("HOME", home.path()).env("XDG_RUNTIME_DIR", home.path().join("run"));
-    command.arg("--root").arg(place("root")).arg("--runroot").arg(place("runroot"));
-    command.args(["--storage-driver", "vfs", "--storage-opt", "vfs.ignore_chown_errors=true"]);
-    command
-}
-
 #[test]
 fn peer_archives_that_real_tools_write_become_the_same_box() {
     let Some(home) = home() else { return };
@@ -149,10 +140,11 @@ fn peer_archives_that_real_tools_write_become_the_same_box() {
     let skopeo = |to: &str| run(Command::new("skopeo").args(["copy", "-q", &oci, to])).expect_success();
     skopeo(&format!("oci-archive:{}:x", at("skopeo.oci")));
     skopeo(&format!("docker-archive:{}:some/image:v1", at("skopeo.docker")));
-    let _loaded = run(podman(&home).args(["load", "-q", "-i", &at("skopeo.docker")])).expect_success();
+    let podman = Podman::new(&home);
+    let _loaded = run(podman.command().args(["load", "-q", "-i", &at("skopeo.docker")])).expect_success();
     for format in ["oci", "docker"] {
         let format_word = format!("{format}-archive");
-        let mut save = podman(&home);
+        let mut save = podman.command();
         save.args(["save", "-q", "--format", &format_word, "-o", &at(&format!("podman.{format}")), "some/image:v1"]);
         let _saved = run(&mut save).expect_success();
     }
@@ -178,8 +170,6 @@ fn peer_archives_that_real_tools_write_become_the_same_box() {
         assert_eq!(differences(("oci", &reference), &ours, &listed(&fresh, &reference)), [""; 0]);
         assert_eq!(boxed(&fresh, &reference, &[], script).expect_silent_success().stdout, said, "{reference}");
     }
-    // What podman unpacked belongs to ids of its own.
-    run(podman(&home).args(["unshare", "rm", "-rf"]).arg(home.path().join("cache/root")));
 }
 
 #[test]

@@ -16,6 +16,7 @@ use std::process::Command;
 
 use agentd_attacks::suite::{Attack, Targets, attacks};
 use agentd_tests::attack::{self, Outcomes, program};
+use agentd_tests::unpackers::Podman;
 use agentd_tests::{Feature, Home, require, run};
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/peers.md");
@@ -142,62 +143,60 @@ const REMEDIES: &[Remedy] = &[
 ];
 
 /// One who makes boxes.
-struct Peer {
+struct Peer<'a> {
     name: &'static str,
     version: String,
-    flags: Vec<String>,
+    /// Starts `/attack` in a box of its own.
+    make: Box<dyn Fn() -> Command + 'a>,
     /// The program is the first process: what it does to that, it does to itself.
     is_pid_1: bool,
 }
 
-impl Peer {
-    fn find(name: &'static str, flags: Vec<String>, is_pid_1: bool) -> Option<Self> {
+impl<'a> Peer<'a> {
+    fn find(name: &'static str, is_pid_1: bool, make: impl Fn() -> Command + 'a) -> Option<Self> {
         let Ok(output) = Command::new(name).arg("--version").output() else {
             eprintln!("skipped: {name} is not installed");
             return None;
         };
         let version = String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned();
-        Some(Peer { name, version, flags, is_pid_1 })
+        Some(Peer { name, version, make: Box::new(make), is_pid_1 })
     }
 
     /// Tries `words`; none when the peer cannot run here.
     fn attempt(&self, words: &[&str]) -> Option<Outcomes> {
-        let mut probe = self.command();
-        let ran = run(probe.args(["list=/", "list=/"]));
+        let ran = run((self.make)().args(["list=/", "list=/"]));
         if ran.code() != 0 {
             eprintln!("skipped: {} does not run here\n{ran}", self.name);
             return None;
         }
-        Some(attack::outcomes(words, |words| run(self.command().args(words))))
-    }
-
-    fn command(&self) -> Command {
-        let mut command = Command::new(self.name);
-        command.args(&self.flags).arg("/attack");
-        command
+        Some(attack::outcomes(words, |words| run((self.make)().args(words))))
     }
 }
 
 /// bwrap(1)'s own example, with every namespace and no capability.
-fn bubblewrap() -> Option<Peer> {
+fn bubblewrap() -> Option<Peer<'static>> {
     let words = "--unshare-all --cap-drop ALL --new-session --die-with-parent --ro-bind /usr /usr --symlink usr/bin /bin \
                  --symlink usr/lib /lib --symlink usr/lib64 /lib64 --proc /proc --dev /dev --tmpfs /tmp --ro-bind";
-    let mut flags: Vec<String> = words.split_whitespace().map(str::to_owned).collect();
-    flags.extend([program().display().to_string(), "/attack".into()]);
-    Peer::find("bwrap", flags, false)
+    Peer::find("bwrap", false, move || {
+        let mut command = Command::new("bwrap");
+        command.args(words.split_whitespace()).arg(program()).args(["/attack", "/attack"]);
+        command
+    })
 }
 
 /// podman's defaults, on a root that holds the program and the usual directories. What comes before `run` is what a machine
 /// without systemd needs.
-fn podman(root: &Path) -> Option<Peer> {
+fn in_podman<'a>(podman: &'a Podman<'_>, root: &'a Path) -> Option<Peer<'a>> {
     for directory in ["usr", "etc", "tmp", "proc", "sys", "dev", "run"] {
         fs::create_dir_all(root.join(directory)).unwrap();
     }
     fs::copy(program(), root.join("attack")).unwrap();
     let words = "--runtime runc --cgroup-manager cgroupfs run --rm --network none --rootfs";
-    let mut flags: Vec<String> = words.split_whitespace().map(str::to_owned).collect();
-    flags.push(root.display().to_string());
-    Peer::find("podman", flags, true)
+    Peer::find("podman", true, move || {
+        let mut command = podman.command();
+        command.args(words.split_whitespace()).arg(root).arg("/attack");
+        command
+    })
 }
 
 #[test]
@@ -229,7 +228,8 @@ fn peer_attacks_are_stopped_by_agentd_whatever_others_stop() {
     let version = run(home.agentd().arg("--version")).expect_success().stdout.trim().to_owned();
     let mut columns = vec![Column { name: "agentd", version, is_pid_1: false, outcomes: home.attack(&[], &words) }];
     let root = home.path().join("podman-root");
-    for peer in [bubblewrap(), podman(&root)].into_iter().flatten() {
+    let podman = Podman::new(&home);
+    for peer in [bubblewrap(), in_podman(&podman, &root)].into_iter().flatten() {
         if let Some(outcomes) = peer.attempt(&words) {
             columns.push(Column { name: peer.name, version: peer.version, is_pid_1: peer.is_pid_1, outcomes });
         }

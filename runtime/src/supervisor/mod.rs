@@ -24,6 +24,7 @@ use agentd_init::report::{self, Report};
 use agentd_init::step::Failure;
 use agentd_rootfs::Hold;
 use agentd_rootfs::commit::Upper;
+use agentd_sys::memory::BEFORE_FORGETTING;
 use agentd_sys::process::{BOX_NAMESPACES, Cloned, clone};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
@@ -218,6 +219,8 @@ struct Supervisor<'a> {
     /// What is written to the root, where it is to be kept.
     upper: Option<Upper>,
     deadline: Option<Instant>,
+    /// When to give back the half of this program that only its start needed.
+    forget_at: Option<Instant>,
     stop: Option<Stop>,
     /// Whether the box may still hold a process other than a PID 1 that is on its way out.
     alive: bool,
@@ -260,6 +263,7 @@ impl<'a> Supervisor<'a> {
             alive: true,
             started: false,
             abandon_at: None,
+            forget_at: None,
             abandoned: false,
             failure: None,
             status: None,
@@ -344,7 +348,7 @@ impl<'a> Supervisor<'a> {
         }
         let own = fds.len();
         self.streams.interest(&mut fds);
-        let timeout = self.next_deadline().map(|deadline| {
+        let timeout = self.next_deadline().into_iter().chain(self.forget_at).min().map(|deadline| {
             let left = deadline.saturating_duration_since(Instant::now());
             Timespec {
                 tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
@@ -381,6 +385,11 @@ impl<'a> Supervisor<'a> {
     }
 
     fn keep_time(&mut self) -> Result<(), SuperviseError> {
+        if self.forget_at.is_some_and(|at| at <= Instant::now()) {
+            self.forget_at = None;
+            // Not to succeed costs memory only.
+            agentd_sys::memory::forget_code().unwrap_or_default();
+        }
         if self.next_deadline().is_none_or(|deadline| Instant::now() < deadline) {
             return Ok(());
         }
@@ -446,9 +455,7 @@ impl<'a> Supervisor<'a> {
             None => self.channel = None,
             Some((Report::Started, _)) => {
                 self.started = true;
-                // What the start needed of this program, half of it, is not needed while a job runs. Not to give it back
-                // costs memory only.
-                agentd_sys::memory::forget_code().unwrap_or_default();
+                self.forget_at = Instant::now().checked_add(BEFORE_FORGETTING);
                 if self.stop.is_some_and(|stop| stop.reason == Reason::Interrupted && stop.kill_at.is_some()) {
                     self.stop = None;
                 }
