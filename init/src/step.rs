@@ -41,6 +41,8 @@ steps! {
     TieToSupervisor = "tie the box to its supervisor",
     /// `setgroups` denied, one uid and one gid mapped; from here on PID 1 is not dumpable.
     WriteIdMaps = "map the user id",
+    /// A job with limits: a cgroup namespace whose root is the cgroup it is in.
+    CgroupNamespace = "make a cgroup namespace",
     /// The box's own UTS name.
     SetHostname = "set the host name",
     /// A session of its own, away from the user's terminal.
@@ -77,7 +79,7 @@ steps! {
     DeliverSecrets = "deliver the secret",
     /// PID 1 follows the payload into the network namespace.
     JoinNetwork = "join the box's network",
-    /// /sys, read-only.
+    /// /sys, read-only; for a job with limits its cgroup is in it, read-only too.
     MountSys = "mount /sys",
     /// The new root becomes `/`, for both processes; the host's is gone.
     PivotRoot = "enter the root",

@@ -15,7 +15,7 @@ use super::host::Host;
 use super::trial::{Reached, reach};
 use super::{Finding, refusal, trial};
 use crate::job::id::JobId;
-use crate::job::spec::{AskedLimits, JobSpec, ProfileChoice};
+use crate::job::spec::{JobSpec, ProfileChoice};
 use crate::launch::plan::{NEWEST_ABI, Plan, Surroundings};
 
 /// Whether boxes can be used to try further things.
@@ -167,7 +167,8 @@ fn spec(command: Vec<String>) -> JobSpec {
         max_output: 0,
         terminal: false,
         interactive: false,
-        limits: AskedLimits::default(),
+        limits: crate::cgroup::Limits::default(),
+        best_effort_limits: false,
         profile: ProfileChoice::BuiltIn(BuiltIn::Default),
         secrets: Vec::new(),
         secret_env: Vec::new(),

@@ -28,6 +28,7 @@ use serde::Serialize;
 
 use super::id::{JobId, JobName, is_id_prefix};
 use super::record::{Record, SCHEMA, State};
+use crate::cgroup;
 use crate::launch::protect;
 
 /// Names of a job's files.
@@ -275,6 +276,10 @@ impl Jobs {
                         );
                         record.state = State::Lost { reason };
                         record.finished = Some(now());
+                        if let Some(Err(error)) = record.cgroup.as_deref().map(|path| cgroup::sweep(&id, path.as_ref()))
+                        {
+                            record.warnings.push(format!("its cgroup is left: {error}"));
+                        }
                         // Without a plan nothing was started in a workspace.
                         let plan = read_bounded(&self.directory_of(&id).join(PLAN)).ok();
                         let plan = plan.and_then(|text| serde_json::from_slice(&text).ok());
@@ -496,6 +501,8 @@ mod tests {
             warnings: Vec::new(),
             left: Vec::new(),
             root: None,
+            cgroup: None,
+            usage: None,
             output_dropped: 0,
             denials: 0,
         }

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::image_root::{ImageRoot, InStore};
 use super::protect::{self, Protection};
 use super::{PlanError, host_root, image_config, image_root, profile, secrets};
+use crate::cgroup::{self, Cgroup};
 use crate::job::id::{JobId, JobName};
 use crate::job::record::SCHEMA;
 use crate::job::spec::JobSpec;
@@ -100,6 +101,9 @@ pub struct Plan {
     /// What the filter was compiled from. Not part of the document: its digest and its profile's name are.
     #[serde(skip)]
     pub rules: Option<Cow<'static, SeccompRules>>,
+    /// What is limited by a cgroup, and where that is.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub cgroup: Option<Cgroup>,
     /// Names of the secrets that become variables of the payload.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub secret_env: Vec<String>,
@@ -133,7 +137,7 @@ impl Plan {
         let abi = agentd_sys::landlock::abi().map_err(|cause| PlanError::NoLandlock { cause })?.min(NEWEST_ABI);
         let mut warnings = Vec::new();
         keep_apart(&spec, &surroundings.own)?;
-        unenforced(&spec, &mut warnings)?;
+        let cgroup = cgroup(&spec, &mut warnings)?;
         let workspace = spec.workspace.as_ref().map(|workspace| workspace.path.as_path());
         let chosen = profile::find(&spec.profile, workspace, abi, &mut warnings)?;
         let image = image_root::find(&spec.image, &surroundings.store, fetch)?;
@@ -152,7 +156,7 @@ impl Plan {
             let profile = &chosen.seccomp.profile;
             notes.push(format!("calls that profile {profile} refuses are not told: see docs/denials.md"));
         }
-        if geteuid().is_root() {
+        if geteuid().is_root() && spec.limits.pids.is_none() {
             notes.push("as root the number of processes is not bounded: the kernel exempts root's".into());
         }
         if spec.network == Network::Host && abi < 6 {
@@ -196,6 +200,7 @@ impl Plan {
             root,
             mounts: Vec::new(),
             guards: Vec::new(),
+            own_cgroup: cgroup.is_some(),
             limits: limits()?,
             landlock: Landlock { abi, rights: chosen.rights, paths: Vec::new() },
             seccomp: chosen.seccomp,
@@ -230,6 +235,7 @@ impl Plan {
                 Cow::Borrowed(profile) => Cow::Borrowed(&profile.seccomp),
                 Cow::Owned(profile) => Cow::Owned(profile.seccomp),
             }),
+            cgroup,
             secret_env: spec.secret_env,
             inside,
         };
@@ -276,26 +282,20 @@ fn ensure(spec: &JobSpec, cwd: &str) -> Vec<String> {
     if cwd == "/" || binds.any(|bind| Path::new(cwd).starts_with(bind)) { Vec::new() } else { vec![cwd.to_owned()] }
 }
 
-/// Refuses, or notes, the limits that need a cgroup.
-fn unenforced(spec: &JobSpec, warnings: &mut Vec<String>) -> Result<(), PlanError> {
-    let asked = &spec.limits;
-    let flags: Vec<&str> = [
-        ("--memory", asked.memory.is_some()),
-        ("--cpus", asked.milli_cpus.is_some()),
-        ("--pids", asked.pids.is_some()),
-    ]
-    .into_iter()
-    .filter_map(|(flag, is_asked)| is_asked.then_some(flag))
-    .collect();
-    if flags.is_empty() {
-        return Ok(());
+/// Where the limits that need a cgroup will be enforced; without such a place refuses them, or notes that they are not.
+fn cgroup(spec: &JobSpec, warnings: &mut Vec<String>) -> Result<Option<Cgroup>, PlanError> {
+    let limits = &spec.limits;
+    if limits.is_none() {
+        return Ok(None);
     }
-    let (flags, why) = (flags.join(", "), "this version of agentd does not place jobs in cgroups");
-    if !asked.best_effort {
-        return Err(PlanError::Limits { flags, why });
+    match cgroup::find(limits) {
+        Ok(place) => Ok(Some(Cgroup { limits: limits.clone(), place })),
+        Err(why) if spec.best_effort_limits => {
+            warnings.push(format!("{} not enforced: {why}", limits.flags()));
+            Ok(None)
+        }
+        Err(why) => Err(PlanError::Limits { flags: limits.flags(), why }),
     }
-    warnings.push(format!("{flags} not enforced: {why}"));
-    Ok(())
 }
 
 /// HOME: what was asked for, what the image says, what its passwd says, or one of agentd's own.

@@ -25,7 +25,7 @@ use agentd_init::step::Failure;
 use agentd_rootfs::Hold;
 use agentd_rootfs::commit::Upper;
 use agentd_sys::memory::BEFORE_FORGETTING;
-use agentd_sys::process::{BOX_NAMESPACES, Cloned, clone};
+use agentd_sys::process::{BOX_NAMESPACES, CGROUP_NAMESPACE, Cloned, clone_into};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -37,6 +37,7 @@ use rustix::process::{
 pub use ending::Ending;
 pub(crate) use redact::LEAST_BYTES;
 
+use crate::cgroup::leaf::{Leaf, LeafError};
 use crate::job::events::{Denial, EVENTS, Events};
 use crate::job::record::{Enforced, Record, SCHEMA, State};
 use crate::job::store::{JobStoreError, Jobs, LiveJob, now};
@@ -57,6 +58,9 @@ pub enum SuperviseError {
     /// Protected paths.
     #[error(transparent)]
     Stubs(#[from] StubError),
+    /// The job's cgroup.
+    #[error("cannot enforce the limits")]
+    Cgroup(#[from] LeafError),
     /// `clone3`.
     #[error("cannot create namespaces for the box; `agentd doctor` says what this host allows")]
     Clone(#[source] io::Error),
@@ -103,6 +107,7 @@ pub fn run(plan: &Plan, jobs: &Jobs, hold: Option<Hold>, secrets: Secrets) -> Re
     // Written while PID 1 builds the box on another core; the payload starts only when they are there.
     let kept = supervisor.kept();
     let mut record = first_record(&kept);
+    record.cgroup = supervisor.leaf.as_ref().map(|leaf| leaf.path().display().to_string());
     supervisor.redact(&mut record);
     let job = jobs.create(&record)?;
     let written = job.write_plan(&*kept).map_err(SuperviseError::from);
@@ -131,6 +136,7 @@ pub fn run(plan: &Plan, jobs: &Jobs, hold: Option<Hold>, secrets: Secrets) -> Re
         record.warnings.push(format!("refused calls are not told: {why}"));
     }
     let upper = supervisor.upper.take();
+    record.usage = supervisor.leaf.as_mut().map(Leaf::usage);
     // Here at the latest the terminal has its modes back and no process of the box is left.
     drop(supervisor);
     record.left = protect::after::findings(plan);
@@ -141,6 +147,7 @@ pub fn run(plan: &Plan, jobs: &Jobs, hold: Option<Hold>, secrets: Secrets) -> Re
     }
     match supervised {
         Ok(ending) => {
+            let ending = ending.told_of(record.usage.as_ref(), plan.cgroup.as_ref());
             record.state = ending.state();
             if matches!(ending, Ending::Exited { .. }) {
                 record.root = upper.map(|upper| keep::keep(upper, &jobs.directory_of(&plan.id)));
@@ -196,6 +203,8 @@ fn first_record(plan: &Plan) -> Record {
         warnings: plan.warnings.iter().chain(&plan.notes).cloned().collect(),
         left: Vec::new(),
         root: None,
+        cgroup: None,
+        usage: None,
         output_dropped: 0,
         denials: 0,
     }
@@ -211,6 +220,8 @@ struct Supervisor<'a> {
     /// Whoever started this program; its end counts as a hang-up unless hang-ups are ignored (`nohup`).
     parent: Option<OwnedFd>,
     init: OwnedFd,
+    /// The box's cgroup, where it has limits; after `init`, which has to end before it can be removed.
+    leaf: Option<Leaf>,
     channel: Option<OwnedFd>,
     streams: Streams,
     /// What takes the job's secrets out of what is kept, where it has any.
@@ -241,7 +252,10 @@ impl<'a> Supervisor<'a> {
         let signals = agentd_sys::signal::descriptor(&watched).to("block signals")?;
         let (channel, inside) = agentd_sys::channel::pair().to("make a channel")?;
         let (streams, stdio) = Streams::new(plan, directory).to("set the streams up")?;
-        let init = match clone(BOX_NAMESPACES).map_err(SuperviseError::Clone)? {
+        let leaf = plan.cgroup.as_ref().map(|cgroup| Leaf::make(cgroup, &plan.id)).transpose()?;
+        let namespaces = if leaf.is_some() { BOX_NAMESPACES & !CGROUP_NAMESPACE } else { BOX_NAMESPACES };
+        let cloned = clone_into(namespaces, leaf.as_ref().map(Leaf::as_fd));
+        let init = match cloned.map_err(SuperviseError::Clone)? {
             Cloned::Child => {
                 agentd_init::run(&plan.inside, secrets, agentd_init::Descriptors { channel: inside, stdio });
             }
@@ -253,6 +267,7 @@ impl<'a> Supervisor<'a> {
             signals,
             parent,
             init,
+            leaf,
             channel: Some(channel),
             streams,
             redactor: None,
@@ -313,6 +328,9 @@ impl<'a> Supervisor<'a> {
             } else if ready.all_denied {
                 self.denials.close();
             }
+            if let (true, Some(leaf)) = (ready.memory, &mut self.leaf) {
+                leaf.look();
+            }
             if ready.signals {
                 self.relay()?;
             }
@@ -346,6 +364,10 @@ impl<'a> Supervisor<'a> {
                 fds.push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
             }
         }
+        let alarm = self.leaf.as_ref().and_then(Leaf::alarm).map(|alarm| {
+            fds.push(PollFd::from_borrowed_fd(alarm, PollFlags::PRI));
+            fds.len() - 1
+        });
         let own = fds.len();
         self.streams.interest(&mut fds);
         let timeout = self.next_deadline().into_iter().chain(self.forget_at).min().map(|deadline| {
@@ -372,6 +394,7 @@ impl<'a> Supervisor<'a> {
             parent: is_ready(parent),
             denials: denials.contains(PollFlags::IN),
             all_denied: is_ready(listener),
+            memory: is_ready(alarm),
             streams,
         })
     }
@@ -532,6 +555,8 @@ struct Ready {
     parent: bool,
     /// A refused call waits.
     denials: bool,
+    /// Memory got short, or the kernel killed for it.
+    memory: bool,
     /// None waits, and none will: the filter has no process left.
     all_denied: bool,
     streams: bool,

@@ -11,8 +11,10 @@ for program in /payload/programs/deps/*; do
   timeout --kill-after=10 300 "$program" --show-output ${filter:+"$filter"} 2>&1
   echo "@@status $?"
 done
-# What a job has made, and nothing else, has such names.
-find /sys/fs/cgroup -depth -type d -name 'agentd*' | sed 's/^/@@left cgroup /'
+# What a job has made, and nothing else, has such names. systemd removes an empty scope when it gets to it.
+left() { find /sys/fs/cgroup -depth -type d -name 'agentd-*'; }
+for _ in {1..100}; do [[ $(left) ]] || break; sleep 0.1; done
+left | sed 's/^/@@left cgroup /'
 for process in /proc/[0-9]*; do
   [[ $(cat "$process/comm" 2>/dev/null) == agentd ]] && echo "@@left process ${process##*/}"
 done
