@@ -71,7 +71,17 @@ fn a_tightening_takes_away() {
 
 /// Some calls that rules with conditions decide, and some others.
 const CALLS: [&str; 12] = [
-    "read", "clone", "socket", "ioctl", "prctl", "openat", "personality", "bpf", "setsockopt", "unshare", "ptrace",
+    "read",
+    "clone",
+    "socket",
+    "ioctl",
+    "prctl",
+    "openat",
+    "personality",
+    "bpf",
+    "setsockopt",
+    "unshare",
+    "ptrace",
     "fchmodat2",
 ];
 

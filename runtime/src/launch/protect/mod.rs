@@ -133,6 +133,12 @@ fn find<'p>(
     Ok(protected)
 }
 
+/// What is protected by its name, to show to people: in repositories and at the top of a workspace.
+pub(super) fn names() -> Vec<&'static str> {
+    let of_git = [".git/hooks", ".git/config"];
+    of_git.into_iter().chain(rules::NAMES.iter().map(|(name, _)| *name)).collect()
+}
+
 impl Plan {
     /// The stubs that have to stand on the host while the job runs.
     #[must_use]
