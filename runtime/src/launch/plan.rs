@@ -120,6 +120,8 @@ pub struct Surroundings {
     pub home: Option<PathBuf>,
     /// agentd's own directories: never visible inside.
     pub own: Vec<PathBuf>,
+    /// The configurations of git that hold in every repository: the machine's and the user's.
+    pub git: Vec<PathBuf>,
 }
 
 impl Plan {

@@ -5,6 +5,7 @@ use std::path::Path;
 use agentd_init::plan::{Access, Addition, BoxPlan, Kind, Mount};
 
 use super::outside::{self, Outside};
+use super::survey::User;
 use super::{Area, AreaKind, Protection};
 use crate::job::spec::JobSpec;
 use crate::launch::PlanError;
@@ -39,10 +40,12 @@ pub(crate) fn protect(
         mounts.map(|mount| Area { target: mount.target().to_owned(), kind: AreaKind::Mount }).collect();
     areas.extend(mounts);
     let places = areas.iter().filter_map(|area| Some((area, host_of(inside, &area.target)?)));
-    let protected = super::find(places, &spec.unprotect, surroundings.home.as_deref())?;
+    let protected =
+        super::find(places, &spec.unprotect, User { home: surroundings.home.as_deref(), git: &surroundings.git })?;
     inside.guards = protected.guards;
     warnings.extend(protected.warnings);
-    Ok(Protection { unprotect: spec.unprotect.clone(), home: surroundings.home.clone(), areas })
+    let (home, git) = (surroundings.home.clone(), surroundings.git.clone());
+    Ok(Protection { unprotect: spec.unprotect.clone(), home, git, areas })
 }
 
 /// Binds the git directory of a worktree or submodule where git looks for it.

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use super::PlanError;
 use super::plan::Plan;
 use rules::Unprotect;
-use survey::{Bounds, Survey};
+use survey::{Bounds, Survey, User};
 
 /// What a start looks through. 1,000 directories are about 5 ms.
 const BOUNDS: Bounds = Bounds { directories: 1_000, repositories: 64, steps: 50_000, ends: None };
@@ -39,6 +39,9 @@ pub struct Protection {
     /// What `~` in a configuration of git stands for, on the host.
     #[serde(default)]
     pub home: Option<std::path::PathBuf>,
+    /// The configurations of git that hold in every repository.
+    #[serde(default)]
+    pub git: Vec<std::path::PathBuf>,
     /// The writable binds.
     pub areas: Vec<Area>,
 }
@@ -85,7 +88,7 @@ struct Protected {
 fn find<'p>(
     areas: impl Iterator<Item = (&'p Area, &'p Path)>,
     patterns: &[String],
-    home: Option<&Path>,
+    user: User<'_>,
 ) -> Result<Protected, PlanError> {
     let unprotect = Unprotect::new(patterns);
     let mut protected = Protected { guards: Vec::new(), warnings: Vec::new() };
@@ -97,7 +100,7 @@ fn find<'p>(
             cause: errno.into(),
             hint: None,
         };
-        let mut survey = Survey::new(host, &unprotect, home, BOUNDS).map_err(error)?;
+        let mut survey = Survey::new(host, &unprotect, user, BOUNDS).map_err(error)?;
         area.look(&mut survey).map_err(error)?;
         if let Some(linked) = survey.linked.first() {
             return Err(PlanError::Linked { path: host.join(linked.join("/")), relative: linked.join("/") });
