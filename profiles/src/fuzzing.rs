@@ -78,7 +78,10 @@ pub fn lessons(data: &[u8]) {
     for call in &taught {
         assert_eq!(verdict(&learned.seccomp, NATIVE, call), Verdict::Allow, "{call:x?}");
     }
-    for call in (0..NUMBERS).map(|nr| Call { arch: NATIVE.audit_word(), nr, args: [0; 6] }) {
+    // A part of the numbers each time: the reference reads every rule for each.
+    for call in
+        (u32::from(*pick >> 5)..NUMBERS).step_by(8).map(|nr| Call { arch: NATIVE.audit_word(), nr, args: [0; 6] })
+    {
         let (before, after) = (verdict(&base.seccomp, NATIVE, &call), verdict(&learned.seccomp, NATIVE, &call));
         assert!(before == after || names.contains(&call.nr), "{call:x?}");
     }
