@@ -1,6 +1,7 @@
 //! `cargo xtask bench …`: what agentd costs, beside its peers, in one interleaved run.
 
 mod filters;
+mod prepare;
 mod start;
 mod unpack;
 

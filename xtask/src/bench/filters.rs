@@ -15,6 +15,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+use super::prepare::Scratch;
 use crate::workspace;
 use report::Report;
 use work::Work;
@@ -45,7 +46,7 @@ pub(super) fn run(arguments: &Args) -> Result<bool> {
     let target_directory = workspace::metadata()?.target_directory;
     let agentd = workspace::release_program("agentd", "agentd", &target_directory)?;
     let confined = workspace::release_example("agentd-init", "confined", &target_directory)?;
-    let scratch = Scratch::new()?;
+    let scratch = Scratch::new("/var/tmp", None)?;
     let plan = plan(&agentd, &scratch.0)?;
     let works = work::all(&scratch.0)?;
     let load = std::fs::read_to_string("/proc/loadavg").context("read /proc/loadavg")?;
@@ -110,23 +111,4 @@ fn time(work: &Work, confined: &Path, way: &str, plan: &Path) -> Result<f64> {
         ensure!(status.success(), "{} under {way}: {status}", work.name);
     }
     Ok(start.elapsed().as_secs_f64())
-}
-
-/// A directory that goes away with the value.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new() -> Result<Self> {
-        let path = PathBuf::from(format!("/var/tmp/agentd-bench.{}", std::process::id()));
-        std::fs::create_dir(&path).with_context(|| format!("create {}", path.display()))?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.0) {
-            eprintln!("xtask: remove {}: {error}", self.0.display());
-        }
-    }
 }
