@@ -189,3 +189,27 @@ fn cli_what_the_workspace_refuses_stays_refused() {
     assert!(note.stdout.contains("EPERM: ptrace - the workspace's .agentd/profile.toml says so"), "{note}");
     assert!(!note.stdout.contains("instructions"), "{note}");
 }
+
+/// A profile that lies in the workspace is no wall if the command can change it for the next run.
+#[test]
+fn escape_the_profile_of_a_job_is_not_changed_by_it() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let home = Home::new();
+    let place = home.workspace();
+    fs::create_dir(place.join("sub")).unwrap();
+    let file = place.join("sub/p.toml");
+    fs::write(&file, "schema = 1\nname = \"p\"\nextends = \"strict\"\n").unwrap();
+    let script = "(echo x >> sub/p.toml) 2>/dev/null && echo written; mv sub/p.toml x 2>/dev/null && echo moved; \
+                  mv sub y 2>/dev/null && echo moved above; rm -f sub/p.toml 2>/dev/null && echo removed; true";
+    let boxed = |profile: &str| {
+        let mut command = home.run();
+        command.current_dir(&place).args(["-q", "--workspace", ".", "--profile", profile, "--", "sh", "-c", script]);
+        run(&mut command).expect_success().stdout
+    };
+    assert_eq!(boxed("sub/p.toml"), "");
+    assert_eq!(boxed(file.to_str().unwrap()), "");
+    // One that is not the job's is a file like others.
+    assert_eq!(boxed("strict"), "written\nmoved\nmoved above\nremoved\n");
+}

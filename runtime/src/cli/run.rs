@@ -280,6 +280,10 @@ fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
     let workspace = args.workspace.as_deref().map(workspace).transpose()?;
     let mounts =
         args.mount.into_iter().map(|mount| Ok(BindMount { source: absolute(&mount.source, "mount source")?, ..mount }));
+    let profile = match args.profile {
+        ProfileChoice::File(path) => ProfileChoice::File(std::path::absolute(&path)?),
+        built_in => built_in,
+    };
     let image = args.image.find(&directories.stores(), args.pull.into())?;
     let image = wanted::located(image, args.pull.into())?;
     if args.keep && matches!(image, ImageRef::Host | ImageRef::Dir(_)) {
@@ -312,7 +316,7 @@ fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
             pids: args.pids,
             best_effort: args.best_effort_limits,
         },
-        profile: args.profile,
+        profile,
         learn: false,
         secrets: args.secret.into_iter().map(|secret| secret.name).collect(),
         secret_env: args.secret_env.into_iter().map(|secret| secret.name).collect(),

@@ -11,7 +11,7 @@ use rustix::fs::{AtFlags, CWD, statat};
 
 use super::Area;
 use super::rules::Unprotect;
-use super::survey::{Bounds, Names, Survey, User};
+use super::survey::{Bounds, Names, Survey};
 use crate::launch::plan::Plan;
 
 /// How long it looks, in all: the payload chose what there is to look at.
@@ -40,8 +40,7 @@ fn of(plan: &Plan, area: &Area, unprotect: &Unprotect<'_>, bounds: Bounds) -> Ve
     let host = plan.host_of(&area.target);
     let name = |path: &str| host.map(|host| host.join(path).display().to_string()).unwrap_or_default();
     let Some(host) = host else { return Vec::new() };
-    let user = User { home: plan.protection.home.as_deref(), git: &plan.protection.git };
-    let looked = Survey::new(host, unprotect, user, bounds).and_then(|mut survey| {
+    let looked = Survey::new(host, unprotect, plan.protection.user(), bounds).and_then(|mut survey| {
         area.look(&mut survey)?;
         Ok(survey)
     });

@@ -42,8 +42,17 @@ pub struct Protection {
     /// The configurations of git that hold in every repository.
     #[serde(default)]
     pub git: Vec<std::path::PathBuf>,
+    /// The user's file that the job has its profile from.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub profile: Option<std::path::PathBuf>,
     /// The writable binds.
     pub areas: Vec<Area>,
+}
+
+impl Protection {
+    fn user(&self) -> User<'_> {
+        User { home: self.home.as_deref(), git: &self.git, profile: self.profile.as_deref() }
+    }
 }
 
 /// A writable bind of a host directory.
@@ -84,16 +93,13 @@ struct Protected {
     warnings: Vec<String>,
 }
 
-/// Finds the protected paths of `areas`, each with its place on the host.
-fn find<'p>(
-    areas: impl Iterator<Item = (&'p Area, &'p Path)>,
-    patterns: &[String],
-    user: User<'_>,
-) -> Result<Protected, PlanError> {
+/// Finds the protected paths of the areas; `place` says where one is on the host.
+fn find<'p>(protection: &Protection, place: impl Fn(&Area) -> Option<&'p Path>) -> Result<Protected, PlanError> {
+    let (patterns, user) = (&protection.unprotect, protection.user());
     let unprotect = Unprotect::new(patterns);
     let mut protected = Protected { guards: Vec::new(), warnings: Vec::new() };
     let mut opened: Vec<(String, String)> = Vec::new();
-    for (area, host) in areas {
+    for (area, host) in protection.areas.iter().filter_map(|area| Some((area, place(area)?))) {
         let error = |(path, errno): (std::path::PathBuf, rustix::io::Errno)| PlanError::HostPath {
             what: "protected path",
             path,

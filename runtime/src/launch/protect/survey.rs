@@ -79,6 +79,8 @@ pub(super) struct User<'a> {
     pub(super) home: Option<&'a Path>,
     /// The configurations that hold in every repository, his and the machine's.
     pub(super) git: &'a [PathBuf],
+    /// The profile that he gave the job, and may give the next one.
+    pub(super) profile: Option<&'a Path>,
 }
 
 /// What was found below one directory.
@@ -158,6 +160,9 @@ impl<'a> Survey<'a> {
 
     /// Looks at what the walk finds.
     pub(super) fn below(&mut self) -> Result<()> {
+        if let Some(profile) = self.user.profile {
+            self.reach(&[], profile, Goal::Keep(Stub::Empty))?;
+        }
         // What is relative in these has a meaning in a repository only; what is not may lie in here, with one or without.
         self.of_user(Path::new("/"))?;
         let walked = walk::walk(self.base.as_fd(), self.bounds);
@@ -437,7 +442,8 @@ mod tests {
     fn survey(host: &Path, patterns: &[String], and: impl FnOnce(&Survey<'_>)) {
         let unprotect = Unprotect::new(patterns);
         let mut survey =
-            Survey::new(host, &unprotect, User { home: Some(Path::new("/nowhere")), git: &[] }, BOUNDS).unwrap();
+            Survey::new(host, &unprotect, User { home: Some(Path::new("/nowhere")), git: &[], profile: None }, BOUNDS)
+                .unwrap();
         survey.workspace().unwrap();
         // What PID 1 relies on: each path's parents come before it, and are directories that stay.
         let mut seen: BTreeSet<Names> = BTreeSet::new();
