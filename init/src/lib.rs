@@ -7,7 +7,7 @@
 //! the order of what happens is the order of [`step::Step`], and the first step that fails ends the start.
 
 mod check;
-mod landlock;
+pub mod landlock;
 mod lockdown;
 mod mounts;
 mod payload;

@@ -9,6 +9,7 @@ pub mod compile;
 pub mod evaluate;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+mod learn;
 mod notify;
 mod path;
 mod profile;
@@ -16,6 +17,7 @@ mod rule;
 mod schema;
 mod tighten;
 mod walls;
+mod write;
 
 // The modules of tests that the fuzz targets share name the crate from outside.
 #[cfg(feature = "fuzzing")]
@@ -26,7 +28,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 pub use assemble::AssembleError;
-pub use notify::notifying;
+pub use learn::Lessons;
+pub use notify::{asking, notifying};
 pub use path::{LandlockRight, MayMiss, PathAccess, PathRight, PathRule, Place};
 pub use profile::{MissingRight, Namespaces, Profile};
 pub use rule::{Arch, Condition, Errno, SeccompRule, SeccompRules, Syscall, Test, Verdict};

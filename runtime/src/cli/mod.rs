@@ -157,7 +157,7 @@ pub fn main() -> ExitCode {
         Verb::Rmi(Later(args)) => rmi::run(&args),
         Verb::Prune(Later(args)) => prune::run(&args).map(|()| 0),
         Verb::Image(Later(args)) => image::run(&args),
-        Verb::Profile(Later(args)) => profile::run(&args),
+        Verb::Profile(Later(args)) => profile::run(args),
         Verb::Doctor(Later(args)) => doctor::run(&args),
     };
     match done {

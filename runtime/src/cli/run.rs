@@ -15,6 +15,7 @@ use agentd_rootfs::commit::LeftOut;
 use anyhow::{Context, Result, bail};
 
 use super::environment::Directories;
+use super::profile::Learning;
 use super::progress::{Follower, INTERRUPTED};
 use super::wanted::{self, Asked, Policy, Wanted};
 use super::{Format, print_json, printable, say};
@@ -149,12 +150,21 @@ fn network(text: &str) -> Result<Network, String> {
 
 /// Runs the verb; gives the exit code.
 pub(super) fn run(args: Args) -> Result<u8> {
+    perform(args, None)
+}
+
+/// The same for `agentd profile learn`.
+pub(super) fn learn(args: Args, learning: &Learning) -> Result<u8> {
+    perform(args, Some(learning))
+}
+
+fn perform(args: Args, learning: Option<&Learning>) -> Result<u8> {
     let directories = Directories::find()?;
     let (quiet, remove, dry_run, format) = (args.quiet, args.rm, args.dry_run, args.format);
     let wanted = Wanted::new(args.pull.into(), directories.registries(), &args.image_limit)?;
     secrets::check_names(args.secret.iter().chain(&args.secret_env).map(|secret| secret.name.as_str()))?;
     let asked = (args.secret.clone(), args.secret_env.clone());
-    let spec = spec_of(args, &directories)?;
+    let spec = JobSpec { learn: learning.is_some(), ..spec_of(args, &directories)? };
     // A dry run needs none of their values, and prints none.
     let secrets = if dry_run { Secrets::default() } else { read_secrets(&asked.0, &asked.1)? };
     if spec.network == Network::Host && !quiet {
@@ -170,6 +180,7 @@ pub(super) fn run(args: Args) -> Result<u8> {
         hold = Some(image.hold);
     }
     plan.warnings.extend(not_redacted(&secrets));
+    learning.map_or(Ok(()), |learning| learning.check(&plan))?;
     if dry_run {
         return print_plan(&plan, format).map(|()| 0);
     }
@@ -212,6 +223,9 @@ pub(super) fn run(args: Args) -> Result<u8> {
     }
     if remove {
         jobs.remove(&plan.id)?;
+    }
+    if let (Some(learning), Some(lessons), Ending::Exited { .. }) = (learning, &finished.lessons, &finished.ending) {
+        learning.write(lessons, &finished, quiet)?;
     }
     Ok(finished.ending.code())
 }
@@ -266,6 +280,10 @@ fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
     let workspace = args.workspace.as_deref().map(workspace).transpose()?;
     let mounts =
         args.mount.into_iter().map(|mount| Ok(BindMount { source: absolute(&mount.source, "mount source")?, ..mount }));
+    let profile = match args.profile {
+        ProfileChoice::File(path) => ProfileChoice::File(std::path::absolute(&path)?),
+        built_in => built_in,
+    };
     let image = args.image.find(&directories.stores(), args.pull.into())?;
     let image = wanted::located(image, args.pull.into())?;
     if args.keep && matches!(image, ImageRef::Host | ImageRef::Dir(_)) {
@@ -298,7 +316,8 @@ fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
             pids: args.pids,
             best_effort: args.best_effort_limits,
         },
-        profile: args.profile,
+        profile,
+        learn: false,
         secrets: args.secret.into_iter().map(|secret| secret.name).collect(),
         secret_env: args.secret_env.into_iter().map(|secret| secret.name).collect(),
     })

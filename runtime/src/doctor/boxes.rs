@@ -169,6 +169,7 @@ fn spec(command: Vec<String>) -> JobSpec {
         interactive: false,
         limits: AskedLimits::default(),
         profile: ProfileChoice::BuiltIn(BuiltIn::Default),
+        learn: false,
         secrets: Vec::new(),
         secret_env: Vec::new(),
     }

@@ -60,6 +60,8 @@ pub struct JobSpec {
     pub limits: AskedLimits,
     /// What the payload may ask of the kernel.
     pub profile: ProfileChoice,
+    /// Whether calls that the profile refuses may be carried out, to learn which it should not.
+    pub learn: bool,
     /// Names of the secrets that become files.
     pub secrets: Vec<String>,
     /// Names of the secrets that become variables.

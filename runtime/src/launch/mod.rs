@@ -6,6 +6,7 @@ mod host_root;
 mod image_config;
 pub mod image_root;
 pub mod plan;
+mod policy;
 pub mod profile;
 pub mod protect;
 pub mod secrets;

@@ -1,7 +1,8 @@
 //! System calls that policy refuses: answered here, so that they can be told.
 //!
 //! The payload's filter leaves its denials to this process (seccomp_unotify(2)). What a call is answered with follows from
-//! the same rules the filter was compiled from, and is always an error; calls that are allowed never come here.
+//! the same rules the filter was compiled from, and is always an error, but in a job that learns (`agentd profile learn`);
+//! calls that are allowed never come here.
 //!
 //! Invariant: a call that cannot be looked at is refused like any other. However many are refused, and whatever the payload
 //! calls itself, what is kept has a bound.
@@ -11,7 +12,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use agentd_profiles::evaluate::{Call, deciding};
-use agentd_profiles::{NATIVE, SeccompRules, Verdict};
+use agentd_profiles::{Lessons, NATIVE, SeccompRules, Verdict};
 use agentd_sys::notify;
 
 use crate::job::events::{Argument, Denial, Event, Events};
@@ -34,11 +35,13 @@ pub(super) struct Denials<'a> {
     found: Vec<Denial>,
     total: u64,
     events: Events,
+    lessons: Option<Lessons>,
 }
 
 impl<'a> Denials<'a> {
     pub(super) fn new(plan: &'a Plan, events: Events) -> Self {
-        Denials { plan, listener: None, told: false, found: Vec::new(), total: 0, events }
+        let lessons = plan.learning.clone().map(Lessons::new);
+        Denials { plan, listener: None, told: false, found: Vec::new(), total: 0, events, lessons }
     }
 
     /// From now on refused calls wait for [`Denials::answer`].
@@ -66,10 +69,8 @@ impl<'a> Denials<'a> {
     pub(super) fn answer(&mut self) -> io::Result<()> {
         let Some(listener) = &self.listener else { return Ok(()) };
         let Some(call) = notify::receive(listener.as_fd())? else { return Ok(()) };
-        let verdict = self.plan.rules.as_deref().map(|rules| {
-            let seen = Call { arch: call.arch, nr: call.nr, args: call.args };
-            (rules, deciding(rules, NATIVE, &seen))
-        });
+        let seen = Call { arch: call.arch, nr: call.nr, args: call.args };
+        let verdict = self.plan.rules.as_deref().map(|rules| (rules, deciding(rules, NATIVE, &seen)));
         let answer = match verdict {
             Some((_, Some(rule))) => rule.verdict,
             Some((rules, None)) => Verdict::Refuse(rules.unlisted),
@@ -79,6 +80,14 @@ impl<'a> Denials<'a> {
         let errno = if let Verdict::Refuse(errno) = answer { i32::from(errno as u16) } else { libc::EPERM };
         // Before the answer, while the caller still waits: afterwards its number may be somebody else's.
         let untrusted_program = program(call.pid);
+        if let (Some(lessons), Some(rules)) = (&mut self.lessons, self.plan.rules.as_deref()) {
+            if lessons.judge(rules, &seen, &untrusted_program) {
+                return notify::let_through(listener.as_fd(), &call);
+            }
+            if !answer.is_denial() {
+                return notify::refuse(listener.as_fd(), &call, errno);
+            }
+        }
         notify::refuse(listener.as_fd(), &call, errno)?;
         let (rules, rule) = verdict.unzip();
         let rule = rule.flatten();
@@ -123,6 +132,11 @@ impl<'a> Denials<'a> {
         if let Err(error) = self.events.append(event) {
             tracing::debug!(%error, "a denial could not be written");
         }
+    }
+
+    /// What a job that learns has learned.
+    pub(super) fn lessons(&mut self) -> Option<Lessons> {
+        self.lessons.take()
     }
 
     /// Writes the counts; gives each denial, and how many there were.

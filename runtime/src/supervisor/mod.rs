@@ -22,6 +22,7 @@ use agentd_init::plan::Network;
 use agentd_init::reaper::RELAYED;
 use agentd_init::report::{self, Report};
 use agentd_init::step::Failure;
+use agentd_profiles::Lessons;
 use agentd_rootfs::Hold;
 use agentd_rootfs::commit::Upper;
 use agentd_sys::memory::BEFORE_FORGETTING;
@@ -90,6 +91,8 @@ pub struct Finished {
     pub record: Record,
     /// The calls that policy refused.
     pub denials: Vec<Denial>,
+    /// What a job that learns has learned.
+    pub lessons: Option<Lessons>,
 }
 
 /// Runs a job in the foreground, from clone to record; `hold` keeps its layers in the store until its plan is written.
@@ -125,6 +128,7 @@ pub fn run(plan: &Plan, jobs: &Jobs, hold: Option<Hold>, secrets: Secrets) -> Re
     record.output_dropped = supervisor.streams.close_logs();
     let redactor = supervisor.redactor.take();
     let (denials, total) = supervisor.denials.finish();
+    let lessons = supervisor.denials.lessons();
     record.denials = total;
     if supervisor.started && supervisor.denials.is_silent() {
         let why = "agentd itself runs under a filter that another program listens to";
@@ -146,7 +150,7 @@ pub fn run(plan: &Plan, jobs: &Jobs, hold: Option<Hold>, secrets: Secrets) -> Re
                 record.root = upper.map(|upper| keep::keep(upper, &jobs.directory_of(&plan.id)));
             }
             finish(job, &mut record, begun, redactor.as_ref())?;
-            Ok(Finished { ending, record, denials })
+            Ok(Finished { ending, record, denials, lessons })
         }
         Err(error) => {
             let reason = match std::error::Error::source(&error) {
