@@ -60,7 +60,8 @@ pub fn tighten(base: &Profile, text: &str) -> Result<Profile, SchemaError> {
 fn refusal(rule: SeccompRule) -> Result<SeccompRule, Problem> {
     match rule.verdict {
         Verdict::Refuse(_) | Verdict::Kill => Ok(rule),
-        Verdict::Allow => {
+        // What pretends to be done is a lie that its user did not choose.
+        Verdict::Allow | Verdict::Pretend => {
             let syscall = rule.syscalls.first().map(|call| call.name.to_string()).unwrap_or_default();
             Err(Problem::Allows { group: rule.group.into_owned(), syscall })
         }
