@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::image_root::{ImageRoot, InStore};
 use super::protect::{self, Protection};
-use super::{PlanError, host_root, image_config, image_root, profile, secrets};
+use super::{PlanError, fake_root, host_root, image_config, image_root, profile, secrets};
 use crate::job::id::{JobId, JobName};
 use crate::job::record::SCHEMA;
 use crate::job::spec::JobSpec;
@@ -100,6 +100,9 @@ pub struct Plan {
     /// What the filter was compiled from. Not part of the document: its digest and its profile's name are.
     #[serde(skip)]
     pub rules: Option<Cow<'static, SeccompRules>>,
+    /// Whether the filter pretends changes of owners and ids, and the supervisor clears set-user-ID bits.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub fake_root: bool,
     /// Names of the secrets that become variables of the payload.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub secret_env: Vec<String>,
@@ -135,7 +138,7 @@ impl Plan {
         keep_apart(&spec, &surroundings.own)?;
         unenforced(&spec, &mut warnings)?;
         let workspace = spec.workspace.as_ref().map(|workspace| workspace.path.as_path());
-        let chosen = profile::find(&spec.profile, workspace, abi, &mut warnings)?;
+        let chosen = profile::find(&spec.profile, spec.fake_root, workspace, abi, &mut warnings)?;
         let image = image_root::find(&spec.image, &surroundings.store, fetch)?;
         if let Some(dropped) = image.as_ref().map(|image| image.config.dropped_env).filter(|dropped| *dropped > 0) {
             warnings.push(format!("{dropped} entries of the image's Env are no NAME=VALUE and were left out"));
@@ -204,6 +207,9 @@ impl Plan {
         if image.is_some() {
             let in_etc = replacements.into_iter().map(|file| below("etc", file));
             inside.root.additions.extend(in_etc);
+            if spec.fake_root {
+                inside.root.additions.extend(fake_root::settings(&inside.root.layers)?);
+            }
         } else {
             let private: Vec<PathBuf> = surroundings.own.iter().chain(&surroundings.home).cloned().collect();
             let host = host_root::plan(geteuid().is_root(), spec.writable, &private, replacements)?;
@@ -230,6 +236,7 @@ impl Plan {
                 Cow::Borrowed(profile) => Cow::Borrowed(&profile.seccomp),
                 Cow::Owned(profile) => Cow::Owned(profile.seccomp),
             }),
+            fake_root: spec.fake_root,
             secret_env: spec.secret_env,
             inside,
         };
