@@ -7,6 +7,7 @@
 mod assemble;
 pub mod compile;
 pub mod evaluate;
+mod fake_root;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod learn;
@@ -28,6 +29,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 pub use assemble::AssembleError;
+pub use fake_root::{FAKE_ROOT, fake_root};
 pub use learn::Lessons;
 pub use notify::{asking, notifying};
 pub use path::{LandlockRight, MayMiss, PathAccess, PathRight, PathRule, Place};

@@ -81,6 +81,10 @@ pub(super) struct Args {
     /// Who the command is inside: root, a name of the image, or UID[:GID]; outside it is always you
     #[arg(short, long)]
     user: Option<String>,
+    /// Make the command root for package managers: changes of owner, group and id that your one id cannot make are
+    /// reported as done, and set-user-ID bits are left out of modes
+    #[arg(long, requires = "writable")]
+    fake_root: bool,
     /// Working directory inside
     #[arg(short, long, value_name = "DIR", value_parser = spec::absolute)]
     workdir: Option<String>,
@@ -297,7 +301,8 @@ fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
         entrypoint: args.entrypoint,
         env,
         mounts: mounts.collect::<Result<_>>()?,
-        user: args.user,
+        user: user(args.user, args.fake_root)?,
+        fake_root: args.fake_root,
         workdir: args.workdir,
         name: args.name,
         hostname: args.hostname,
@@ -321,6 +326,20 @@ fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
         secrets: args.secret.into_iter().map(|secret| secret.name).collect(),
         secret_env: args.secret_env.into_iter().map(|secret| secret.name).collect(),
     })
+}
+
+/// Who the command is, as asked.
+fn user(asked: Option<String>, fake_root: bool) -> Result<Option<String>> {
+    match asked.as_deref() {
+        Some("root" | "0" | "0:0") | None if fake_root => Ok(Some("root".into())),
+        Some(other) if fake_root => {
+            bail!(
+                "--fake-root makes the command root, and --user {} somebody else: leave one of them out",
+                printable(other)
+            )
+        }
+        _ => Ok(asked),
+    }
 }
 
 fn read_secrets(files: &[AskedSecret], variables: &[AskedSecret]) -> Result<Secrets> {
@@ -387,8 +406,12 @@ fn print_plan(plan: &Plan, format: Format) -> Result<()> {
             let ids = &inside.identity;
             writeln!(
                 out,
-                "user       {}:{} inside, {}:{} outside",
-                ids.box_uid, ids.box_gid, ids.host_uid, ids.host_gid
+                "user       {}:{} inside{}, {}:{} outside",
+                ids.box_uid,
+                ids.box_gid,
+                if plan.fake_root { " (fake root)" } else { "" },
+                ids.host_uid,
+                ids.host_gid
             )?;
             writeln!(out, "network    {}", if inside.network == Network::Host { "host" } else { "none" })?;
             writeln!(out, "root       {}", root_of(plan))?;

@@ -155,6 +155,7 @@ fn spec(command: Vec<String>) -> JobSpec {
         unprotect: Vec::new(),
         mounts: Vec::new(),
         user: None,
+        fake_root: false,
         workdir: None,
         name: None,
         hostname: None,

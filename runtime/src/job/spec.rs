@@ -32,6 +32,8 @@ pub struct JobSpec {
     pub mounts: Vec<BindMount>,
     /// `root`, a name or numbers; as the image resolves them.
     pub user: Option<String>,
+    /// Whether changes of owners and ids that one id cannot make are reported as done; the user is root then.
+    pub fake_root: bool,
     /// Absolute box path of the working directory.
     pub workdir: Option<String>,
     /// A name beside the id.

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::image_root::{ImageRoot, InStore};
 use super::protect::{self, Protection};
-use super::{PlanError, host_root, image_config, image_root, policy, profile, secrets};
+use super::{PlanError, fake_root, host_root, image_config, image_root, policy, profile, secrets};
 use crate::job::id::{JobId, JobName};
 use crate::job::record::SCHEMA;
 use crate::job::spec::JobSpec;
@@ -103,6 +103,9 @@ pub struct Plan {
     /// The profile to learn on, where the job is for learning. Not part of the document: `seccomp.learning` is.
     #[serde(skip)]
     pub learning: Option<Cow<'static, Profile>>,
+    /// Whether the filter pretends changes of owners and ids, and the supervisor clears set-user-ID bits.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub fake_root: bool,
     /// Names of the secrets that become variables of the payload.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub secret_env: Vec<String>,
@@ -219,6 +222,9 @@ impl Plan {
         if image.is_some() {
             let in_etc = replacements.into_iter().map(|file| below("etc", file));
             inside.root.additions.extend(in_etc);
+            if spec.fake_root {
+                inside.root.additions.extend(fake_root::settings(&inside.root.layers)?);
+            }
         } else {
             let private: Vec<PathBuf> = surroundings.own.iter().chain(&surroundings.home).cloned().collect();
             let host = host_root::plan(geteuid().is_root(), spec.writable, &private, replacements)?;
@@ -246,6 +252,7 @@ impl Plan {
                 Cow::Owned(profile) => Cow::Owned(profile.seccomp),
             }),
             learning,
+            fake_root: spec.fake_root,
             secret_env: spec.secret_env,
             inside,
         };

@@ -8,6 +8,7 @@ mod denials;
 mod ending;
 mod keep;
 mod redact;
+mod set_id;
 mod streams;
 mod terminal;
 
@@ -431,7 +432,7 @@ impl<'a> Supervisor<'a> {
             };
             match signal {
                 Signal::SIGWINCH => self.streams.resize(),
-                Signal::SIGCHLD => {}
+                Signal::SIGCHLD => self.denials.settle(),
                 // Only a reader that does not read keeps this program here.
                 _ if !self.alive => self.abandoned = true,
                 Signal::SIGHUP => self.stop(Reason::Hangup)?,
@@ -521,6 +522,7 @@ impl Drop for Supervisor<'_> {
     fn drop(&mut self) {
         // On the way out of an error the box must not be left behind, not even as something that is about to end.
         if self.alive && pidfd_send_signal(&self.init, rustix::process::Signal::KILL).is_ok() {
+            self.denials.bury();
             // Nobody else waits for it; there is nothing better to do about an error here than to go.
             waitid(WaitId::PidFd(self.init.as_fd()), WaitIdOptions::EXITED).unwrap_or_default();
         }
