@@ -3,13 +3,16 @@
 //! Invariant: standard output carries results only; what agentd itself has to say goes to standard error as `agentd: …`.
 #![expect(clippy::print_stderr, reason = "this is where the program talks to its user")]
 
+mod attach;
 mod commit;
 mod doctor;
 mod environment;
+mod exec;
 mod image;
 mod images;
 mod inspect;
 mod interrupt;
+mod kill;
 mod logs;
 mod profile;
 mod progress;
@@ -19,6 +22,8 @@ mod pull;
 mod rm;
 mod rmi;
 mod run;
+mod stop;
+mod wait;
 mod wanted;
 
 use std::io::Write;
@@ -58,6 +63,23 @@ enum Verb {
     ///
     /// On a terminal, escape sequences are left out: the output of an agent must not move your cursor or set your title.
     Logs(Later<logs::Args>),
+    /// Make a running job's streams yours, until its end or the detach keys
+    ///
+    /// You see what it says from now on (`agentd logs` has the rest), and what you type goes to it if it was started with -i.
+    /// Several can be attached to one job. Its exit code is the job's.
+    Attach(Later<attach::Args>),
+    /// Run a command in the box of a running job
+    ///
+    /// It gets what the job's own command got: the same namespaces, user, environment, limits, Landlock rules and system-call
+    /// filter. It ends with the job, or with this program. What was given with --secret-env it does not get. Its exit code is
+    /// the command's.
+    Exec(Later<Box<exec::Args>>),
+    /// Stop jobs: SIGTERM (or what the image says), and SIGKILL for one that does not end in time
+    Stop(Later<stop::Args>),
+    /// Send a signal to the command of jobs; SIGKILL ends everything in the box
+    Kill(Later<kill::Args>),
+    /// Wait for the end of jobs; print their exit codes, and exit with the last
+    Wait(Later<wait::Args>),
     /// Forget jobs that have ended: their records, their output and their names
     Rm(Later<rm::Args>),
     /// Make an image of what a job wrote to its root, on top of the image it ran
@@ -150,6 +172,11 @@ pub fn main() -> ExitCode {
         Verb::Ps(Later(args)) => ps::run(&args).map(|()| 0),
         Verb::Inspect(Later(args)) => inspect::run(&args).map(|()| 0),
         Verb::Logs(Later(args)) => logs::run(&args).map(|()| 0),
+        Verb::Attach(Later(args)) => attach::run(args),
+        Verb::Exec(Later(args)) => exec::run(*args),
+        Verb::Stop(Later(args)) => stop::run(&args).map(|()| 0),
+        Verb::Kill(Later(args)) => kill::run(&args).map(|()| 0),
+        Verb::Wait(Later(args)) => wait::run(&args),
         Verb::Rm(Later(args)) => rm::run(&args).map(|()| 0),
         Verb::Commit(Later(args)) => commit::run(args),
         Verb::Pull(Later(args)) => pull::run(args),

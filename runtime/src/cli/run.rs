@@ -12,6 +12,7 @@ use agentd_init::plan::{Access, Hold, Network};
 use agentd_init::step::{Failure, Step};
 use agentd_rootfs::ImageRef;
 use agentd_rootfs::commit::LeftOut;
+use agentd_sys::descriptors::open_now;
 use anyhow::{Context, Result, bail};
 
 use super::environment::Directories;
@@ -25,7 +26,8 @@ use crate::job::spec::{self, AskedLimits, BindMount, JobSpec, ProfileChoice, Spe
 use crate::launch::plan::Plan;
 use crate::launch::secrets::{self, AskedSecret};
 use crate::launch::write_back;
-use crate::supervisor::{self, Ending, Finished, LEAST_BYTES};
+use crate::supervisor::detach::{self, Apart};
+use crate::supervisor::{self, Ending, Finished, LEAST_BYTES, Presence};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -49,7 +51,10 @@ pub(super) struct Args {
     /// Let the command change a protected path of the workspace, such as .vscode or .git/hooks; * stands for anything
     #[arg(long, value_name = "PATTERN")]
     unprotect: Vec<String>,
-    /// Pass standard input on
+    /// Run in the background, print the job's id; it outlives this terminal
+    #[arg(short, long, conflicts_with = "dry_run")]
+    detach: bool,
+    /// Pass standard input on; with -d, what `agentd attach` gives it
     #[arg(short, long)]
     interactive: bool,
     /// Give the command a terminal
@@ -149,6 +154,8 @@ fn network(text: &str) -> Result<Network, String> {
 
 /// Runs the verb; gives the exit code.
 pub(super) fn run(args: Args) -> Result<u8> {
+    // Before anything of agentd's own is open.
+    let callers = if args.detach { Some(open_now().context("cannot look at the open descriptors")?) } else { None };
     let directories = Directories::find()?;
     let (quiet, remove, dry_run, format) = (args.quiet, args.rm, args.dry_run, args.format);
     let wanted = Wanted::new(args.pull.into(), directories.registries(), &args.image_limit)?;
@@ -179,7 +186,16 @@ pub(super) fn run(args: Args) -> Result<u8> {
         }
     }
     let jobs = directories.jobs();
-    let finished = supervisor::run(&plan, &jobs, hold, secrets)?;
+    let presence = match callers.map(|callers| detach::apart(&callers)).transpose().context("cannot detach")? {
+        None => Presence::Foreground,
+        Some(Apart::Supervisor(notice)) => Presence::Detached(notice),
+        Some(Apart::Ended(code)) => return Ok(code),
+        Some(Apart::Started) => {
+            writeln!(std::io::stdout().lock(), "{}", plan.id)?;
+            return Ok(0);
+        }
+    };
+    let finished = supervisor::run(&plan, &jobs, hold, secrets, presence)?;
     if !quiet {
         for left in &finished.record.left {
             say(&format!("warning: {left}"));
@@ -327,7 +343,7 @@ fn not_redacted(secrets: &Secrets) -> Option<String> {
 }
 
 /// `NAME=VALUE`, or `NAME` with this process's own value; nothing when that is not set.
-fn variable(word: &str) -> Result<Option<(String, String)>> {
+pub(super) fn variable(word: &str) -> Result<Option<(String, String)>> {
     let (name, value) = match word.split_once('=') {
         Some((name, value)) => (name, Some(value.to_owned())),
         None => match env::var(word) {

@@ -5,7 +5,8 @@
 //! ├── live/ID                        the record while the job runs, locked by its supervisor
 //! ├── jobs/ID/record.jsonl           the same file once the job has ended
 //! │          plan.json               written once
-//! │          stdout.log stderr.log   made with the first byte
+//! │          stdout.log stderr.log   made with the first byte; further parts begin where their name says
+//! │          control.sock            while somebody talks to the supervisor (crate::control)
 //! │          root.tar.zst            what the job wrote to its root (`--keep`)
 //! │          events.jsonl            made with the first event
 //! ├── names/NAME -> ID               made at once or not at all: a name belongs to one job
@@ -28,6 +29,8 @@ use serde::Serialize;
 
 use super::id::{JobId, JobName, is_id_prefix};
 use super::record::{Record, SCHEMA, State};
+use crate::control::SOCKET;
+use crate::launch::plan::Plan;
 use crate::launch::protect;
 
 /// Names of a job's files.
@@ -98,8 +101,8 @@ pub enum JobStoreError {
     #[error("{} is not this user's alone; make it so with `chmod 700` (as its owner), or set XDG_STATE_HOME", .0.display())]
     NotPrivate(PathBuf),
     /// `rm` of a job that runs.
-    #[error("job {0} is running; `kill {1}` stops it")]
-    Running(JobId, u32),
+    #[error("job {0} is running; `agentd stop {0}` stops it, `agentd rm -f {0}` kills it")]
+    Running(JobId),
 }
 
 type Result<T> = std::result::Result<T, JobStoreError>;
@@ -289,6 +292,8 @@ impl Jobs {
                         made => made.doing("create", &directory)?,
                     }
                     fs::rename(&live, directory.join(RECORD)).doing("move", &live)?;
+                    let socket = directory.join(SOCKET);
+                    fs::remove_file(&socket).or_else(ignore_missing).doing("remove", &socket)?;
                 }
                 // Not one line was written: the payload of that job never started.
                 Err(JobStoreError::BadRecord { .. }) => self.erase(&id)?,
@@ -317,6 +322,55 @@ impl Jobs {
         Ok(is_at(&file, &live)?.then_some(file))
     }
 
+    /// Waits until no supervisor runs the job, and sees to it that its record has an end.
+    ///
+    /// # Errors
+    /// [`JobStoreError::Io`].
+    pub fn wait(&self, id: &JobId) -> Result<()> {
+        let live = self.live(id);
+        match File::open(&live) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            // The supervisor has it locked as long as it lives, whatever becomes of it.
+            opened => opened.doing("open", &live)?.lock_shared().doing("wait for", &live)?,
+        }
+        self.sweep().map(drop)
+    }
+
+    /// Whether a supervisor runs the job.
+    ///
+    /// # Errors
+    /// [`JobStoreError::Io`].
+    pub fn runs(&self, id: &JobId) -> Result<bool> {
+        let live = self.live(id);
+        let file = match File::open(&live) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            opened => opened.doing("open", &live)?,
+        };
+        match file.try_lock_shared() {
+            Ok(()) => Ok(false),
+            Err(TryLockError::WouldBlock) => Ok(true),
+            Err(TryLockError::Error(error)) => Err(error).doing("look at the lock of", &live),
+        }
+    }
+
+    /// The plan of a job.
+    ///
+    /// # Errors
+    /// [`JobStoreError::Io`].
+    pub(crate) fn plan(&self, id: &JobId) -> Result<Plan> {
+        let path = self.directory_of(id).join(PLAN);
+        let text = read_bounded(&path).doing("read", &path)?;
+        serde_json::from_slice(&text).map_err(io::Error::from).doing("read", &path)
+    }
+
+    /// The ids of jobs that run.
+    ///
+    /// # Errors
+    /// [`JobStoreError::Io`].
+    pub fn running(&self) -> Result<Vec<JobId>> {
+        self.ids("live")
+    }
+
     /// Removes a job that has ended, and its name.
     ///
     /// # Errors
@@ -325,8 +379,7 @@ impl Jobs {
         let live = self.live(id);
         let lock = self.lock(id)?;
         if lock.is_none() && File::open(&live).is_ok() {
-            let supervisor = self.read(id).map_or(0, |record| record.supervisor_pid);
-            return Err(JobStoreError::Running(id.clone(), supervisor));
+            return Err(JobStoreError::Running(id.clone()));
         }
         self.erase(id)
     }
@@ -365,7 +418,7 @@ impl Jobs {
         self.directory.join("stubs")
     }
 
-    fn live(&self, id: &JobId) -> PathBuf {
+    pub(crate) fn live(&self, id: &JobId) -> PathBuf {
         self.directory.join("live").join(id.as_str())
     }
 
