@@ -123,13 +123,17 @@ impl Caller {
     ) -> Result<(Answer, Option<OwnedFd>), ControlError> {
         let to = |source: io::Error| ControlError::Io { what: "talk to the supervisor", id: self.id.clone(), source };
         let line = encode(&request).map_err(|error| to(error.into()))?;
-        channel::send(self.socket.as_fd(), &line, descriptor).map_err(to)?;
+        let ended = || ControlError::NotRunning(self.id.clone(), "it has just ended".into());
+        match channel::send(self.socket.as_fd(), &line, descriptor) {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET)) => return Err(ended()),
+            sent => sent.map_err(to)?,
+        }
         let answered = wait(&mut [PollFd::new(&self.socket, PollFlags::IN)], Instant::now()).map_err(to)?;
         if !answered {
             return Err(ControlError::Silent { id: self.id.clone(), pid: self.pid });
         }
         let Some(message) = channel::receive(&self.socket).map_err(to)? else {
-            return Err(ControlError::NotRunning(self.id.clone(), "it has just ended".into()));
+            return Err(ended());
         };
         match decode(&message.bytes).map_err(|error| to(error.into()))? {
             Answer::Refused { reason } => Err(ControlError::Refused { id: self.id.clone(), reason }),

@@ -83,8 +83,10 @@ pub fn attach(caller: &Caller, wish: Wish) -> Result<Left, AttachError> {
         remote.keys = isatty(stdin()).then_some(wish.keys);
     }
     let mut streams = Streams::remote(remote).map_err(host("set the streams up"))?;
-    let resize = || match tcgetwinsize(if isatty(stdout()) { stdout() } else { stdin() }) {
-        Ok(size) if terminal => caller.tell(Request::Resize { rows: size.ws_row, columns: size.ws_col }),
+    let resize = |more: u16| match tcgetwinsize(if isatty(stdout()) { stdout() } else { stdin() }) {
+        Ok(size) if terminal => {
+            caller.tell(Request::Resize { rows: size.ws_row.saturating_add(more), columns: size.ws_col })
+        }
         _ => Ok(()),
     };
     // A job that has ended meanwhile needs no size.
@@ -92,7 +94,9 @@ pub fn attach(caller: &Caller, wish: Wish) -> Result<Left, AttachError> {
         Err(ControlError::NotRunning(..)) => Ok(()),
         told => told,
     };
-    ended(resize())?;
+    // A program draws anew only for a size that changes, and who attaches has seen nothing of it yet.
+    ended(resize(1))?;
+    ended(resize(0))?;
     while !streams.done() {
         let mut fds = vec![PollFd::new(&signals, PollFlags::IN)];
         streams.interest(&mut fds);
@@ -103,7 +107,7 @@ pub fn attach(caller: &Caller, wish: Wish) -> Result<Left, AttachError> {
         while let Some(info) = signals.read_signal().map_err(|error| host("read signals")(error.into()))? {
             match i32::try_from(info.ssi_signo).ok().and_then(|raw| Signal::try_from(raw).ok()) {
                 Some(Signal::SIGHUP) => return Ok(Left::Detached),
-                Some(Signal::SIGWINCH) => ended(resize())?,
+                Some(Signal::SIGWINCH) => ended(resize(0))?,
                 Some(signal) => ended(caller.tell(Request::Signal { number: signal as i32 }))?,
                 None => {}
             }

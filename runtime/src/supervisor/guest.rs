@@ -176,7 +176,12 @@ fn namespaces(payload: &OwnedFd, network: Network) -> Result<Vec<Joined>, GuestE
     let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")).map(str::trim).filter(|pid| *pid != "-1");
     let path = format!("/proc/{}/ns", pid.ok_or(GuestError::Ended)?);
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let directory = openat(CWD, path, flags, Mode::empty()).to("look at the payload's namespaces")?;
+    let opened = |opened: Result<OwnedFd, Errno>| match opened {
+        // It ended meanwhile.
+        Err(Errno::NOENT | Errno::SRCH) => Err(GuestError::Ended),
+        opened => opened.to("open the box's namespaces"),
+    };
+    let directory = opened(openat(CWD, path, flags, Mode::empty()))?;
     let mut joined = Vec::new();
     for (name, kind) in [
         ("user", LinkNameSpaceType::User),
@@ -190,8 +195,8 @@ fn namespaces(payload: &OwnedFd, network: Network) -> Result<Vec<Joined>, GuestE
         if (name, network) == ("net", Network::Host) {
             continue;
         }
-        let opened = openat(&directory, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
-        joined.push(Joined { descriptor: opened.to("open the box's namespaces")?, kind, name });
+        let descriptor = opened(openat(&directory, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()))?;
+        joined.push(Joined { descriptor, kind, name });
     }
     // Still that process: the number belonged to it all the while.
     let mut fds = [PollFd::new(payload, PollFlags::IN)];
