@@ -205,10 +205,8 @@ fn a_supervisor_that_does_not_answer_can_be_removed() {
     let supervisor = home.supervisor(&id);
     let inside = supervisor.descendants();
     kill(&supervisor, Signal::STOP);
-    let silent = Started::new(home.agentd().args(["stop", &id]));
-    let removed = Started::new(home.agentd().args(["rm", "-f", &id]));
-    silent.finish().expect_code(125).expect_one_error_line(&["does not answer", "rm -f"]);
-    let _ran = removed.finish().expect_silent_success();
+    home.say(&["stop", &id]).expect_code(125).expect_one_error_line(&["does not answer", "rm -f"]);
+    let _ran = home.say(&["rm", "-f", &id]).expect_silent_success();
     all_gone(&inside);
     assert!(home.jobs().is_empty());
 }

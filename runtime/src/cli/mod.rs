@@ -5,6 +5,7 @@
 
 mod attach;
 mod commit;
+mod completion;
 mod doctor;
 mod environment;
 mod exec;
@@ -14,6 +15,7 @@ mod inspect;
 mod interrupt;
 mod kill;
 mod logs;
+mod on_exit;
 mod profile;
 mod progress;
 mod prune;
@@ -23,13 +25,14 @@ mod rm;
 mod rmi;
 mod run;
 mod stop;
+mod template;
 mod wait;
 mod wanted;
 
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::{ArgMatches, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
 
@@ -107,6 +110,11 @@ enum Verb {
     /// chooses one. A file is TOML and mostly `extends` a built-in profile; `agentd profile check` tries it. A workspace may
     /// have a file of its own, .agentd/profile.toml, which can only refuse more.
     Profile(Later<profile::Args>),
+    /// Print a completion script for a shell, or write the manual's pages
+    ///
+    /// bash: agentd completion bash > ~/.local/share/bash-completion/completions/agentd;
+    /// manual: agentd completion man ~/.local/share/man/man1
+    Completion(Later<completion::Args>),
     /// Say what this host can and cannot do, and how to mend it
     ///
     /// Exits with 1 when the main job cannot run here, or when an attack succeeded.
@@ -185,6 +193,7 @@ pub fn main() -> ExitCode {
         Verb::Prune(Later(args)) => prune::run(&args).map(|()| 0),
         Verb::Image(Later(args)) => image::run(&args),
         Verb::Profile(Later(args)) => profile::run(&args),
+        Verb::Completion(Later(args)) => completion::run(&args, Cli::command()).map(|()| 0),
         Verb::Doctor(Later(args)) => doctor::run(&args),
     };
     match done {

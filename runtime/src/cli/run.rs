@@ -16,6 +16,7 @@ use agentd_sys::descriptors::open_now;
 use anyhow::{Context, Result, bail};
 
 use super::environment::Directories;
+use super::on_exit;
 use super::progress::{Follower, INTERRUPTED};
 use super::wanted::{self, Asked, Policy, Wanted};
 use super::{Format, print_json, printable, say};
@@ -118,6 +119,10 @@ pub(super) struct Args {
     /// Bytes of each output stream that are kept for `agentd logs`
     #[arg(long, value_name = "SIZE", default_value = "64m", value_parser = spec::parse_size)]
     max_output: u64,
+    /// Run a program of the host when the job has ended, words apart by spaces and no shell; it gets AGENTD_JOB,
+    /// AGENTD_NAME, AGENTD_STATE and AGENTD_EXIT_CODE
+    #[arg(long, value_name = "COMMAND", value_parser = on_exit::words)]
+    on_exit: Option<on_exit::Words>,
     /// Memory limit (needs a cgroup)
     #[arg(long, value_name = "SIZE", value_parser = spec::parse_size)]
     memory: Option<u64>,
@@ -195,7 +200,9 @@ pub(super) fn run(args: Args) -> Result<u8> {
             return Ok(0);
         }
     };
-    let finished = supervisor::run(&plan, &jobs, hold, secrets, presence)?;
+    let finished = supervisor::run(&plan, &jobs, hold, secrets, presence);
+    on_exit::run(&plan, finished.as_ref().ok().map(|finished| &finished.record.state));
+    let finished = finished?;
     if !quiet {
         for left in &finished.record.left {
             say(&format!("warning: {left}"));
@@ -306,6 +313,7 @@ fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
         keep: args.keep,
         storage: args.storage,
         max_output: args.max_output,
+        on_exit: args.on_exit.map(|words| words.0).unwrap_or_default(),
         terminal: args.tty,
         interactive: args.interactive,
         limits: AskedLimits {

@@ -193,8 +193,23 @@ impl Jobs {
     /// # Errors
     /// [`JobStoreError::Io`] when the directory cannot be listed.
     pub fn list(&self) -> Result<(Vec<Record>, Vec<JobStoreError>)> {
+        self.read_all(self.ids("jobs")?)
+    }
+
+    /// The same of those that run, however many have ended.
+    ///
+    /// # Errors
+    /// [`JobStoreError::Io`] when the directory cannot be listed.
+    pub fn list_running(&self) -> Result<(Vec<Record>, Vec<JobStoreError>)> {
+        let (mut records, troubles) = self.read_all(self.running()?)?;
+        // It may end between the two looks.
+        records.retain(|record| record.state == State::Running);
+        Ok((records, troubles))
+    }
+
+    fn read_all(&self, ids: Vec<JobId>) -> Result<(Vec<Record>, Vec<JobStoreError>)> {
         let (mut records, mut troubles) = (Vec::new(), Vec::new());
-        for id in self.ids("jobs")? {
+        for id in ids {
             match self.read(&id) {
                 Ok(record) => records.push(record),
                 // Removed meanwhile, or not written yet.

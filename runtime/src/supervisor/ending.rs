@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use crate::job::record::State;
 
 /// Exit code for a failure of agentd's own.
-pub(super) const AGENTD_FAILED: u8 = 125;
+pub(crate) const AGENTD_FAILED: u8 = 125;
 const TIMED_OUT: u8 = 124;
 const NOT_EXECUTABLE: u8 = 126;
 const NOT_FOUND: u8 = 127;

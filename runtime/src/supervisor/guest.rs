@@ -104,6 +104,12 @@ pub fn run(mut plan: Plan, payload: &OwnedFd) -> Result<Ending, GuestError> {
     guest.channel = None;
     waitid(WaitId::PidFd(usher.as_fd()), WaitIdOptions::EXITED).to("reap a process")?;
     seen?;
+    // A box that goes takes no process (ENOMEM, clone(2)) a moment before its payload dies: which step failed for that says
+    // nothing to anybody.
+    let patience = i64::from(guest.failure.as_ref().is_some_and(|failure| failure.errno == libc::ENOMEM));
+    if guest.failure.is_some() && has_ended(payload, patience)? {
+        return Err(GuestError::Ended);
+    }
     match (guest.failure, guest.status) {
         (None, None) => Err(GuestError::Ended),
         (failure, status) => Ok(Ending::new(failure, status, None, None)),
@@ -199,12 +205,17 @@ fn namespaces(payload: &OwnedFd, network: Network) -> Result<Vec<Joined>, GuestE
         joined.push(Joined { descriptor, kind, name });
     }
     // Still that process: the number belonged to it all the while.
-    let mut fds = [PollFd::new(payload, PollFlags::IN)];
-    if poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).to("look at the payload")? > 0 {
+    if has_ended(payload, 0)? {
         return Err(GuestError::Ended);
     }
     check(&joined)?;
     Ok(joined)
+}
+
+/// Whether the payload ends within so many seconds.
+fn has_ended(payload: &OwnedFd, seconds: i64) -> Result<bool, GuestError> {
+    let mut fds = [PollFd::new(payload, PollFlags::IN)];
+    Ok(poll(&mut fds, Some(&Timespec { tv_sec: seconds, tv_nsec: 0 })).to("look at the payload")? > 0)
 }
 
 fn check(joined: &[Joined]) -> Result<(), GuestError> {

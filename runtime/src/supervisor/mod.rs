@@ -42,6 +42,7 @@ use rustix::process::{
     Pid, PidfdFlags, WaitId, WaitIdOptions, getppid, kill_process, pidfd_open, pidfd_send_signal, waitid,
 };
 
+pub(crate) use ending::AGENTD_FAILED as FAILED;
 pub use ending::Ending;
 pub(crate) use redact::LEAST_BYTES;
 
