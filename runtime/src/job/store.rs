@@ -514,16 +514,17 @@ fn last_record(text: &[u8], path: &Path) -> Result<Record> {
     }
     let whole_lines = text.split_inclusive(|byte| *byte == b'\n').filter_map(|line| line.strip_suffix(b"\n")).rev();
     for line in whole_lines {
-        match serde_json::from_slice::<Version>(line) {
-            Ok(Version { schema }) if schema > SCHEMA => {
-                return Err(JobStoreError::NewerRecord { path: path.to_owned(), found: schema });
-            }
-            Ok(_) => {
-                if let Ok(record) = serde_json::from_slice(line) {
-                    return Ok(record);
-                }
-            }
-            Err(_) => {}
+        // A later agentd's may read as one of ours, or as none at all.
+        let record = serde_json::from_slice::<Record>(line).ok();
+        let schema = match &record {
+            Some(record) => Some(record.schema),
+            None => serde_json::from_slice::<Version>(line).ok().map(|version| version.schema),
+        };
+        if let Some(found) = schema.filter(|schema| *schema > SCHEMA) {
+            return Err(JobStoreError::NewerRecord { path: path.to_owned(), found });
+        }
+        if let Some(record) = record {
+            return Ok(record);
         }
     }
     Err(JobStoreError::BadRecord { path: path.to_owned() })

@@ -1,8 +1,9 @@
 //! What a running job does for those who ask ([`crate::control`]).
 
 use std::os::fd::AsFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use agentd_sys::memory::BEFORE_FORGETTING;
 use rustix::process::{Signal, pidfd_send_signal};
 
 use super::control::{self, Asked};
@@ -18,6 +19,8 @@ impl Supervisor<'_> {
     pub(super) fn serve(&mut self) -> Result<(), SuperviseError> {
         for asked in self.control.hear() {
             self.obey(asked)?;
+            // What that needed of this program is not needed while it waits.
+            self.forget_at = Instant::now().checked_add(BEFORE_FORGETTING);
         }
         Ok(())
     }
