@@ -21,6 +21,7 @@ mod progress;
 mod prune;
 mod ps;
 mod pull;
+mod rename;
 mod rm;
 mod rmi;
 mod run;
@@ -83,6 +84,8 @@ enum Verb {
     Kill(Later<kill::Args>),
     /// Wait for the end of jobs; print their exit codes, and exit with the last
     Wait(Later<wait::Args>),
+    /// Give a job another name
+    Rename(Later<rename::Args>),
     /// Forget jobs that have ended: their records, their output and their names
     Rm(Later<rm::Args>),
     /// Make an image of what a job wrote to its root, on top of the image it ran
@@ -185,6 +188,7 @@ pub fn main() -> ExitCode {
         Verb::Stop(Later(args)) => stop::run(&args).map(|()| 0),
         Verb::Kill(Later(args)) => kill::run(&args).map(|()| 0),
         Verb::Wait(Later(args)) => wait::run(&args),
+        Verb::Rename(Later(args)) => rename::run(&args).map(|()| 0),
         Verb::Rm(Later(args)) => rm::run(&args).map(|()| 0),
         Verb::Commit(Later(args)) => commit::run(args),
         Verb::Pull(Later(args)) => pull::run(args),
