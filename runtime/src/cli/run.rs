@@ -12,9 +12,11 @@ use agentd_init::plan::{Access, Hold, Network};
 use agentd_init::step::{Failure, Step};
 use agentd_rootfs::ImageRef;
 use agentd_rootfs::commit::LeftOut;
-use anyhow::{Context, Result, bail};
+use agentd_sys::descriptors::open_now;
+use anyhow::{Context, Result, bail, ensure};
 
 use super::environment::Directories;
+use super::on_exit;
 use super::profile::Learning;
 use super::progress::{Follower, INTERRUPTED};
 use super::wanted::{self, Asked, Policy, Wanted};
@@ -26,7 +28,8 @@ use crate::job::spec::{self, AskedLimits, BindMount, JobSpec, ProfileChoice, Spe
 use crate::launch::plan::Plan;
 use crate::launch::secrets::{self, AskedSecret};
 use crate::launch::write_back;
-use crate::supervisor::{self, Ending, Finished, LEAST_BYTES};
+use crate::supervisor::detach::{self, Apart};
+use crate::supervisor::{self, Ending, Finished, LEAST_BYTES, Presence};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -50,7 +53,10 @@ pub(super) struct Args {
     /// Let the command change a protected path of the workspace, such as .vscode or .git/hooks; * stands for anything
     #[arg(long, value_name = "PATTERN")]
     unprotect: Vec<String>,
-    /// Pass standard input on
+    /// Run in the background, print the job's id; it outlives this terminal
+    #[arg(short, long, conflicts_with = "dry_run")]
+    detach: bool,
+    /// Pass standard input on; with -d, what `agentd attach` gives it
     #[arg(short, long)]
     interactive: bool,
     /// Give the command a terminal
@@ -118,6 +124,10 @@ pub(super) struct Args {
     /// Bytes of each output stream that are kept for `agentd logs`
     #[arg(long, value_name = "SIZE", default_value = "64m", value_parser = spec::parse_size)]
     max_output: u64,
+    /// Run a program of the host when the job has ended, words apart by spaces and no shell; it gets AGENTD_JOB,
+    /// AGENTD_NAME, AGENTD_STATE and AGENTD_EXIT_CODE
+    #[arg(long, value_name = "COMMAND", value_parser = on_exit::words)]
+    on_exit: Option<on_exit::Words>,
     /// Memory limit (needs a cgroup)
     #[arg(long, value_name = "SIZE", value_parser = spec::parse_size)]
     memory: Option<u64>,
@@ -159,10 +169,13 @@ pub(super) fn run(args: Args) -> Result<u8> {
 
 /// The same for `agentd profile learn`.
 pub(super) fn learn(args: Args, learning: &Learning) -> Result<u8> {
+    ensure!(!args.detach, "what is learned is written when the command ends; leave --detach out");
     perform(args, Some(learning))
 }
 
 fn perform(args: Args, learning: Option<&Learning>) -> Result<u8> {
+    // Before anything of agentd's own is open.
+    let callers = if args.detach { Some(open_now().context("cannot look at the open descriptors")?) } else { None };
     let directories = Directories::find()?;
     let (quiet, remove, dry_run, format) = (args.quiet, args.rm, args.dry_run, args.format);
     let wanted = Wanted::new(args.pull.into(), directories.registries(), &args.image_limit)?;
@@ -194,7 +207,18 @@ fn perform(args: Args, learning: Option<&Learning>) -> Result<u8> {
         }
     }
     let jobs = directories.jobs();
-    let finished = supervisor::run(&plan, &jobs, hold, secrets)?;
+    let presence = match callers.map(|callers| detach::apart(&callers)).transpose().context("cannot detach")? {
+        None => Presence::Foreground,
+        Some(Apart::Supervisor(notice)) => Presence::Detached(notice),
+        Some(Apart::Ended(code)) => return Ok(code),
+        Some(Apart::Started) => {
+            writeln!(std::io::stdout().lock(), "{}", plan.id)?;
+            return Ok(0);
+        }
+    };
+    let finished = supervisor::run(&plan, &jobs, hold, secrets, presence);
+    on_exit::run(&plan, finished.as_ref().ok().map(|finished| &finished.record.state));
+    let finished = finished?;
     if !quiet {
         for left in &finished.record.left {
             say(&format!("warning: {left}"));
@@ -313,6 +337,7 @@ fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
         keep: args.keep,
         storage: args.storage,
         max_output: args.max_output,
+        on_exit: args.on_exit.map(|words| words.0).unwrap_or_default(),
         terminal: args.tty,
         interactive: args.interactive,
         limits: AskedLimits {
@@ -365,7 +390,7 @@ fn not_redacted(secrets: &Secrets) -> Option<String> {
 }
 
 /// `NAME=VALUE`, or `NAME` with this process's own value; nothing when that is not set.
-fn variable(word: &str) -> Result<Option<(String, String)>> {
+pub(super) fn variable(word: &str) -> Result<Option<(String, String)>> {
     let (name, value) = match word.split_once('=') {
         Some((name, value)) => (name, Some(value.to_owned())),
         None => match env::var(word) {

@@ -166,6 +166,7 @@ fn spec(command: Vec<String>) -> JobSpec {
         keep: false,
         storage: None,
         max_output: 0,
+        on_exit: Vec::new(),
         terminal: false,
         interactive: false,
         limits: AskedLimits::default(),

@@ -54,6 +54,8 @@ pub struct JobSpec {
     pub storage: Option<u64>,
     /// Bytes of each output stream that are kept on disk.
     pub max_output: u64,
+    /// Program and arguments that the supervisor runs on the host when the job has ended; none where empty.
+    pub on_exit: Vec<String>,
     /// A terminal of the box's own.
     pub terminal: bool,
     /// Whether standard input is passed on.

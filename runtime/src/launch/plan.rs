@@ -90,6 +90,9 @@ pub struct Plan {
     pub grace_ms: u64,
     /// Bytes of each output stream that are kept.
     pub max_output: u64,
+    /// Program and arguments that are run on the host when the job has ended.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub on_exit: Vec<String>,
     /// What was asked for and is not done, and why: said, and recorded.
     pub warnings: Vec<String>,
     /// What is usual and cannot be done here, and why: recorded.
@@ -244,6 +247,7 @@ impl Plan {
             timeout_ms: spec.timeout.map(milliseconds),
             grace_ms: milliseconds(spec.grace),
             max_output: spec.max_output,
+            on_exit: spec.on_exit,
             warnings,
             notes,
             protection,
