@@ -13,6 +13,7 @@ pub mod mount;
 pub mod names;
 pub mod notify;
 pub mod process;
+pub mod routes;
 pub mod seccomp;
 pub mod signal;
 

@@ -19,6 +19,7 @@ mod pull;
 mod rm;
 mod rmi;
 mod run;
+mod run_network;
 mod wanted;
 
 use std::io::Write;

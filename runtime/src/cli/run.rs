@@ -7,6 +7,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use agentd_egress::Rule;
 use agentd_init::Secrets;
 use agentd_init::plan::{Access, Hold, Network};
 use agentd_init::step::{Failure, Step};
@@ -16,6 +17,7 @@ use anyhow::{Context, Result, bail};
 
 use super::environment::Directories;
 use super::progress::{Follower, INTERRUPTED};
+use super::run_network::{self, NetworkArgs};
 use super::wanted::{self, Asked, Policy, Wanted};
 use super::{Format, print_json, printable, say};
 use crate::job::events::Denial;
@@ -30,13 +32,14 @@ use crate::supervisor::{self, Ending, Finished, LEAST_BYTES};
 /// Run a command in a box of its own
 ///
 /// The box sees a read-only root, /workspace (with --workspace), writable /tmp, /scratch, /run and home directory that
-/// are gone afterwards, no network, and none of your files. Its exit code is the command's; 124 is a timeout, 125 a
+/// are gone afterwards, no network but what --allow names, and none of your files. Its exit code is the command's; 124 is a timeout, 125 a
 /// failure of agentd, 126 a program that cannot be executed, 127 one that is not there, 128+N death by signal N.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   agentd run -- cat /etc/os-release
   agentd run --workspace . -it -- bash
-  agentd run --image oci:./img --workspace ./repo --timeout 30m -- claude -p 'fix the failing test'")]
+  agentd run --image oci:./img --workspace ./repo --timeout 30m -- claude -p 'fix the failing test'
+  agentd run --workspace . --allow claude --allow github -- claude -p 'update the changelog'")]
 pub(super) struct Args {
     /// What / is made of: host, dir:PATH, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME:TAG], or
     /// [docker://]NAME[:TAG][@DIGEST] in a registry
@@ -100,9 +103,8 @@ pub(super) struct Args {
     /// Time between SIGTERM and SIGKILL when the job is stopped
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = spec::parse_duration)]
     stop_timeout: Duration,
-    /// Network: none, or the host's with everything it reaches
-    #[arg(long, value_name = "none|host", default_value = "none", value_parser = network)]
-    net: Network,
+    #[command(flatten)]
+    network: NetworkArgs,
     /// What the command may ask of the kernel: default, strict, nested or a file (see `agentd profile`)
     #[arg(long, value_name = "NAME|FILE", default_value = "default")]
     profile: ProfileChoice,
@@ -142,14 +144,6 @@ pub(super) struct Args {
     /// Command and arguments
     #[arg(trailing_var_arg = true, value_name = "COMMAND")]
     command: Vec<String>,
-}
-
-fn network(text: &str) -> Result<Network, String> {
-    match text {
-        "none" => Ok(Network::None),
-        "host" => Ok(Network::Host),
-        _ => Err("networks are none and host".into()),
-    }
 }
 
 /// Runs the verb; gives the exit code.
@@ -196,6 +190,9 @@ pub(super) fn run(args: Args) -> Result<u8> {
     }
     if !quiet && finished.record.denials > 0 {
         say(&denied(&finished, &plan, remove));
+    }
+    if !quiet && let Some(refused) = run_network::refused(&finished, plan.id.as_str(), remove) {
+        say(&refused);
     }
     match &finished.record.root {
         Some(Kept::Nothing { reason }) => say(&format!("nothing of what it wrote to its root is kept: {reason}")),
@@ -276,6 +273,7 @@ fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
     if args.keep && matches!(image, ImageRef::Host | ImageRef::Dir(_)) {
         bail!("--keep is for images of layers, and {image} is none: nothing could be made of what is kept");
     }
+    let (network, reach) = args.network.asked()?;
     Ok(JobSpec {
         image,
         workspace,
@@ -290,7 +288,8 @@ fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
         hostname: args.hostname,
         timeout: args.timeout,
         grace: args.stop_timeout,
-        network: args.net,
+        network,
+        reach,
         writable: args.writable,
         keep: args.keep,
         storage: args.storage,
@@ -376,7 +375,7 @@ fn print_plan(plan: &Plan, format: Format) -> Result<()> {
                 "user       {}:{} inside, {}:{} outside",
                 ids.box_uid, ids.box_gid, ids.host_uid, ids.host_gid
             )?;
-            writeln!(out, "network    {}", if inside.network == Network::Host { "host" } else { "none" })?;
+            writeln!(out, "network    {}", network_of(plan))?;
             writeln!(out, "root       {}", root_of(plan))?;
             for mount in &inside.mounts {
                 writeln!(out, "mount      {}", printable(&describe(mount)))?;
@@ -398,6 +397,19 @@ fn print_plan(plan: &Plan, format: Format) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn network_of(plan: &Plan) -> String {
+    match (plan.inside.network, &plan.reach) {
+        (Network::Host, _) => "host".into(),
+        (Network::None, None) => "none".into(),
+        (Network::None, Some(policy)) => {
+            let list = |rules: &[Rule]| rules.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            let denied =
+                if policy.denied().is_empty() { String::new() } else { format!("; not {}", list(policy.denied())) };
+            format!("through the broker: {}{denied}", list(policy.allowed()))
+        }
+    }
 }
 
 fn root_of(plan: &Plan) -> &'static str {

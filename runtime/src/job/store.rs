@@ -498,6 +498,7 @@ mod tests {
             root: None,
             output_dropped: 0,
             denials: 0,
+            network: None,
         }
     }
 

@@ -5,6 +5,7 @@
 mod host_root;
 mod image_config;
 pub mod image_root;
+pub mod network;
 pub mod plan;
 pub mod profile;
 pub mod protect;
@@ -54,6 +55,9 @@ pub enum PlanError {
         /// The errno.
         cause: io::Error,
     },
+    /// The rules of the network.
+    #[error(transparent)]
+    Network(#[from] agentd_egress::PolicyError),
     /// The profile.
     #[error(transparent)]
     Profile(#[from] profile::ProfileError),

@@ -7,6 +7,7 @@
 mod denials;
 mod ending;
 mod keep;
+mod network;
 mod redact;
 mod streams;
 mod terminal;
@@ -17,6 +18,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use agentd_egress::Request;
 use agentd_init::Secrets;
 use agentd_init::plan::Network;
 use agentd_init::reaper::RELAYED;
@@ -37,7 +39,7 @@ use rustix::process::{
 pub use ending::Ending;
 pub(crate) use redact::LEAST_BYTES;
 
-use crate::job::events::{Denial, EVENTS, Events};
+use crate::job::events::{Denial, EVENTS, Event, Events};
 use crate::job::record::{Enforced, Record, SCHEMA, State};
 use crate::job::store::{JobStoreError, Jobs, LiveJob, now};
 use crate::launch::plan::Plan;
@@ -90,6 +92,8 @@ pub struct Finished {
     pub record: Record,
     /// The calls that policy refused.
     pub denials: Vec<Denial>,
+    /// What was asked of the network and refused.
+    pub refusals: Vec<Request>,
 }
 
 /// Runs a job in the foreground, from clone to record; `hold` keeps its layers in the store until its plan is written.
@@ -124,6 +128,7 @@ pub fn run(plan: &Plan, jobs: &Jobs, hold: Option<Hold>, secrets: Secrets) -> Re
     let supervised = released.and_then(|()| supervisor.supervise());
     record.output_dropped = supervisor.streams.close_logs();
     let redactor = supervisor.redactor.take();
+    let refusals = supervisor.end_network(&mut record);
     let (denials, total) = supervisor.denials.finish();
     record.denials = total;
     if supervisor.started && supervisor.denials.is_silent() {
@@ -146,7 +151,7 @@ pub fn run(plan: &Plan, jobs: &Jobs, hold: Option<Hold>, secrets: Secrets) -> Re
                 record.root = upper.map(|upper| keep::keep(upper, &jobs.directory_of(&plan.id)));
             }
             finish(job, &mut record, begun, redactor.as_ref())?;
-            Ok(Finished { ending, record, denials })
+            Ok(Finished { ending, record, denials, refusals })
         }
         Err(error) => {
             let reason = match std::error::Error::source(&error) {
@@ -188,9 +193,10 @@ fn first_record(plan: &Plan) -> Record {
             landlock_rights: plan.inside.landlock.rights.iter().map(ToString::to_string).collect(),
             seccomp: plan.inside.seccomp.profile.clone(),
             profile_digest: plan.inside.seccomp.digest.clone(),
-            network: match plan.inside.network {
-                Network::None => "none".into(),
-                Network::Host => "host".into(),
+            network: match (plan.inside.network, &plan.reach) {
+                (Network::None, None) => "none".into(),
+                (Network::None, Some(_)) => "broker".into(),
+                (Network::Host, _) => "host".into(),
             },
         },
         warnings: plan.warnings.iter().chain(&plan.notes).cloned().collect(),
@@ -198,6 +204,7 @@ fn first_record(plan: &Plan) -> Record {
         root: None,
         output_dropped: 0,
         denials: 0,
+        network: None,
     }
 }
 
@@ -216,6 +223,8 @@ struct Supervisor<'a> {
     /// What takes the job's secrets out of what is kept, where it has any.
     redactor: Option<Redactor>,
     denials: Denials<'a>,
+    /// The broker, where the box may reach something.
+    network: Option<network::Network>,
     /// What is written to the root, where it is to be kept.
     upper: Option<Upper>,
     deadline: Option<Instant>,
@@ -257,6 +266,7 @@ impl<'a> Supervisor<'a> {
             streams,
             redactor: None,
             denials: Denials::new(plan, Events::at(directory.join(EVENTS))),
+            network: None,
             upper: None,
             deadline: plan.timeout_ms.and_then(|timeout| Instant::now().checked_add(Duration::from_millis(timeout))),
             stop: None,
@@ -268,6 +278,16 @@ impl<'a> Supervisor<'a> {
             failure: None,
             status: None,
         };
+        if let Some(reach) = &plan.reach {
+            match network::fork().to("start the network broker")? {
+                network::Side::Broker(channel) => {
+                    // It has a copy of this process's memory, and is near to whoever would want them.
+                    drop(secrets);
+                    network::run(reach, channel)
+                }
+                network::Side::Supervisor(network) => supervisor.network = Some(network),
+            }
+        }
         // After the clone: PID 1 has no copy of what it needs.
         let values = secrets.files.iter().chain(&secrets.variables).map(|secret| &secret.value[..]);
         supervisor.redactor = Redactor::new(values).map_err(io::Error::other).to("look for secrets")?;
@@ -313,6 +333,11 @@ impl<'a> Supervisor<'a> {
             } else if ready.all_denied {
                 self.denials.close();
             }
+            if ready.network
+                && let Some(request) = self.network.as_mut().and_then(network::Network::hear)
+            {
+                self.denials.keep(&Event::Network(request));
+            }
             if ready.signals {
                 self.relay()?;
             }
@@ -334,12 +359,13 @@ impl<'a> Supervisor<'a> {
 
     fn wait(&self) -> Result<Ready, SuperviseError> {
         let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
-        let mut places = [None; 4];
+        let mut places = [None; 5];
         for (place, fd) in places.iter_mut().zip([
             self.alive.then_some(self.init.as_fd()),
             self.channel.as_ref().map(AsFd::as_fd),
             self.parent.as_ref().map(AsFd::as_fd),
             self.denials.listener(),
+            self.network.as_ref().and_then(network::Network::channel),
         ]) {
             if let Some(fd) = fd {
                 *place = Some(fds.len());
@@ -363,7 +389,7 @@ impl<'a> Supervisor<'a> {
         let streams = fds.iter().skip(own).any(|fd| !fd.revents().is_empty());
         let is_ready =
             |place: Option<usize>| place.and_then(|at| fds.get(at)).is_some_and(|fd| !fd.revents().is_empty());
-        let [init, channel, parent, listener] = places;
+        let [init, channel, parent, listener, network] = places;
         let denials = listener.and_then(|at| fds.get(at)).map_or(PollFlags::empty(), PollFd::revents);
         Ok(Ready {
             signals: is_ready(Some(0)),
@@ -372,6 +398,7 @@ impl<'a> Supervisor<'a> {
             parent: is_ready(parent),
             denials: denials.contains(PollFlags::IN),
             all_denied: is_ready(listener),
+            network: is_ready(network),
             streams,
         })
     }
@@ -484,7 +511,12 @@ impl<'a> Supervisor<'a> {
                 self.upper = Some(Upper::new(upper, &layers).to("look at the root")?);
                 self.release()?;
             }
-            Some((Report::Terminal | Report::Denials | Report::Upper, None)) => {
+            Some((Report::Door, Some(door))) => {
+                if let Some(network) = &mut self.network {
+                    network.open(&door);
+                }
+            }
+            Some((Report::Terminal | Report::Denials | Report::Upper | Report::Door, None)) => {
                 return Err(io::Error::from(io::ErrorKind::InvalidData)).to("hear from the box");
             }
         }
@@ -501,6 +533,18 @@ impl<'a> Supervisor<'a> {
             self.box_is_gone();
         }
         Ok(())
+    }
+
+    /// Writes down what the broker still has to tell; gives what it refused.
+    fn end_network(&mut self, record: &mut Record) -> Vec<Request> {
+        let Some(network) = self.network.take() else { return Vec::new() };
+        let network::Ended { used, refusals, last, warning } = network.finish();
+        for request in last {
+            self.denials.keep(&Event::Network(request));
+        }
+        record.warnings.extend(warning);
+        record.network = Some(used);
+        refusals
     }
 
     /// No process of the box is left to speak or to be stopped.
@@ -534,6 +578,7 @@ struct Ready {
     denials: bool,
     /// None waits, and none will: the filter has no process left.
     all_denied: bool,
+    network: bool,
     streams: bool,
 }
 

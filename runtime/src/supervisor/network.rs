@@ -1,0 +1,184 @@
+//! The network broker as its supervisor sees it: a child that gets the box's sockets, and tells what is asked of it.
+//!
+//! Invariant: nothing the broker does or leaves undone stops the supervisor: what it says is bounded, checked and only written
+//! down; a broker that is gone costs the job its network, and that is told.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use agentd_egress::{Policy, Request, Told, Totals, Verdict};
+use agentd_profiles::BuiltIn;
+use agentd_sys::channel;
+use agentd_sys::process::{Cloned, clone};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::Shutdown;
+use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
+
+use crate::job::record::{NameUse, NetworkUse};
+
+/// Requests that are written down one by one; of further ones only the numbers are kept.
+const MOST_LINES: u64 = 10_000;
+
+/// Refusals that are shown at the end, and names that the record counts apart.
+const MOST_NAMES: usize = 100;
+
+/// For how long the broker is waited for, between two of its messages, once the box is gone.
+const PATIENCE: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
+
+/// The broker of a job.
+#[derive(Debug)]
+pub(super) struct Network {
+    process: OwnedFd,
+    channel: Option<OwnedFd>,
+    lines: u64,
+    names: Vec<NameUse>,
+    totals: Option<Totals>,
+    refusals: Vec<Request>,
+}
+
+/// What came of a job's network.
+#[derive(Debug)]
+pub(super) struct Ended {
+    /// For the record.
+    pub(super) used: NetworkUse,
+    /// The refusals, each kind once, with its count.
+    pub(super) refusals: Vec<Request>,
+    /// What is still to be written down.
+    pub(super) last: Vec<Request>,
+    /// That the broker ended before the box.
+    pub(super) warning: Option<String>,
+}
+
+/// Which side of the fork this is.
+#[derive(Debug)]
+pub(super) enum Side {
+    /// The process that is to [`run`] the broker, with its end of the channel.
+    Broker(OwnedFd),
+    /// The supervisor.
+    Supervisor(Network),
+}
+
+/// Makes the broker's process, from one with one thread.
+pub(super) fn fork() -> io::Result<Side> {
+    let (ours, theirs) = channel::pair()?;
+    Ok(match clone(0)? {
+        Cloned::Child => Side::Broker(theirs),
+        Cloned::Parent { pidfd, .. } => Side::Supervisor(Network {
+            process: pidfd,
+            channel: Some(ours),
+            lines: 0,
+            names: Vec::new(),
+            totals: None,
+            refusals: Vec::new(),
+        }),
+    })
+}
+
+/// Is the broker.
+pub(super) fn run(policy: &Policy, channel: OwnedFd) -> ! {
+    agentd_egress::run(policy.clone(), channel, agentd_profiles::seccomp(BuiltIn::Broker))
+}
+
+impl Network {
+    /// Passes a socket of the box on.
+    pub(super) fn open(&mut self, door: &OwnedFd) {
+        let sent = self.channel.as_ref().map_or(Ok(()), |channel| {
+            let mut ready = [PollFd::new(channel, PollFlags::OUT)];
+            match poll(&mut ready, Some(&PATIENCE))? {
+                0 => Err(io::ErrorKind::TimedOut.into()),
+                _ => channel::send(channel.as_fd(), b"D", Some(door.as_fd())),
+            }
+        });
+        if sent.is_err() {
+            // It is gone, or as good as gone; that is told at the end.
+            self.channel = None;
+        }
+    }
+
+    /// What to poll.
+    pub(super) fn channel(&self) -> Option<BorrowedFd<'_>> {
+        self.channel.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Hears one message; gives what is to be written down.
+    pub(super) fn hear(&mut self) -> Option<Request> {
+        let message = self.channel.as_ref().map(channel::receive);
+        // Nonsense, and an end.
+        let Some(Ok(Some(message))) = message else {
+            self.channel = None;
+            return None;
+        };
+        match Told::decode(&message.bytes) {
+            Some(Told::Request(request)) => {
+                self.lines += 1;
+                if request.verdict == Verdict::Refused {
+                    if self.refusals.len() < MOST_NAMES {
+                        self.refusals.push(request.clone());
+                    }
+                } else {
+                    self.count(&request);
+                }
+                (self.lines <= MOST_LINES).then_some(request)
+            }
+            Some(Told::Again(request)) => {
+                let known = self.refusals.iter_mut().find(|known| known.is_like(&request))?;
+                known.count = request.count;
+                Some(request)
+            }
+            Some(Told::Totals(totals)) => {
+                self.totals = Some(totals);
+                None
+            }
+            None => {
+                self.channel = None;
+                None
+            }
+        }
+    }
+
+    fn count(&mut self, request: &Request) {
+        let Request { untrusted_host: name, port: Some(port), up, down, verdict: Verdict::Allowed, .. } = request
+        else {
+            return;
+        };
+        let known = self.names.iter_mut().find(|known| known.name == *name && known.port == *port);
+        if let Some(known) = known {
+            known.connections += 1;
+            known.up = known.up.saturating_add(*up);
+            known.down = known.down.saturating_add(*down);
+        } else if self.names.len() < MOST_NAMES {
+            self.names.push(NameUse { name: name.clone(), port: *port, connections: 1, up: *up, down: *down });
+        }
+    }
+
+    /// The box is gone: hears the broker out, and reaps it.
+    pub(super) fn finish(mut self) -> Ended {
+        let mut last = Vec::new();
+        if let Some(channel) = &self.channel {
+            // It may be gone already.
+            rustix::net::shutdown(channel, Shutdown::Write).unwrap_or_default();
+        }
+        while let Some(channel) = &self.channel {
+            let mut ready = [PollFd::new(channel, PollFlags::IN)];
+            if !poll(&mut ready, Some(&PATIENCE)).is_ok_and(|ready| ready > 0) {
+                break;
+            }
+            last.extend(self.hear());
+        }
+        let warning = self
+            .totals
+            .is_none()
+            .then(|| "the network broker ended before the job; from then on it had no network".into());
+        let Totals { allowed, refused, failed, up, down, untold } = self.totals.unwrap_or_default();
+        let used = NetworkUse { allowed, refused, failed, up, down, untold, names: std::mem::take(&mut self.names) };
+        Ended { used, refusals: std::mem::take(&mut self.refusals), last, warning }
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        // Whatever it still does, it is nothing of this job's any more. Both fail only where it is gone.
+        pidfd_send_signal(&self.process, Signal::KILL).unwrap_or_default();
+        waitid(WaitId::PidFd(self.process.as_fd()), WaitIdOptions::EXITED).unwrap_or_default();
+    }
+}
