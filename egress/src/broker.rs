@@ -22,6 +22,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use agentd_sys::channel;
+use agentd_sys::memory::BEFORE_FORGETTING;
 use agentd_sys::process::exit_now;
 use rustix::net::{SocketType, sockopt};
 use tokio::io::Interest;
@@ -97,6 +98,11 @@ fn serve(policy: Policy, channel: OwnedFd, most: usize) -> io::Result<()> {
         most,
     });
     let tasks = LocalSet::new();
+    tasks.spawn_local(async {
+        tokio::time::sleep(BEFORE_FORGETTING).await;
+        // What its start needed and waiting does not. Not to succeed costs memory only.
+        agentd_sys::memory::forget_code().unwrap_or_default();
+    });
     let served = runtime.block_on(tasks.run_until(until_the_end(&shared, &channel)));
     // What still runs ends here, and puts itself down in the ledger.
     drop(tasks);

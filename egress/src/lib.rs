@@ -27,7 +27,6 @@ mod sets;
 mod told;
 
 pub use broker::run;
-pub use ipnet::IpNet;
 pub use name::Name;
 pub use names::{OWN_V4, OWN_V6};
 pub use policy::{NAME_SERVICE, Policy, PolicyError};

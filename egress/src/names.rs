@@ -10,12 +10,15 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::name::Name;
 
-/// The box's own IPv4 address. The kernel takes the whole network of an address on `lo` for local.
-pub const OWN_V4: (Ipv4Addr, u8) = (Ipv4Addr::new(198, 18, 0, 1), 15);
+/// The box's own IPv4 address.
+pub const OWN_V4: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 
-/// The box's own IPv6 address, and the network that is made local beside it.
+/// The box's own IPv6 address.
 pub const OWN_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xa9e, 0, 0, 0, 0, 0, 1);
-pub(crate) const NETWORK_V6: (Ipv6Addr, u8) = (Ipv6Addr::new(0xfd00, 0xa9e, 0, 0, 0, 0, 0, 0), 64);
+
+/// The networks whose addresses stand for names: one for benchmarks (RFC 2544), and one of nobody's.
+const NETWORK_V4: (Ipv4Addr, u8) = (Ipv4Addr::new(198, 18, 0, 0), 15);
+const NETWORK_V6: (Ipv6Addr, u8) = (Ipv6Addr::new(0xfd00, 0xa9e, 0, 0, 0, 0, 0, 0), 64);
 
 /// The first issued number; those below are the box's own and room for other services.
 const FIRST: u32 = 256;
@@ -50,7 +53,7 @@ impl Issued {
             }
         };
         let number = number + FIRST;
-        let v4 = Ipv4Addr::from(u32::from(OWN_V4.0) - 1 + number);
+        let v4 = Ipv4Addr::from(u32::from(NETWORK_V4.0) + number);
         let v6 = Ipv6Addr::from(u128::from(NETWORK_V6.0) + u128::from(number));
         Some(Addresses { v4, v6 })
     }
@@ -58,7 +61,7 @@ impl Issued {
     /// The name that an address means.
     pub(crate) fn meaning(&self, address: IpAddr) -> Option<&Name> {
         let number = match address {
-            IpAddr::V4(v4) => u32::from(v4).checked_sub(u32::from(OWN_V4.0) - 1)?,
+            IpAddr::V4(v4) => u32::from(v4).checked_sub(u32::from(NETWORK_V4.0))?,
             IpAddr::V6(v6) => u32::try_from(u128::from(v6).checked_sub(u128::from(NETWORK_V6.0))?).ok()?,
         };
         self.names.get(usize::try_from(number.checked_sub(FIRST)?).ok()?)
@@ -67,7 +70,7 @@ impl Issued {
 
 /// Whether an address is one of those that stand for names.
 pub(crate) fn stands_for_a_name(address: IpAddr) -> bool {
-    let (v4, v6) = (Ipv4Net::new(OWN_V4.0, OWN_V4.1), Ipv6Net::new(NETWORK_V6.0, NETWORK_V6.1));
+    let (v4, v6) = (Ipv4Net::new(NETWORK_V4.0, NETWORK_V4.1), Ipv6Net::new(NETWORK_V6.0, NETWORK_V6.1));
     v4.is_ok_and(|net| IpNet::V4(net).contains(&address)) || v6.is_ok_and(|net| IpNet::V6(net).contains(&address))
 }
 

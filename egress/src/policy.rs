@@ -5,12 +5,11 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
-use ipnet::{IpNet, Ipv6Net};
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::address;
 use crate::name::Name;
-use crate::names::NETWORK_V6;
 use crate::rule::{HostEntry, Hosts, Rule};
 
 /// Ports at which a box is always listened to once it has a broker, so that what is refused there is told.
@@ -122,20 +121,6 @@ impl Policy {
     pub fn ports(&self) -> BTreeSet<u16> {
         let ranges = self.allow.iter().map(Rule::allowed_ports);
         ranges.flat_map(|(first, last)| first..=last).chain(TOLD_PORTS).collect()
-    }
-
-    fn networks(&self) -> Vec<IpNet> {
-        let nets = self.allow.iter().filter_map(|rule| match rule.hosts {
-            Hosts::Net(net) => Some(net),
-            Hosts::Name(_) | Hosts::Below(_) => None,
-        });
-        nets.collect::<BTreeSet<_>>().into_iter().collect()
-    }
-
-    /// The networks that the box has to take for its own: of addresses that stand for names, and those that rules name.
-    #[must_use]
-    pub fn local(&self) -> Vec<IpNet> {
-        Ipv6Net::new(NETWORK_V6.0, NETWORK_V6.1).map(IpNet::V6).into_iter().chain(self.networks()).collect()
     }
 
     /// Whether `name` exists as far as the box may know.

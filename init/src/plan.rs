@@ -63,9 +63,9 @@ pub enum Network {
 /// Addresses and sockets of a box that lead to its broker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Doors {
-    /// Addresses that `lo` gets; a network of IPv4 becomes local with its address.
+    /// Addresses that `lo` gets.
     pub addresses: Vec<Net>,
-    /// Further networks that become local.
+    /// Networks of which every address becomes the box's own.
     pub local: Vec<Net>,
     /// Ports at which every address of the box is listened to.
     pub ports: Vec<u16>,

@@ -14,7 +14,7 @@ const LOOPBACK: u32 = 1;
 /// Bytes of a `struct nlmsghdr`.
 const HEADER: usize = 16;
 
-/// Gives `lo` an address. Of an IPv4 one the kernel makes its whole network local (as with 127.0.0.1/8).
+/// Gives `lo` an address.
 ///
 /// # Errors
 /// The errno of the request: `EOPNOTSUPP`, `EAFNOSUPPORT` or `EACCES` where the namespace has no such protocol.

@@ -2,6 +2,8 @@
 //!
 //! Invariant: without a rule that allows something there is nothing of this: no socket, no address, no process.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
+
 use agentd_egress::{HostEntry, NAME_SERVICE, OWN_V4, OWN_V6, Policy, PolicyError, Rule};
 use agentd_init::plan::{Doors, Net};
 
@@ -28,14 +30,15 @@ pub fn policy(asked: AskedNetwork) -> Result<Option<Policy>, PolicyError> {
 /// What leads from the box to the broker.
 #[must_use]
 pub fn doors(policy: &Policy) -> Doors {
-    let net = |net: agentd_egress::IpNet| Net { address: net.addr(), prefix: net.prefix_len() };
     Doors {
-        addresses: vec![
-            Net { address: OWN_V4.0.into(), prefix: OWN_V4.1 },
-            // Alone in its network: the kernel would make no more of it local.
-            Net { address: OWN_V6.into(), prefix: 128 },
+        // Without an address beside 127.0.0.1 and ::1, programs that ask for names believe that there is no network (AI_ADDRCONFIG).
+        addresses: vec![Net { address: OWN_V4.into(), prefix: 32 }, Net { address: OWN_V6.into(), prefix: 128 }],
+        // Every address there is: those that stand for names, those that rules name, and those that are refused, which is
+        // then answered and told.
+        local: vec![
+            Net { address: Ipv4Addr::UNSPECIFIED.into(), prefix: 0 },
+            Net { address: Ipv6Addr::UNSPECIFIED.into(), prefix: 0 },
         ],
-        local: policy.local().into_iter().map(net).collect(),
         ports: policy.ports().into_iter().collect(),
         names: NAME_SERVICE,
     }
