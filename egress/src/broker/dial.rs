@@ -20,6 +20,10 @@ use crate::policy::{Refusal, Target};
 /// For how long an answer is used again: a program that opens ten connections at once asks once.
 const FRESH: Duration = Duration::from_secs(10);
 
+/// Answers that are kept, and addresses of an answer.
+const MOST_ANSWERS: usize = 256;
+const MOST_FOUND: usize = 64;
+
 /// Addresses of a name that are tried.
 const MOST_ADDRESSES: usize = 8;
 
@@ -72,9 +76,12 @@ async fn look_up(shared: &Shared, name: &Name) -> Result<Rc<[IpAddr]>, Stop> {
     let asking = tokio::task::spawn_blocking(move || (host.as_str(), 0).to_socket_addrs());
     let answer = timeout(PATIENCE, asking).await.map_err(|late| failed(late.into()))?;
     let found = answer.map_err(|panicked| failed(panicked.into()))?.map_err(failed)?;
-    let found: Rc<[IpAddr]> = found.map(|address| address.ip()).collect();
-    // As many names as were issued, at most.
-    shared.looked_up.borrow_mut().insert(name.clone(), (Instant::now(), Rc::clone(&found)));
+    let found: Rc<[IpAddr]> = found.map(|address| address.ip()).take(MOST_FOUND).collect();
+    let mut looked_up = shared.looked_up.borrow_mut();
+    if looked_up.len() >= MOST_ANSWERS {
+        looked_up.clear();
+    }
+    looked_up.insert(name.clone(), (Instant::now(), Rc::clone(&found)));
     Ok(found)
 }
 
