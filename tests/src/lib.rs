@@ -34,6 +34,15 @@ pub use ran::{Ran, run, run_with_input};
 pub use started::Started;
 pub use terminal::Terminal;
 
+/// Runs git on the host in `directory` and gives its standard output; a panic unless it succeeds.
+#[track_caller]
+pub fn git(directory: &Path, arguments: &[&str]) -> String {
+    let mut command = Command::new("git");
+    command.current_dir(directory).env("GIT_CONFIG_NOSYSTEM", "1");
+    command.args(["-c", "user.name=a", "-c", "user.email=a@b", "-c", "protocol.file.allow=always"]);
+    run(command.args(arguments)).expect_success().stdout
+}
+
 /// A private home: every path agentd keeps state under lies inside, and goes away with the value.
 #[derive(Debug)]
 pub struct Home {

@@ -1,5 +1,6 @@
 //! `cargo xtask bench …`: what agentd costs, beside its peers, in one interleaved run.
 
+mod prepare;
 mod start;
 mod unpack;
 

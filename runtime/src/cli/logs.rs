@@ -11,9 +11,6 @@ use super::environment::Directories;
 use super::{Format, print_json, printable};
 use crate::job::events::{Denial, EVENTS, Events};
 
-/// Print what a job wrote: its standard output on standard output, its standard error on standard error
-///
-/// On a terminal, escape sequences are left out: the output of an agent must not move your cursor or set your title.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Name, id or beginning of an id

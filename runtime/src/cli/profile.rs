@@ -16,11 +16,6 @@ use super::{Format, print_json, printable};
 use crate::job::spec::ProfileChoice;
 use crate::launch::profile::{self, OF_WORKSPACE};
 
-/// Say what a job may ask of the kernel, by which rule, and why
-///
-/// A profile is a list of rules about system calls and paths, each with its reason. `agentd run --profile NAME|FILE`
-/// chooses one. A file is TOML and mostly `extends` a built-in profile; `agentd profile check` tries it. A workspace may
-/// have a file of its own, .agentd/profile.toml, which can only refuse more.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   agentd profile list

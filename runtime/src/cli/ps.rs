@@ -11,7 +11,6 @@ use super::environment::Directories;
 use super::{Format, print_json, printable, say};
 use crate::job::record::{Record, State};
 
-/// List jobs: those that run, or all
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Also those that have ended

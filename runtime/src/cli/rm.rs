@@ -6,7 +6,6 @@ use anyhow::Result;
 
 use super::environment::Directories;
 
-/// Forget jobs that have ended: their records, their output and their names
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Names, ids or beginnings of ids

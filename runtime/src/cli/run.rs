@@ -29,11 +29,6 @@ use crate::launch::secrets::{self, AskedSecret};
 use crate::launch::write_back;
 use crate::supervisor::{self, Ending, Finished, LEAST_BYTES};
 
-/// Run a command in a box of its own
-///
-/// The box sees a read-only root, /workspace (with --workspace), writable /tmp, /scratch, /run and home directory that
-/// are gone afterwards, no network but what --allow names, and none of your files. Its exit code is the command's; 124 is a timeout, 125 a
-/// failure of agentd, 126 a program that cannot be executed, 127 one that is not there, 128+N death by signal N.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   agentd run -- cat /etc/os-release

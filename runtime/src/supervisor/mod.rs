@@ -39,7 +39,7 @@ use rustix::process::{
 pub use ending::Ending;
 pub(crate) use redact::LEAST_BYTES;
 
-use crate::job::events::{Denial, EVENTS, Event, Events};
+use crate::job::events::{Denial, EVENTS, Events};
 use crate::job::record::{Enforced, Record, SCHEMA, State};
 use crate::job::store::{JobStoreError, Jobs, LiveJob, now};
 use crate::launch::plan::Plan;
@@ -47,6 +47,7 @@ use crate::launch::protect;
 use crate::launch::protect::stubs::{StubError, Stubs};
 use denials::Denials;
 use ending::{Reason, Stop};
+use network::Broker;
 use redact::Redactor;
 use streams::Streams;
 
@@ -127,8 +128,8 @@ pub fn run(plan: &Plan, jobs: &Jobs, hold: Option<Hold>, secrets: Secrets) -> Re
     });
     let supervised = released.and_then(|()| supervisor.supervise());
     record.output_dropped = supervisor.streams.close_logs();
-    let redactor = supervisor.redactor.take();
     let refusals = supervisor.end_network(&mut record);
+    let redactor = supervisor.redactor.take();
     let (denials, total) = supervisor.denials.finish();
     record.denials = total;
     if supervisor.started && supervisor.denials.is_silent() {
@@ -224,7 +225,7 @@ struct Supervisor<'a> {
     redactor: Option<Redactor>,
     denials: Denials<'a>,
     /// The broker, where the box may reach something.
-    network: Option<network::Network>,
+    network: Option<Broker>,
     /// What is written to the root, where it is to be kept.
     upper: Option<Upper>,
     deadline: Option<Instant>,
@@ -278,16 +279,7 @@ impl<'a> Supervisor<'a> {
             failure: None,
             status: None,
         };
-        if let Some(reach) = &plan.reach {
-            match network::fork().to("start the network broker")? {
-                network::Side::Broker(channel) => {
-                    // It has a copy of this process's memory, and is near to whoever would want them.
-                    drop(secrets);
-                    network::run(reach, channel)
-                }
-                network::Side::Supervisor(network) => supervisor.network = Some(network),
-            }
-        }
+        let secrets = supervisor.start_network(secrets)?;
         // After the clone: PID 1 has no copy of what it needs.
         let values = secrets.files.iter().chain(&secrets.variables).map(|secret| &secret.value[..]);
         supervisor.redactor = Redactor::new(values).map_err(io::Error::other).to("look for secrets")?;
@@ -333,10 +325,8 @@ impl<'a> Supervisor<'a> {
             } else if ready.all_denied {
                 self.denials.close();
             }
-            if ready.network
-                && let Some(request) = self.network.as_mut().and_then(network::Network::hear)
-            {
-                self.denials.keep(&Event::Network(request));
+            if ready.network {
+                self.hear_network();
             }
             if ready.signals {
                 self.relay()?;
@@ -365,7 +355,7 @@ impl<'a> Supervisor<'a> {
             self.channel.as_ref().map(AsFd::as_fd),
             self.parent.as_ref().map(AsFd::as_fd),
             self.denials.listener(),
-            self.network.as_ref().and_then(network::Network::channel),
+            self.network.as_ref().and_then(Broker::channel),
         ]) {
             if let Some(fd) = fd {
                 *place = Some(fds.len());
@@ -511,11 +501,7 @@ impl<'a> Supervisor<'a> {
                 self.upper = Some(Upper::new(upper, &layers).to("look at the root")?);
                 self.release()?;
             }
-            Some((Report::Door, Some(door))) => {
-                if let Some(network) = &mut self.network {
-                    network.open(&door);
-                }
-            }
+            Some((Report::Door, Some(door))) => self.open_door(&door),
             Some((Report::Terminal | Report::Denials | Report::Upper | Report::Door, None)) => {
                 return Err(io::Error::from(io::ErrorKind::InvalidData)).to("hear from the box");
             }
@@ -533,18 +519,6 @@ impl<'a> Supervisor<'a> {
             self.box_is_gone();
         }
         Ok(())
-    }
-
-    /// Writes down what the broker still has to tell; gives what it refused.
-    fn end_network(&mut self, record: &mut Record) -> Vec<Request> {
-        let Some(network) = self.network.take() else { return Vec::new() };
-        let network::Ended { used, refusals, last, warning } = network.finish();
-        for request in last {
-            self.denials.keep(&Event::Network(request));
-        }
-        record.warnings.extend(warning);
-        record.network = Some(used);
-        refusals
     }
 
     /// No process of the box is left to speak or to be stopped.

@@ -6,7 +6,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use agentd_egress::{Policy, Request, Told, Totals, Verdict};
+use agentd_egress::{Request, Told, Totals, Verdict};
 use agentd_profiles::BuiltIn;
 use agentd_sys::channel;
 use agentd_sys::process::{Cloned, clone};
@@ -14,7 +14,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::Shutdown;
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
-use crate::job::record::{NameUse, NetworkUse};
+use super::{Secrets, SuperviseError, Supervisor, To};
+use crate::job::events::Event;
+use crate::job::record::{NameUse, NetworkUse, Record};
 
 /// Requests that are written down one by one; of further ones only the numbers are kept.
 const MOST_LINES: u64 = 10_000;
@@ -27,7 +29,7 @@ const PATIENCE: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
 
 /// The broker of a job.
 #[derive(Debug)]
-pub(super) struct Network {
+pub(super) struct Broker {
     process: OwnedFd,
     channel: Option<OwnedFd>,
     lines: u64,
@@ -38,32 +40,32 @@ pub(super) struct Network {
 
 /// What came of a job's network.
 #[derive(Debug)]
-pub(super) struct Ended {
+struct Ended {
     /// For the record.
-    pub(super) used: NetworkUse,
+    used: NetworkUse,
     /// The refusals, each kind once, with its count.
-    pub(super) refusals: Vec<Request>,
+    refusals: Vec<Request>,
     /// What is still to be written down.
-    pub(super) last: Vec<Request>,
+    last: Vec<Request>,
     /// That the broker ended before the box.
-    pub(super) warning: Option<String>,
+    warning: Option<String>,
 }
 
 /// Which side of the fork this is.
 #[derive(Debug)]
-pub(super) enum Side {
-    /// The process that is to [`run`] the broker, with its end of the channel.
+enum Side {
+    /// The process that is to be the broker, with its end of the channel.
     Broker(OwnedFd),
     /// The supervisor.
-    Supervisor(Network),
+    Supervisor(Broker),
 }
 
 /// Makes the broker's process, from one with one thread.
-pub(super) fn fork() -> io::Result<Side> {
+fn fork() -> io::Result<Side> {
     let (ours, theirs) = channel::pair()?;
     Ok(match clone(0)? {
         Cloned::Child => Side::Broker(theirs),
-        Cloned::Parent { pidfd, .. } => Side::Supervisor(Network {
+        Cloned::Parent { pidfd, .. } => Side::Supervisor(Broker {
             process: pidfd,
             channel: Some(ours),
             lines: 0,
@@ -74,14 +76,9 @@ pub(super) fn fork() -> io::Result<Side> {
     })
 }
 
-/// Is the broker.
-pub(super) fn run(policy: &Policy, channel: OwnedFd) -> ! {
-    agentd_egress::run(policy.clone(), channel, agentd_profiles::seccomp(BuiltIn::Broker))
-}
-
-impl Network {
+impl Broker {
     /// Passes a socket of the box on.
-    pub(super) fn open(&mut self, door: &OwnedFd) {
+    fn open(&mut self, door: &OwnedFd) {
         let sent = self.channel.as_ref().map_or(Ok(()), |channel| {
             let mut ready = [PollFd::new(channel, PollFlags::OUT)];
             match poll(&mut ready, Some(&PATIENCE))? {
@@ -101,7 +98,7 @@ impl Network {
     }
 
     /// Hears one message; gives what is to be written down.
-    pub(super) fn hear(&mut self) -> Option<Request> {
+    fn hear(&mut self) -> Option<Request> {
         let message = self.channel.as_ref().map(channel::receive);
         // Nonsense, and an end.
         let Some(Ok(Some(message))) = message else {
@@ -152,7 +149,7 @@ impl Network {
     }
 
     /// The box is gone: hears the broker out, and reaps it.
-    pub(super) fn finish(mut self) -> Ended {
+    fn finish(mut self) -> Ended {
         let mut last = Vec::new();
         if let Some(channel) = &self.channel {
             // It may be gone already.
@@ -175,7 +172,68 @@ impl Network {
     }
 }
 
-impl Drop for Network {
+impl Supervisor<'_> {
+    /// Starts the broker, where the box may reach something; gives the secrets back, which the broker is not to have.
+    pub(super) fn start_network(&mut self, secrets: Secrets) -> Result<Secrets, SuperviseError> {
+        let Some(policy) = &self.plan.reach else { return Ok(secrets) };
+        match fork().to("start the network broker")? {
+            Side::Broker(channel) => {
+                // It has a copy of this process's memory, and is near to whoever would want them.
+                drop(secrets);
+                agentd_egress::run(policy.clone(), channel, agentd_profiles::seccomp(BuiltIn::Broker))
+            }
+            Side::Supervisor(network) => {
+                self.network = Some(network);
+                Ok(secrets)
+            }
+        }
+    }
+
+    /// Passes a socket of the box on to the broker.
+    pub(super) fn open_door(&mut self, door: &OwnedFd) {
+        if let Some(network) = &mut self.network {
+            network.open(door);
+        }
+    }
+
+    /// One message of the broker.
+    pub(super) fn hear_network(&mut self) {
+        if let Some(request) = self.network.as_mut().and_then(Broker::hear) {
+            self.put_down(request);
+        }
+    }
+
+    /// Writes down what the broker still has to tell; gives what it refused.
+    pub(super) fn end_network(&mut self, record: &mut Record) -> Vec<Request> {
+        let Some(network) = self.network.take() else { return Vec::new() };
+        let Ended { mut used, mut refusals, last, warning } = network.finish();
+        for request in last {
+            self.put_down(request);
+        }
+        if let Some(redactor) = &self.redactor {
+            redactor.texts(used.names.iter_mut().map(|name| &mut name.name));
+            redactor.texts(refusals.iter_mut().flat_map(said_by_the_box));
+        }
+        record.warnings.extend(warning);
+        record.network = Some(used);
+        refusals
+    }
+
+    fn put_down(&mut self, mut request: Request) {
+        if let Some(redactor) = &self.redactor {
+            redactor.texts(said_by_the_box(&mut request));
+        }
+        self.denials.keep(&Event::Network(request));
+    }
+}
+
+/// A name that the payload asks for can be a secret as well as any.
+fn said_by_the_box(request: &mut Request) -> impl Iterator<Item = &mut String> {
+    let Request { untrusted_host, why, allow, .. } = request;
+    [Some(untrusted_host), why.as_mut(), allow.as_mut()].into_iter().flatten()
+}
+
+impl Drop for Broker {
     fn drop(&mut self) {
         // Whatever it still does, it is nothing of this job's any more. Both fail only where it is gone.
         pidfd_send_signal(&self.process, Signal::KILL).unwrap_or_default();
