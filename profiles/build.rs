@@ -30,7 +30,7 @@ mod schema;
 mod walls;
 
 /// In this order: a profile extends one before it.
-const NAMES: [&str; 4] = ["default", "strict", "nested", "init"];
+const NAMES: [&str; 5] = ["default", "strict", "nested", "init", "broker"];
 
 type Failure = Box<dyn std::error::Error>;
 

@@ -7,6 +7,7 @@
 //! the order of what happens is the order of [`step::Step`], and the first step that fails ends the start.
 
 mod check;
+mod doors;
 pub mod guest;
 pub mod landlock;
 mod lockdown;
@@ -102,6 +103,9 @@ fn start(plan: &BoxPlan, mut secrets: Secrets, channel: &OwnedFd, stdio: [OwnedF
         Some(sys) => sys,
         None => payload.join_network()?,
     };
+    if let Some(doors) = &plan.doors {
+        doors::open(doors, channel)?;
+    }
     targets.push(mounts::sys(plan, &stage, &root, sys)?);
     if plan.root.keep {
         // What is in there so far is agentd's own; the supervisor takes note of it before it releases the box.

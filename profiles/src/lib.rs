@@ -63,6 +63,8 @@ pub enum BuiltIn {
     Nested,
     /// For PID 1 once it has forked the payload.
     Init,
+    /// For the network broker.
+    Broker,
 }
 
 impl BuiltIn {
@@ -93,6 +95,7 @@ pub fn seccomp(profile: BuiltIn) -> &'static [libc::sock_filter] {
         BuiltIn::Strict => &built_in::STRICT_PROGRAM,
         BuiltIn::Nested => &built_in::NESTED_PROGRAM,
         BuiltIn::Init => &built_in::INIT_PROGRAM,
+        BuiltIn::Broker => &built_in::BROKER_PROGRAM,
     }
 }
 
@@ -104,6 +107,7 @@ pub fn profile(profile: BuiltIn) -> &'static Profile {
         BuiltIn::Strict => &built_in::STRICT,
         BuiltIn::Nested => &built_in::NESTED,
         BuiltIn::Init => &built_in::INIT,
+        BuiltIn::Broker => &built_in::BROKER,
     }
 }
 

@@ -18,6 +18,7 @@ pub mod messages_api;
 pub mod oci;
 mod ran;
 pub mod registry;
+pub mod server;
 mod started;
 mod terminal;
 pub mod unpackers;

@@ -25,6 +25,7 @@ mod rename;
 mod rm;
 mod rmi;
 mod run;
+mod run_network;
 mod stop;
 mod template;
 mod wait;
@@ -56,8 +57,9 @@ enum Verb {
     /// Run a command in a box of its own
     ///
     /// The box sees a read-only root, /workspace (with --workspace), writable /tmp, /scratch, /run and home directory that
-    /// are gone afterwards, no network, and none of your files. Its exit code is the command's; 124 is a timeout, 125 a
-    /// failure of agentd, 126 a program that cannot be executed, 127 one that is not there, 128+N death by signal N.
+    /// are gone afterwards, no network but what --allow names, and none of your files. Its exit code is the command's; 124
+    /// is a timeout, 125 a failure of agentd, 126 a program that cannot be executed, 127 one that is not there, 128+N death
+    /// by signal N.
     Run(Later<Box<run::Args>>),
     /// List jobs: those that run, or all
     Ps(Later<ps::Args>),

@@ -7,6 +7,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use agentd_egress::Rule;
 use agentd_init::Secrets;
 use agentd_init::plan::{Access, Hold, Network};
 use agentd_init::step::{Failure, Step};
@@ -19,6 +20,7 @@ use super::environment::Directories;
 use super::on_exit;
 use super::profile::Learning;
 use super::progress::{Follower, INTERRUPTED};
+use super::run_network::{self, NetworkArgs};
 use super::wanted::{self, Asked, Policy, Wanted};
 use super::{Format, print_json, printable, say};
 use crate::job::events::Denial;
@@ -35,7 +37,8 @@ use crate::supervisor::{self, Ending, Finished, LEAST_BYTES, Presence};
 #[command(after_help = "Examples:
   agentd run -- cat /etc/os-release
   agentd run --workspace . -it -- bash
-  agentd run --image oci:./img --workspace ./repo --timeout 30m -- claude -p 'fix the failing test'")]
+  agentd run --image oci:./img --workspace ./repo --timeout 30m -- claude -p 'fix the failing test'
+  agentd run --workspace . --allow claude --allow github -- claude -p 'update the changelog'")]
 pub(super) struct Args {
     /// What / is made of: host, dir:PATH, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME:TAG], or
     /// [docker://]NAME[:TAG][@DIGEST] in a registry
@@ -106,9 +109,8 @@ pub(super) struct Args {
     /// Time between SIGTERM and SIGKILL when the job is stopped
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = spec::parse_duration)]
     stop_timeout: Duration,
-    /// Network: none, or the host's with everything it reaches
-    #[arg(long, value_name = "none|host", default_value = "none", value_parser = network)]
-    net: Network,
+    #[command(flatten)]
+    network: NetworkArgs,
     /// What the command may ask of the kernel: default, strict, nested or a file (see `agentd profile`)
     #[arg(long, value_name = "NAME|FILE", default_value = "default")]
     profile: ProfileChoice,
@@ -152,14 +154,6 @@ pub(super) struct Args {
     /// Command and arguments
     #[arg(trailing_var_arg = true, value_name = "COMMAND")]
     command: Vec<String>,
-}
-
-fn network(text: &str) -> Result<Network, String> {
-    match text {
-        "none" => Ok(Network::None),
-        "host" => Ok(Network::Host),
-        _ => Err("networks are none and host".into()),
-    }
 }
 
 /// Runs the verb; gives the exit code.
@@ -230,6 +224,9 @@ fn perform(args: Args, learning: Option<&Learning>) -> Result<u8> {
     }
     if !quiet && finished.record.denials > 0 {
         say(&denied(&finished, &plan, remove));
+    }
+    if !quiet && let Some(refused) = run_network::refused(&finished, plan.id.as_str(), remove) {
+        say(&refused);
     }
     match &finished.record.root {
         Some(Kept::Nothing { reason }) => say(&format!("nothing of what it wrote to its root is kept: {reason}")),
@@ -317,6 +314,7 @@ fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
     if args.keep && matches!(image, ImageRef::Host | ImageRef::Dir(_)) {
         bail!("--keep is for images of layers, and {image} is none: nothing could be made of what is kept");
     }
+    let (network, reach) = args.network.asked()?;
     Ok(JobSpec {
         image,
         workspace,
@@ -332,7 +330,8 @@ fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
         hostname: args.hostname,
         timeout: args.timeout,
         grace: args.stop_timeout,
-        network: args.net,
+        network,
+        reach,
         writable: args.writable,
         keep: args.keep,
         storage: args.storage,
@@ -438,7 +437,7 @@ fn print_plan(plan: &Plan, format: Format) -> Result<()> {
                 ids.host_uid,
                 ids.host_gid
             )?;
-            writeln!(out, "network    {}", if inside.network == Network::Host { "host" } else { "none" })?;
+            writeln!(out, "network    {}", network_of(plan))?;
             writeln!(out, "root       {}", root_of(plan))?;
             for mount in &inside.mounts {
                 writeln!(out, "mount      {}", printable(&describe(mount)))?;
@@ -460,6 +459,19 @@ fn print_plan(plan: &Plan, format: Format) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn network_of(plan: &Plan) -> String {
+    match (plan.inside.network, &plan.reach) {
+        (Network::Host, _) => "host".into(),
+        (Network::None, None) => "none".into(),
+        (Network::None, Some(policy)) => {
+            let list = |rules: &[Rule]| rules.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            let denied =
+                if policy.denied().is_empty() { String::new() } else { format!("; not {}", list(policy.denied())) };
+            format!("through the broker: {}{denied}", list(policy.allowed()))
+        }
+    }
 }
 
 fn root_of(plan: &Plan) -> &'static str {

@@ -16,6 +16,7 @@ use super::trial::{Reached, reach};
 use super::{Finding, refusal, trial};
 use crate::job::id::JobId;
 use crate::job::spec::{AskedLimits, JobSpec, ProfileChoice};
+use crate::launch::network::AskedNetwork;
 use crate::launch::plan::{NEWEST_ABI, Plan, Surroundings};
 
 /// Whether boxes can be used to try further things.
@@ -162,6 +163,7 @@ fn spec(command: Vec<String>) -> JobSpec {
         timeout: None,
         grace: Duration::ZERO,
         network: Network::None,
+        reach: AskedNetwork::default(),
         writable: false,
         keep: false,
         storage: None,

@@ -12,6 +12,7 @@ use agentd_profiles::BuiltIn;
 use agentd_rootfs::ImageRef;
 
 use super::id::JobName;
+use crate::launch::network::AskedNetwork;
 
 /// A job as asked for.
 #[derive(Debug, Clone)]
@@ -46,6 +47,8 @@ pub struct JobSpec {
     pub grace: Duration,
     /// Which network the box sees.
     pub network: Network,
+    /// What it may reach through the broker; only where the network is none.
+    pub reach: AskedNetwork,
     /// Whether the root may be written (and is thrown away).
     pub writable: bool,
     /// Whether what is written to the root is kept for `agentd commit`.

@@ -143,15 +143,13 @@ impl<'a> Denials<'a> {
         if let Some(known) = self.found.iter_mut().find(|known| known.is_like(&denial)) {
             known.count += 1;
         } else if self.found.len() < MOST {
-            let event = Event::Denial(denial);
-            self.keep(&event);
-            let Event::Denial(denial) = event;
+            self.keep(&Event::Denial(denial.clone()));
             self.found.push(denial);
         }
     }
 
     /// A disk that takes no more costs what is kept, not the job: the number is in the record.
-    fn keep(&mut self, event: &Event) {
+    pub(super) fn keep(&mut self, event: &Event) {
         if let Err(error) = self.events.append(event) {
             tracing::debug!(%error, "a denial could not be written");
         }
@@ -165,12 +163,9 @@ impl<'a> Denials<'a> {
     /// Writes the counts; gives each denial, and how many there were.
     pub(super) fn finish(&mut self) -> (Vec<Denial>, u64) {
         for denial in std::mem::take(&mut self.found) {
-            let event = Event::Denial(denial);
-            let Event::Denial(denial) = &event;
             if denial.count > 1 {
-                self.keep(&event);
+                self.keep(&Event::Denial(denial.clone()));
             }
-            let Event::Denial(denial) = event;
             self.found.push(denial);
         }
         (std::mem::take(&mut self.found), self.total)

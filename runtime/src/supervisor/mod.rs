@@ -13,6 +13,7 @@ pub mod guest;
 mod keep;
 pub mod keys;
 mod log;
+mod network;
 mod obey;
 mod ready;
 mod redact;
@@ -27,6 +28,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use agentd_egress::Request;
 use agentd_init::Secrets;
 use agentd_init::plan::Network;
 use agentd_init::reaper::RELAYED;
@@ -58,6 +60,7 @@ use control::Control;
 use denials::Denials;
 use detach::Notice;
 use ending::{Reason, Stop};
+use network::Broker;
 use redact::Redactor;
 use streams::{Own, Streams, Wanted};
 
@@ -105,6 +108,8 @@ pub struct Finished {
     pub denials: Vec<Denial>,
     /// What a job that learns has learned.
     pub lessons: Option<Lessons>,
+    /// What was asked of the network and refused.
+    pub refusals: Vec<Request>,
 }
 
 /// Whose a job is while it runs.
@@ -154,6 +159,7 @@ pub fn run(
     let supervised = released.and_then(|()| supervisor.supervise());
     supervisor.streams.last_words();
     record.output_dropped = supervisor.streams.close_logs();
+    let refusals = supervisor.end_network(&mut record);
     let redactor = supervisor.redactor.take();
     let (denials, total) = supervisor.denials.finish();
     let lessons = supervisor.denials.lessons();
@@ -178,7 +184,7 @@ pub fn run(
                 record.root = upper.map(|upper| keep::keep(upper, &jobs.directory_of(&plan.id)));
             }
             finish(job, &mut record, begun, redactor.as_ref())?;
-            Ok(Finished { ending, record, denials, lessons })
+            Ok(Finished { ending, record, denials, lessons, refusals })
         }
         Err(error) => {
             let reason = match std::error::Error::source(&error) {
@@ -220,9 +226,10 @@ fn first_record(plan: &Plan) -> Record {
             landlock_rights: plan.inside.landlock.rights.iter().map(ToString::to_string).collect(),
             seccomp: plan.inside.seccomp.profile.clone(),
             profile_digest: plan.inside.seccomp.digest.clone(),
-            network: match plan.inside.network {
-                Network::None => "none".into(),
-                Network::Host => "host".into(),
+            network: match (plan.inside.network, &plan.reach) {
+                (Network::None, None) => "none".into(),
+                (Network::None, Some(_)) => "broker".into(),
+                (Network::Host, _) => "host".into(),
             },
         },
         warnings: plan.warnings.iter().chain(&plan.notes).cloned().collect(),
@@ -230,6 +237,7 @@ fn first_record(plan: &Plan) -> Record {
         root: None,
         output_dropped: 0,
         denials: 0,
+        network: None,
     }
 }
 
@@ -253,6 +261,8 @@ struct Supervisor<'a> {
     /// What takes the job's secrets out of what is kept, where it has any.
     redactor: Option<Redactor>,
     denials: Denials<'a>,
+    /// The broker, where the box may reach something.
+    network: Option<Broker>,
     /// What is written to the root, where it is to be kept.
     upper: Option<Upper>,
     deadline: Option<Instant>,
@@ -304,6 +314,7 @@ impl<'a> Supervisor<'a> {
             streams,
             redactor: None,
             denials: Denials::new(plan, Events::at(directory.join(EVENTS))),
+            network: None,
             upper: None,
             deadline: plan.timeout_ms.and_then(|timeout| Instant::now().checked_add(Duration::from_millis(timeout))),
             stop: None,
@@ -315,6 +326,7 @@ impl<'a> Supervisor<'a> {
             failure: None,
             status: None,
         };
+        let secrets = supervisor.start_network(secrets)?;
         // After the clone: PID 1 has no copy of what it needs.
         let values = secrets.files.iter().chain(&secrets.variables).map(|secret| &secret.value[..]);
         supervisor.redactor = Redactor::new(values).map_err(io::Error::other).to("look for secrets")?;
@@ -359,6 +371,9 @@ impl<'a> Supervisor<'a> {
                 self.denials.answer().to("answer a refused call")?;
             } else if ready.all_denied {
                 self.denials.close();
+            }
+            if ready.network {
+                self.hear_network();
             }
             if ready.signals {
                 self.relay()?;
@@ -510,7 +525,8 @@ impl<'a> Supervisor<'a> {
                 self.upper = Some(Upper::new(upper, &layers).to("look at the root")?);
                 self.release()?;
             }
-            Some((Report::Terminal | Report::Denials | Report::Upper, None)) => {
+            Some((Report::Door, Some(door))) => self.open_door(&door),
+            Some((Report::Terminal | Report::Denials | Report::Upper | Report::Door, None)) => {
                 return Err(io::Error::from(io::ErrorKind::InvalidData)).to("hear from the box");
             }
         }

@@ -6,6 +6,7 @@ use std::time::Instant;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
+use super::network::Broker;
 use super::{SuperviseError, Supervisor, To};
 
 /// What the poll found.
@@ -19,6 +20,8 @@ pub(super) struct Ready {
     pub(super) denials: bool,
     /// None waits, and none will: the filter has no process left.
     pub(super) all_denied: bool,
+    /// The network broker reports.
+    pub(super) network: bool,
     /// Somebody asks for something.
     pub(super) callers: bool,
     pub(super) streams: bool,
@@ -27,12 +30,13 @@ pub(super) struct Ready {
 impl Supervisor<'_> {
     pub(super) fn wait(&self) -> Result<Ready, SuperviseError> {
         let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
-        let mut places = [None; 4];
+        let mut places = [None; 5];
         for (place, fd) in places.iter_mut().zip([
             self.alive.then_some(self.init.as_fd()),
             self.channel.as_ref().map(AsFd::as_fd),
             self.parent.as_ref().map(AsFd::as_fd),
             self.denials.listener(),
+            self.network.as_ref().and_then(Broker::channel),
         ]) {
             if let Some(fd) = fd {
                 *place = Some(fds.len());
@@ -61,7 +65,7 @@ impl Supervisor<'_> {
         let (callers, streams) = (is_any(callers), is_any(streams));
         let is_ready =
             |place: Option<usize>| place.and_then(|at| own.get(at)).is_some_and(|fd| !fd.revents().is_empty());
-        let [init, channel, parent, listener] = places;
+        let [init, channel, parent, listener, network] = places;
         let denials = listener.and_then(|at| own.get(at)).map_or(PollFlags::empty(), PollFd::revents);
         Ok(Ready {
             signals: is_ready(Some(0)),
@@ -70,6 +74,7 @@ impl Supervisor<'_> {
             parent: is_ready(parent),
             denials: denials.contains(PollFlags::IN),
             all_denied: is_ready(listener),
+            network: is_ready(network),
             callers,
             streams,
         })
