@@ -265,7 +265,7 @@ pub(crate) fn cgroup(root: &OwnedFd) -> Result<String, Failure> {
 }
 
 /// Opens a pty of the box's own devpts and sends its controlling side to the supervisor.
-fn open_terminal(pts: &OwnedFd, channel: &OwnedFd) -> Result<OwnedFd, Failure> {
+pub(crate) fn open_terminal(pts: &OwnedFd, channel: &OwnedFd) -> Result<OwnedFd, Failure> {
     let at = Step::OpenTerminal;
     let controller =
         openat(pts, "ptmx", OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty()).at(at, "/dev/ptmx")?;

@@ -18,6 +18,8 @@ mod printable;
 mod removal;
 mod source;
 mod stream;
+#[cfg(test)]
+mod told;
 mod unpack;
 
 pub use config::ImageConfig;

@@ -11,6 +11,7 @@
 
 pub mod cgroup;
 pub mod cli;
+pub mod control;
 pub mod doctor;
 pub mod job;
 pub mod launch;

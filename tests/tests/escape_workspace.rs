@@ -9,24 +9,11 @@ use std::path::Path;
 use std::process::Command;
 
 use agentd_tests::attack::Outcomes;
-use agentd_tests::{Feature, Home, require, run};
+use agentd_tests::{Feature, Home, git, require, run};
 
 /// What the kernel says of a change that the mounts do not let through.
 const REFUSED: [&str; 5] = ["EROFS", "EBUSY", "EXDEV", "EACCES", "EPERM"];
 const OPEN: [&str; 2] = ["--unprotect", "*"];
-
-fn git(directory: &Path, arguments: &[&str]) -> String {
-    let mut command = Command::new("git");
-    command.current_dir(directory).args([
-        "-c",
-        "user.name=a",
-        "-c",
-        "user.email=a@b",
-        "-c",
-        "protocol.file.allow=always",
-    ]);
-    run(command.args(arguments).env("GIT_CONFIG_NOSYSTEM", "1")).expect_success().stdout
-}
 
 fn file(path: &Path) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -80,12 +67,13 @@ fn nothing_of_ours_is_left(work: &Path) {
     assert_eq!(found.stdout, "");
 }
 
+fn home() -> Option<Home> {
+    require(Feature::Userns).then(Home::new)
+}
+
 #[test]
 fn escape_what_runs_code_outside_cannot_be_changed() {
-    if !require(Feature::Userns) {
-        return;
-    }
-    let home = Home::new();
+    let Some(home) = home() else { return };
     fill(&home.workspace());
     let before = git(&home.workspace(), &["config", "-l", "--show-origin"]);
     let mut words = Vec::new();
@@ -136,10 +124,7 @@ fn escape_what_runs_code_outside_cannot_be_changed() {
 
 #[test]
 fn escape_what_does_not_exist_cannot_be_made() {
-    if !require(Feature::Userns) {
-        return;
-    }
-    let home = Home::new();
+    let Some(home) = home() else { return };
     let work = home.workspace();
     git(&work, &["init", "-q"]);
     fs::remove_dir_all(work.join(".git/hooks")).unwrap();
@@ -179,10 +164,7 @@ fn escape_what_does_not_exist_cannot_be_made() {
 
 #[test]
 fn escape_ancestors_of_protected_paths_stay_where_they_are() {
-    if !require(Feature::Userns) {
-        return;
-    }
-    let home = Home::new();
+    let Some(home) = home() else { return };
     fill(&home.workspace());
     let paths = [
         ".git",
@@ -213,10 +195,7 @@ fn escape_ancestors_of_protected_paths_stay_where_they_are() {
 /// A file with a second name could be changed through that one: no start, with words on what to do.
 #[test]
 fn escape_a_protected_file_with_a_second_name_is_refused() {
-    if !require(Feature::Userns) {
-        return;
-    }
-    let home = Home::new();
+    let Some(home) = home() else { return };
     let work = home.workspace();
     git(&work, &["init", "-q"]);
     for (protected, pattern) in [(".git/config", ".git/config"), (".claude/settings.json", ".claude")] {
@@ -239,10 +218,7 @@ fn escape_a_protected_file_with_a_second_name_is_refused() {
 /// What nobody could know in advance is said when the job ends, and kept in its record.
 #[test]
 fn escape_a_new_repository_is_reported() {
-    if !require(Feature::Userns) {
-        return;
-    }
-    let home = Home::new();
+    let Some(home) = home() else { return };
     let work = home.workspace();
     git(&work, &["init", "-q"]);
     let script = "git init -q made && git init -q --bare deep/bare 2>/dev/null; mkdir -p a/b && echo x > a/b/.envrc && mkdir c && \
@@ -280,10 +256,7 @@ fn escape_a_new_repository_is_reported() {
 /// What the payload closes to the user is not looked into: that is said, by this job and by the next.
 #[test]
 fn escape_a_repository_behind_a_closed_directory_is_reported() {
-    if !require(Feature::Userns) {
-        return;
-    }
-    let home = Home::new();
+    let Some(home) = home() else { return };
     let work = home.workspace();
     let script = "git init -q hid/made && chmod 0311 hid";
     let ran = run(home.agentd().args(["run", "--workspace", work.to_str().unwrap(), "--", "sh", "-c", script]));
@@ -298,10 +271,7 @@ fn escape_a_repository_behind_a_closed_directory_is_reported() {
 /// The host removes mount points of a box that it renames over: nothing can stop that, so it is said.
 #[test]
 fn escape_a_protected_path_that_changes_from_outside_is_reported() {
-    if !require(Feature::Userns) {
-        return;
-    }
-    let home = Home::new();
+    let Some(home) = home() else { return };
     let work = home.workspace();
     git(&work, &["init", "-q"]);
     let mut command = home.agentd();
@@ -316,10 +286,7 @@ fn escape_a_protected_path_that_changes_from_outside_is_reported() {
 
 #[test]
 fn escape_stubs_of_a_killed_job_are_removed_by_the_next_command() {
-    if !require(Feature::Userns) {
-        return;
-    }
-    let home = Home::new();
+    let Some(home) = home() else { return };
     let work = home.workspace();
     git(&work, &["init", "-q"]);
     let mut command = home.agentd();
@@ -350,21 +317,20 @@ fn escape_stubs_of_a_killed_job_are_removed_by_the_next_command() {
 /// The first of two to end must not remove what protects the other's paths.
 #[test]
 fn escape_two_jobs_on_one_workspace_share_their_stubs() {
-    if !require(Feature::Userns) {
-        return;
-    }
-    let home = Home::new();
+    let Some(home) = home() else { return };
     let work = home.workspace();
     git(&work, &["init", "-q"]);
     let script = "echo ready; read x; (echo evil > .envrc) 2>/dev/null && exit 1; (echo evil > .git/commondir) 2>/dev/null && exit 2; exit 0";
-    let start = || {
+    let start = |more: &[&str]| {
         let mut command = home.agentd();
-        command.args(["run", "-q", "-i", "--workspace", work.to_str().unwrap(), "--", "sh", "-c", script]);
+        command.args(["run", "-q", "-i", "--workspace", work.to_str().unwrap()]).args(more);
+        command.args(["--", "sh", "-c", script]);
         let mut job = agentd_tests::Started::new(command.stdin(std::process::Stdio::piped()));
         job.wait_for("ready");
         job
     };
-    let (mut first, mut second) = (start(), start());
+    // The second wants fewer: what only the first wanted goes with the last, for they are names of one socket.
+    let (mut first, mut second) = (start(&[]), start(&["--unprotect", ".husky"]));
     drop(first.stdin());
     assert_eq!(first.finish().expect_success().stderr, "");
     assert!(fs::symlink_metadata(work.join(".envrc")).is_ok(), "the second job needs it");
@@ -378,10 +344,7 @@ fn escape_two_jobs_on_one_workspace_share_their_stubs() {
 
 #[test]
 fn escape_a_users_own_files_are_not_taken_for_stubs() {
-    if !require(Feature::Userns) {
-        return;
-    }
-    let home = Home::new();
+    let Some(home) = home() else { return };
     let work = home.workspace();
     git(&work, &["init", "-q"]);
     fs::write(work.join(".git/config.worktree"), "").unwrap();
@@ -396,10 +359,7 @@ fn escape_a_users_own_files_are_not_taken_for_stubs() {
 /// Given as a writable mount, a repository is a repository too; read-only there is nothing to protect.
 #[test]
 fn escape_a_repository_in_a_writable_mount_is_protected() {
-    if !require(Feature::Userns) {
-        return;
-    }
-    let home = Home::new();
+    let Some(home) = home() else { return };
     let other = home.path().join("other");
     fs::create_dir_all(other.join("repo")).unwrap();
     git(&other.join("repo"), &["init", "-q"]);
@@ -417,10 +377,7 @@ fn escape_a_repository_in_a_writable_mount_is_protected() {
 /// A repository made below another would be found first.
 #[test]
 fn escape_a_directory_of_a_repository_does_not_become_one() {
-    if !require(Feature::Userns) {
-        return;
-    }
-    let home = Home::new();
+    let Some(home) = home() else { return };
     git(&home.workspace(), &["init", "-q"]);
     let sub = home.workspace().join("sub");
     fs::create_dir(&sub).unwrap();

@@ -4,22 +4,8 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use agentd_tests::{Feature, Home, Ran, require, run};
-
-fn git(directory: &Path, arguments: &[&str]) -> String {
-    let mut command = Command::new("git");
-    command.current_dir(directory).args([
-        "-c",
-        "user.name=a",
-        "-c",
-        "user.email=a@b",
-        "-c",
-        "protocol.file.allow=always",
-    ]);
-    run(command.args(arguments).env("GIT_CONFIG_NOSYSTEM", "1")).expect_success().stdout
-}
+use agentd_tests::{Feature, Home, Ran, git, require, run};
 
 fn repository(at: &Path) {
     fs::create_dir_all(at).unwrap();
@@ -35,12 +21,13 @@ fn boxed(home: &Home, workspace: &Path, script: &str) -> Ran {
     run(command.args(["run", "--workspace", workspace.to_str().unwrap(), "--", "sh", "-c", &script]))
 }
 
+fn home() -> Option<Home> {
+    require(Feature::Userns).then(Home::new)
+}
+
 #[test]
 fn userns_git_works_in_a_protected_workspace() {
-    if !require(Feature::Userns) {
-        return;
-    }
-    let home = Home::new();
+    let Some(home) = home() else { return };
     let origin = home.path().join("origin");
     repository(&origin);
     let work = home.workspace();
@@ -88,10 +75,7 @@ fn worktree(home: &Home) -> (PathBuf, PathBuf) {
 
 #[test]
 fn userns_git_works_in_a_linked_worktree() {
-    if !require(Feature::Userns) {
-        return;
-    }
-    let home = Home::new();
+    let Some(home) = home() else { return };
     let (main, work) = worktree(&home);
     let ran = boxed(&home, &work, "git status; echo two >> file; git commit -q -a -m two; git log --oneline | wc -l; git gc -q; git worktree prune").expect_success();
     assert!(ran.stdout.ends_with("2\n"), "{ran}");
@@ -131,10 +115,7 @@ fn nothing_is_writable(home: &Home, work: &Path, main: &Path) {
 /// CVE-2026-55607: what a workspace's own files say gives it no directory of the host.
 #[test]
 fn userns_git_directories_that_do_not_know_the_workspace_are_not_given() {
-    if !require(Feature::Userns) {
-        return;
-    }
-    let home = Home::new();
+    let Some(home) = home() else { return };
     let (main, work) = worktree(&home);
     let secret = home.path().join("secret");
     repository(&secret);
@@ -175,10 +156,7 @@ fn userns_git_directories_that_do_not_know_the_workspace_are_not_given() {
 
 #[test]
 fn userns_git_works_with_and_in_a_submodule() {
-    if !require(Feature::Userns) {
-        return;
-    }
-    let home = Home::new();
+    let Some(home) = home() else { return };
     let (library, work) = (home.path().join("library"), home.workspace());
     repository(&library);
     repository(&work);
@@ -211,10 +189,7 @@ fn userns_git_works_with_and_in_a_submodule() {
 /// `core.hooksPath` is relative to each working tree that the configuration is for.
 #[test]
 fn userns_git_hooks_of_the_configuration_are_held_in_every_working_tree() {
-    if !require(Feature::Userns) {
-        return;
-    }
-    let home = Home::new();
+    let Some(home) = home() else { return };
     let (main, work) = worktree(&home);
     git(&main, &["config", "core.hooksPath", ".githooks"]);
     let library = home.path().join("library");
@@ -247,5 +222,43 @@ fn userns_git_hooks_of_the_configuration_are_held_in_every_working_tree() {
             assert_eq!(home.sh(&[&flags[..], &["--unprotect", "*"]].concat(), &script).code(), 0, "{}", at.display());
             fs::remove_dir_all(&at).unwrap();
         }
+    }
+}
+
+/// What the user's own configuration of git names holds in every repository: hooks, and files that it includes.
+#[test]
+fn userns_git_hooks_of_the_users_own_configuration_are_held() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let home = Home::new();
+    let work = home.workspace();
+    repository(&work);
+    let plain = home.path().join("plain");
+    fs::create_dir(&plain).unwrap();
+    let xdg = home.path().join("config/git");
+    fs::create_dir(&xdg).unwrap();
+    let there = |workspace: &Path, path: &str| format!("{}/{path}", workspace.display());
+    for (file, text, workspace, word) in [
+        // Relative to each working tree; by its whole path, also where there is no repository; included.
+        (home.path().join(".gitconfig"), "[core]\nhooksPath = .githooks\n".into(), &work, "mkdir -p .githooks"),
+        (xdg.join("config"), format!("[core]\nhooksPath = {}\n", there(&plain, "hooks")), &plain, "mkdir hooks"),
+        (home.path().join(".gitconfig"), "[core]\nhooksPath = ~/work/h\n".into(), &work, "mkdir h"),
+        (
+            home.path().join(".gitconfig"),
+            format!("[include]\npath = {}\n", there(&work, "shared.conf")),
+            &work,
+            "echo > shared.conf",
+        ),
+    ] {
+        let flags = ["--workspace", workspace.to_str().unwrap()];
+        let opened = [&flags[..], &["--unprotect", "*"]].concat();
+        let script = format!("{word} 2>/dev/null && echo made; rm -rf .githooks hooks h shared.conf 2>/dev/null; true");
+        // Nothing names it yet.
+        assert_eq!(home.said(&flags, &script), "made\n", "{word}");
+        fs::write(&file, text).unwrap();
+        assert_eq!(home.said(&flags, &script), "", "{word}");
+        assert_eq!(home.said(&opened, &script), "made\n", "{word}");
+        fs::remove_file(&file).unwrap();
     }
 }

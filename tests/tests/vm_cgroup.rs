@@ -69,21 +69,6 @@ fn a_tool_that_eats_memory_is_killed_and_the_agent_is_not() {
     assert_eq!(usage(&home, "oom_kills"), 0);
 }
 
-/// The agent is the largest process, and what it started takes the memory in small parts.
-#[test]
-fn many_small_tools_die_before_a_large_agent() {
-    let Some(home) = home() else { return };
-    let tool = r#"awk 'BEGIN { s = "x"; while (length(s) < 2097152) s = s s; while (1) { system("sleep 1") } }'"#;
-    let agent = format!(
-        r#"BEGIN {{ s = "x"; while (length(s) < 8388608) s = s s; for (i = 0; i < 24; i++) system("{} &"); system("sleep 5"); print "the agent lives" }}"#,
-        tool.replace('\\', r"\\").replace('"', r#"\""#)
-    );
-    let script = "exec awk \"$AGENT\"";
-    let ran = sh(&home, &["--memory", "40m", "--env", &format!("AGENT={agent}")], script).expect_success();
-    assert_eq!(ran.stdout, "the agent lives\n", "{ran}");
-    assert!(usage(&home, "oom_kills") >= 1);
-}
-
 #[test]
 fn a_payload_that_is_killed_for_memory_says_so() {
     let Some(home) = home() else { return };
@@ -158,6 +143,21 @@ fn what_hides_from_signals_ends_with_the_job_within_a_second() {
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
     let _ran = job.finish();
     assert!(cgroup.metadata().is_err());
+}
+
+#[test]
+fn a_job_in_the_background_and_a_command_by_exec_have_the_limits_too() {
+    let Some(home) = home() else { return };
+    let _ran = sh(&home, &["-d", "--name", "job", "--memory", "24m"], "sleep 1000").expect_success();
+    let exec = |script: &str| run(home.agentd().args(["exec", "job", "sh", "-c", script]));
+    assert_eq!(
+        exec("cat /proc/self/cgroup; cat /sys/fs/cgroup/memory.max").expect_success().stdout,
+        "0::/\n25165824\n"
+    );
+    assert_eq!(exec(&format!("{GREEDY}; echo $?")).expect_success().stdout, "137\n");
+    let cgroup = cgroup_of_running(&home);
+    let _ran = run(home.agentd().args(["rm", "-f", "job"])).expect_success();
+    assert!(wait_until(PATIENCE, || cgroup.symlink_metadata().is_err()));
 }
 
 #[test]

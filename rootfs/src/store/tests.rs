@@ -13,6 +13,7 @@ use super::*;
 use crate::lock::Lock;
 use crate::reference::Selector;
 use crate::stream::tests::{gzip, sha256};
+use crate::told::message;
 
 mod keeping;
 
@@ -118,12 +119,7 @@ impl Place {
     #[track_caller]
     fn fails(&self, want: &str) {
         let error = self.get(&Selector::Default).unwrap_err();
-        let mut text = error.to_string();
-        let mut source = std::error::Error::source(&error);
-        while let Some(error) = source {
-            text = format!("{text}: {error}");
-            source = error.source();
-        }
+        let text = message(&error);
         assert!(text.contains(want), "{text}");
         assert!(!text.chars().any(char::is_control), "{text:?}");
         self.nothing_left();

@@ -44,10 +44,7 @@ fn stack(layers: &[&TempDir]) -> Vec<PathBuf> {
 fn of(layers: &[&TempDir], spec: &str) -> Result<(u32, u32, Option<String>), String> {
     match Accounts::read(&stack(layers)).and_then(|accounts| accounts.resolve(spec)) {
         Ok(user) => Ok((user.uid, user.gid, user.home)),
-        Err(error) => Err(match std::error::Error::source(&error) {
-            Some(source) => format!("{error}: {source}"),
-            None => error.to_string(),
-        }),
+        Err(error) => Err(crate::told::message(&error)),
     }
 }
 

@@ -104,10 +104,8 @@ impl Leaf {
         let directory = base.join(name(id));
         fs::create_dir(&directory).doing("create the cgroup", &directory)?;
         let made = limit(&directory, &cgroup.limits).and_then(|()| {
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let handle = rustix::fs::open(&directory, flags, Mode::empty());
-            let handle = handle.map_err(io::Error::from).doing("open", &directory)?;
-            let watch = cgroup.limits.memory.map(|limit| Watch::new(&directory, limit)).transpose();
+            let handle = open(&directory)?;
+            let watch = cgroup.limits.memory.map(|_| Watch::new(&directory)).transpose();
             Ok((handle, watch.doing("watch the memory of", &directory)?))
         });
         match made {
@@ -213,12 +211,35 @@ fn make_directory(directory: &Path) -> Result<(), LeafError> {
     }
 }
 
-/// Moves this process, the only one in `directory`, into a cgroup below it.
+/// Moves what is in `directory` into a cgroup below it: this process, and with `-d` the one that started it and waits.
 fn step_aside(directory: &Path) -> Result<(), LeafError> {
     let own = directory.join(SUPERVISOR);
     make_directory(&own)?;
-    let procs = own.join("cgroup.procs");
-    fs::write(&procs, "0").doing("go into", &procs)
+    let (from, to) = (directory.join("cgroup.procs"), own.join("cgroup.procs"));
+    for pid in fs::read_to_string(&from).doing("read", &from)?.lines() {
+        match fs::write(&to, pid) {
+            // It has ended.
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+            moved => moved.doing("go into", &to)?,
+        }
+    }
+    Ok(())
+}
+
+/// A descriptor of a running job's cgroup, for a further process of it to begin in.
+///
+/// Nobody may move a process, or clone one, from a session into what systemd has below the user's manager; from one scope
+/// there into another he may. So this process goes into one of its own first.
+pub(crate) fn visit(cgroup: &Cgroup, leaf: &Path) -> Result<OwnedFd, LeafError> {
+    if let Place::Scope { manager, hierarchy } = &cgroup.place {
+        scope::enter(manager, hierarchy, &format!("agentd-exec-{}.scope", std::process::id()))?;
+    }
+    open(leaf)
+}
+
+fn open(directory: &Path) -> Result<OwnedFd, LeafError> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(directory, flags, Mode::empty()).map_err(io::Error::from).doing("open", directory)
 }
 
 /// Hands controllers down: those that are needed, and those that tell what was used.

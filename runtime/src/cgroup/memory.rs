@@ -1,8 +1,8 @@
 //! Watching a job's memory: a runaway tool has to die before the agent that started it, and the record names it.
 //!
-//! The kernel kills the process that it rates highest, which is the largest; many small ones together leave the agent to be
-//! that. So, when memory gets short (`memory.high`, which also slows the takers down meanwhile), everything but the payload
-//! itself is rated higher. Only up: to rate a process lower asks for a capability of the machine's.
+//! The kernel kills the process that it rates highest, which is the largest. At the limit, and after a kill, everything but the
+//! payload itself is rated higher. Only up: to rate a process lower asks for a capability of the machine's. No `memory.high`
+//! warns earlier: it slows the takers down, and with many of them at the limit the job came to a halt (seen).
 //!
 //! Invariant: what a process of the box is called is its own word; it decides nothing here and is bounded.
 
@@ -10,6 +10,7 @@ use std::fs::{self, File};
 use std::io::{Read, Seek};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use super::leaf::field;
 
@@ -24,31 +25,36 @@ const SPARED: [&str; 2] = ["1", "2"];
 
 const SIGKILL_BIT: u64 = 1 << (libc::SIGKILL - 1);
 
-/// The first alarm comes at seven eighths of the limit; after it only the last part of 64 is slow.
-fn alarm(limit: u64, raised: bool) -> u64 {
-    if raised { limit - limit / 64 } else { limit - limit / 8 }
-}
+/// A job whose page cache fills its memory is at its limit all the time; a look goes over all its processes.
+const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 
 /// The watch over one cgroup.
 #[derive(Debug)]
 pub(crate) struct Watch {
     directory: PathBuf,
     events: File,
-    limit: u64,
-    highs: u64,
+    at_limit: u64,
+    looked: Option<Instant>,
     kills: u64,
-    /// Who was there when memory got short, largest first.
+    /// Who was there at the limit, largest first.
     seen: Vec<Process>,
     untrusted_killed: Vec<String>,
 }
 
 impl Watch {
-    /// Of the cgroup `directory` with `limit` bytes; sets the alarm.
-    pub(super) fn new(directory: &Path, limit: u64) -> std::io::Result<Self> {
-        fs::write(directory.join("memory.high"), alarm(limit, false).to_string())?;
+    /// Of the cgroup `directory`.
+    pub(super) fn new(directory: &Path) -> std::io::Result<Self> {
         let events = File::open(directory.join("memory.events"))?;
-        let (directory, seen, untrusted_killed) = (directory.to_owned(), Vec::new(), Vec::new());
-        Ok(Self { directory, events, limit, highs: 0, kills: 0, seen, untrusted_killed })
+        let (seen, untrusted_killed) = (Vec::new(), Vec::new());
+        Ok(Self {
+            directory: directory.to_owned(),
+            events,
+            at_limit: 0,
+            looked: None,
+            kills: 0,
+            seen,
+            untrusted_killed,
+        })
     }
 
     /// Names of the processes that were killed, as far as they were seen.
@@ -63,18 +69,17 @@ impl Watch {
         if read.is_err() {
             return;
         }
-        let (highs, kills) = (field(&text, "high").unwrap_or(0), field(&text, "oom_kill").unwrap_or(0));
+        let (at_limit, kills) = (field(&text, "max").unwrap_or(0), field(&text, "oom_kill").unwrap_or(0));
         let is_killed = kills > self.kills;
         if is_killed {
             self.name_killed();
         }
-        if highs > self.highs || is_killed {
-            // After a kill there is room again.
+        let is_due = self.looked.is_none_or(|looked| looked.elapsed() >= BETWEEN_LOOKS);
+        if is_killed || (at_limit > self.at_limit && is_due) {
             self.rate();
-            let level = alarm(self.limit, !is_killed).to_string();
-            fs::write(self.directory.join("memory.high"), level).unwrap_or_default();
+            self.looked = Some(Instant::now());
         }
-        (self.highs, self.kills) = (highs, kills);
+        (self.at_limit, self.kills) = (at_limit, kills);
     }
 
     fn processes(&self) -> Vec<Process> {
@@ -164,12 +169,5 @@ mod tests {
         );
         assert!(Process::read("1", &status.replace("R (running)", "Z (zombie)")).unwrap().is_dying);
         assert_eq!(Process::read("1", ""), None);
-    }
-
-    #[test]
-    fn the_alarm_is_always_below_the_limit() {
-        for limit in [64, 4096, 1 << 20, u64::MAX] {
-            assert!(alarm(limit, false) < alarm(limit, true) && alarm(limit, true) < limit);
-        }
     }
 }

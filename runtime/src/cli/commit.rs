@@ -13,10 +13,6 @@ use crate::job::record::{Kept, Record, State};
 use crate::job::store::{LAYER, now};
 use crate::launch::write_back;
 
-/// Make an image of what a job wrote to its root, on top of the image it ran
-///
-/// The job must have ended, and have been started with --writable --keep. Prints the image's digest. What a job wrote to
-/// /tmp, /run, /scratch, /workspace or a mount is not part of its root.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   agentd run --writable --keep --name x --user root --image oci:./debian --net host -- apt-get install -y jq

@@ -9,9 +9,6 @@ use super::{Format, print_json, printable};
 use crate::doctor::attack::{self, Attempted, Verdict as Outcome};
 use crate::doctor::{self, Finding, Places, Verdict};
 
-/// Say what this host can and cannot do, and how to mend it
-///
-/// Exits with 1 when the main job cannot run here, or when an attack succeeded.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Try to break out of a box, some seventy ways, and say what stopped each

@@ -7,7 +7,6 @@ use super::environment::Directories;
 use super::wanted::stored;
 use super::{NOT_FOUND, print_json, say};
 
-/// Look at one image
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(subcommand)]

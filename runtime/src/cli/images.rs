@@ -14,7 +14,6 @@ use super::ps::{age, shortened};
 use super::wanted::{canonical, stored};
 use super::{Format, print_json, printable};
 
-/// List the images in the store
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Only this one: a name, with or without its tag, or the beginning of a digest

@@ -4,7 +4,6 @@ use anyhow::Result;
 
 use super::environment::Directories;
 
-/// Print everything that is known of jobs, as JSON: the record and the plan
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Names, ids or beginnings of ids

@@ -10,9 +10,6 @@ use super::environment::Directories;
 use super::images::size;
 use super::{Format, print_json, printable, say};
 
-/// Remove what nothing needs: layers and documents without an image, what crashes left
-///
-/// An image is needed as long as it has a name, a layer as long as an image or a job needs it. `agentd rm` forgets jobs.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Also images that no job uses

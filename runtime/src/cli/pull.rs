@@ -12,9 +12,6 @@ use super::wanted::{self, Wanted, located};
 use super::{Format, print_json};
 use crate::launch::write_back;
 
-/// Fetch images and unpack what the store does not have of them
-///
-/// Prints the digest of each. What is broken off goes on with the next pull.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   agentd pull oci:./img

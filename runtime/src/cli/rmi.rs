@@ -11,7 +11,6 @@ use super::images::short;
 use super::wanted::stored;
 use super::{NOT_FOUND, printable, say};
 
-/// Remove images: their names, and the layers that no other image and no job needs
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Names, or beginnings of digests

@@ -13,7 +13,7 @@ use crate::cgroup::leaf::Usage;
 use crate::job::record::State;
 
 /// Exit code for a failure of agentd's own.
-pub(super) const AGENTD_FAILED: u8 = 125;
+pub(crate) const AGENTD_FAILED: u8 = 125;
 const TIMED_OUT: u8 = 124;
 const NOT_EXECUTABLE: u8 = 126;
 const NOT_FOUND: u8 = 127;
@@ -30,6 +30,10 @@ pub(super) enum Reason {
     Terminated,
     /// SIGINT or SIGQUIT to the supervisor before the payload ran.
     Interrupted,
+    /// `agentd stop`.
+    Asked,
+    /// `agentd kill`, with SIGKILL.
+    Killed,
 }
 
 /// A stop under way.
@@ -89,6 +93,8 @@ impl Ending {
             Some(Reason::Hangup) => (code, Some("stopped: the terminal or the process that started it is gone".into())),
             Some(Reason::Terminated) => (code, Some("stopped by SIGTERM".into())),
             Some(Reason::Interrupted) => (code, Some("interrupted before it ran".into())),
+            Some(Reason::Asked) => (code, Some("stopped by `agentd stop`".into())),
+            Some(Reason::Killed) => (code, Some("killed by `agentd kill`".into())),
             None if status.is_none() => (code, Some("PID 1 of the box was killed from outside".into())),
             None => (code, None),
         };

@@ -13,11 +13,12 @@ mod memory;
 mod report;
 pub(super) mod statistics;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use super::prepare::{self, Scratch};
 use crate::account::{self, Account};
 use crate::workspace;
 
@@ -43,13 +44,13 @@ const PEERS: [(&str, &str); 6] = [
 
 pub(super) fn run(arguments: &Args) -> Result<bool> {
     let account = if account::am_root()? { Some(Account::ensure()?) } else { None };
-    install_peers(account.is_some())?;
+    prepare::install(&PEERS)?;
     let target_directory = workspace::metadata()?.target_directory;
     let agentd = workspace::release_program("agentd", "agentd", &target_directory)?;
     let floor = workspace::release_program("agentd-floor", "agentd-floor", &target_directory)?;
     let myself = std::env::current_exe().context("find this program")?;
 
-    let scratch = Scratch::new(account.as_ref())?;
+    let scratch = Scratch::new("/var/tmp", account.as_ref())?;
     for (program, name) in [(&agentd, "agentd"), (&floor, "agentd-floor"), (&myself, "xtask")] {
         std::fs::copy(program, scratch.0.join(name)).with_context(|| format!("copy {}", program.display()))?;
     }
@@ -62,21 +63,6 @@ pub(super) fn run(arguments: &Args) -> Result<bool> {
         report.write(&workspace::root().join("docs/benchmarks.md"))?;
     }
     Ok(report.within_budgets())
-}
-
-fn install_peers(root: bool) -> Result<()> {
-    let missing: Vec<_> = PEERS.iter().filter(|(program, _)| !files::has_program(program)).collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let packages: Vec<&str> = missing.iter().map(|(_, package)| *package).collect();
-    if !root {
-        println!("missing, and left out: apt-get install {}", packages.join(" "));
-        return Ok(());
-    }
-    let mut install = Command::new("apt-get");
-    install.env("DEBIAN_FRONTEND", "noninteractive").args(["install", "-qq", "--no-install-recommends"]);
-    account::succeed(install.args(packages))
 }
 
 fn measure_as(account: Option<&Account>, scratch: &Path, rounds: u32) -> Result<measure::Measured> {
@@ -106,26 +92,3 @@ fn measure_as(account: Option<&Account>, scratch: &Path, rounds: u32) -> Result<
 const WITHOUT_HYBRID_CGROUPS: &str = r#"
 if [ -d /sys/fs/cgroup/unified ]; then umount /sys/fs/cgroup/unified; fi
 exec "$@""#;
-
-/// A directory of the measuring user that goes away with the value.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(account: Option<&Account>) -> Result<Self> {
-        let path = PathBuf::from(format!("/var/tmp/agentd-bench.{}", std::process::id()));
-        std::fs::create_dir(&path).with_context(|| format!("create {}", path.display()))?;
-        let scratch = Self(path);
-        if let Some(account) = account {
-            account.give(&scratch.0)?;
-        }
-        Ok(scratch)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.0) {
-            eprintln!("xtask: remove {}: {error}", self.0.display());
-        }
-    }
-}

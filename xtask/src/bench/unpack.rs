@@ -11,14 +11,12 @@ mod registry;
 mod report;
 mod stacks;
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
-
 use anyhow::{Context, Result, ensure};
 
 use self::measure::Ground;
 use self::registry::Registry;
 use self::report::Report;
+use super::prepare::{self, Scratch};
 use crate::account::{self, Account};
 use crate::workspace;
 
@@ -52,7 +50,7 @@ const PEERS: [(&str, &str); 13] = [
 pub(super) fn run(arguments: &Args) -> Result<bool> {
     ensure!(account::am_root()?, "a fresh file system for every run takes root: run it with sudo");
     let account = Account::ensure()?;
-    install_peers()?;
+    prepare::install(&PEERS)?;
     let target_directory = workspace::metadata()?.target_directory;
     let agentd = workspace::release_program("agentd", "agentd", &target_directory)?;
     let bound = workspace::release_example("agentd-rootfs", "unpack-bound", &target_directory)?;
@@ -61,7 +59,7 @@ pub(super) fn run(arguments: &Args) -> Result<bool> {
     let images = image::make(&cache)?;
     ensure!(account.can_enter(&cache)?, "the user that measures cannot enter {}", cache.display());
 
-    let scratch = Scratch::new(&account)?;
+    let scratch = Scratch::new("/dev/shm", Some(&account))?;
     for (program, name) in [(&agentd, "agentd"), (&bound, "unpack-bound")] {
         std::fs::copy(program, scratch.0.join(name)).with_context(|| format!("copy {}", program.display()))?;
     }
@@ -79,37 +77,4 @@ pub(super) fn run(arguments: &Args) -> Result<bool> {
         report.write(&workspace::root().join("docs/benchmarks.md"))?;
     }
     Ok(report.within_budgets())
-}
-
-fn install_peers() -> Result<()> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let has = |name: &str| std::env::split_paths(&path).any(|directory| directory.join(name).metadata().is_ok());
-    let missing: Vec<&str> = PEERS.iter().filter(|(program, _)| !has(program)).map(|(_, package)| *package).collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let mut install = Command::new("apt-get");
-    install.env("DEBIAN_FRONTEND", "noninteractive").args(["install", "-qq", "--no-install-recommends"]);
-    account::succeed(install.args(missing))
-}
-
-/// A directory in memory, of the measuring user, that goes away with the value.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(account: &Account) -> Result<Self> {
-        let path = Path::new("/dev/shm").join(format!("agentd-bench.{}", std::process::id()));
-        std::fs::create_dir(&path).with_context(|| format!("create {}", path.display()))?;
-        let scratch = Self(path);
-        account.give(&scratch.0)?;
-        Ok(scratch)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.0) {
-            eprintln!("xtask: remove {}: {error}", self.0.display());
-        }
-    }
 }

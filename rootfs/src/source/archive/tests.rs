@@ -14,6 +14,7 @@ use crate::reference::{Name, Selector};
 use crate::source::{Manifest, Source};
 use crate::stream::Compression;
 use crate::stream::tests::{gzip, sha256};
+use crate::told::message;
 
 const LAYER: &[u8] = b"the bytes of a layer";
 
@@ -90,12 +91,7 @@ fn first_layer(source: &dyn Source, manifest: &Manifest) -> Vec<u8> {
 #[track_caller]
 fn fails<T>(result: Result<T, SourceError>, want: &str) {
     let error = result.map(drop).unwrap_err();
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(&error);
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
+    let text = message(&error);
     assert!(text.contains(want), "{text}");
     assert!(!text.chars().any(char::is_control), "{text:?}");
 }

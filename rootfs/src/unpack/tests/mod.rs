@@ -14,6 +14,7 @@ use super::pax::tests::pax;
 use super::*;
 use crate::stream::Compression;
 use crate::stream::tests::{gzip, sha256, with_stream};
+use crate::told::message;
 
 /// An archive written header by header, so that nothing keeps a test from writing nonsense.
 #[derive(Default)]
@@ -91,15 +92,7 @@ impl Place {
         let root = fs::File::open(self.root()).unwrap().into();
         let result = with_stream(tar, compression, limits, |stream| unpack(stream, root, limits));
         self.assert_outside_untouched();
-        result.map_err(|error| {
-            let mut text = error.to_string();
-            let mut source = std::error::Error::source(&error);
-            while let Some(error) = source {
-                text = format!("{text}: {error}");
-                source = error.source();
-            }
-            text
-        })
+        result.map_err(|error| message(&error))
     }
 
     fn assert_outside_untouched(&self) {

@@ -2,6 +2,7 @@
 //!
 //! One file of a user, `stubs` in the state directory, lists every stub before it is made: a kind and a path, ended by NUL.
 //! What is done is overwritten with NULs: to shorten the file would cost a job half a millisecond (ext4).
+//! The sockets of a job are one socket with many names: ext4 makes an inode in up to 0.3 ms where many were removed lately.
 //! It is also the lock. Byte 0 is held by who makes or removes stubs; the byte that an inode's number chooses is shared by
 //! the supervisors of all jobs that need that stub, and the kernel gives it back when they die. So the last job of several
 //! removes a stub, and a later command removes what a killed one left.
@@ -13,7 +14,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -21,7 +22,8 @@ use std::path::{Path, PathBuf};
 use agentd_init::plan::Stub;
 use nix::fcntl::{FcntlArg, fcntl};
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat, mkdirat, mknodat, openat, openat2, statat, unlinkat,
+    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat, fstat, linkat, mkdirat, mknodat, openat, openat2, statat,
+    unlinkat,
 };
 use rustix::io::Errno;
 
@@ -103,14 +105,16 @@ impl Stubs {
         let end =
             read(&self.list).map_err(failed_list(list))?.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 2);
         self.list.write_all_at(&lines, end as u64).map_err(failed_list(list))?;
+        let mut socket = None;
         for (stub, path) in missing {
             let (directory, name) = parents.of(path).map_err(failed(path))?;
-            match make(directory, name, stub) {
+            match make(directory, name, stub, &mut socket) {
                 // Somebody else did, or it is wanted twice: what it is is looked at below.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 made => made.map_err(failed(path))?,
             }
         }
+        let mut shared = None;
         for (stub, path) in &self.placed {
             let (directory, name) = parents.of(path).map_err(failed(path))?;
             let stat = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW);
@@ -118,7 +122,9 @@ impl Stubs {
             if !is_stub(directory, name, *stub, &stat) {
                 return Err(failed(path)(Errno::EXIST.into()));
             }
-            lock(&self.list, Range::Inode(stat.st_ino), libc::F_RDLCK, false).map_err(failed_list(list))?;
+            if shared.replace(stat.st_ino) != Some(stat.st_ino) {
+                lock(&self.list, Range::Inode(stat.st_ino), libc::F_RDLCK, false).map_err(failed_list(list))?;
+            }
         }
         lock(&self.list, Range::Mutex, libc::F_UNLCK, false).map_err(failed_list(list))
     }
@@ -128,8 +134,9 @@ impl Stubs {
     /// # Errors
     /// The list cannot be read or written; the next command tries again.
     pub fn remove(self) -> io::Result<()> {
-        let ours: BTreeSet<&Path> = self.placed.iter().map(|(_, path)| path.as_path()).collect();
-        clean(&self.list, |path| ours.contains(path))
+        // Also a name of our socket that only a job which has ended wanted.
+        let ours: BTreeSet<&Path> = self.placed.iter().filter_map(|(_, path)| path.parent()).collect();
+        clean(&self.list, |path| path.parent().is_some_and(|parent| ours.contains(parent)))
     }
 }
 
@@ -147,7 +154,7 @@ pub fn sweep(list: &Path) -> io::Result<()> {
 }
 
 fn read(list: &File) -> io::Result<Vec<u8>> {
-    let mut text = Vec::new();
+    let mut text = Vec::with_capacity(usize::try_from(list.metadata()?.len().min(MAX_LIST)).unwrap_or_default() + 1);
     let mut list = list;
     list.rewind()?;
     list.take(MAX_LIST).read_to_end(&mut text)?;
@@ -159,11 +166,12 @@ fn clean(list: &File, is_wanted: impl Fn(&Path) -> bool) -> io::Result<()> {
     let text = read(list)?;
     let mut kept = Vec::with_capacity(text.len());
     let mut parents = Parents::default();
+    let mut needed = None;
     for line in text.split(|byte| *byte == 0) {
         let Some((letter, path)) = line.split_first() else { continue };
         let Some(stub) = KINDS.iter().find(|(_, known)| known == letter).map(|(stub, _)| *stub) else { continue };
         let path = Path::new(OsStr::from_bytes(path));
-        if !is_wanted(path) || !is_gone(list, &mut parents, stub, path) {
+        if !is_wanted(path) || !is_gone(list, &mut parents, &mut needed, stub, path) {
             kept.extend_from_slice(line);
             kept.push(0);
         }
@@ -172,27 +180,44 @@ fn clean(list: &File, is_wanted: impl Fn(&Path) -> bool) -> io::Result<()> {
     if kept != text {
         list.write_all_at(&kept, 0)?;
     }
-    lock(list, Range::Mutex, libc::F_UNLCK, false)
+    lock(list, Range::All, libc::F_UNLCK, false)
 }
 
-/// Removes one stub unless a job needs it; whether there is nothing more to do about it.
-fn is_gone(list: &File, parents: &mut Parents, stub: Stub, path: &Path) -> bool {
+/// Removes one stub unless a job needs it; whether there is nothing more to do about it. `needed` is what was found out of
+/// the last inode.
+fn is_gone(list: &File, parents: &mut Parents, needed: &mut Option<(u64, bool)>, stub: Stub, path: &Path) -> bool {
     let Ok((directory, name)) = parents.of(path) else { return true };
     let Ok(stat) = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) else { return true };
     if !is_stub(directory, name, stub, &stat) {
         return true;
     }
-    if lock(list, Range::Inode(stat.st_ino), libc::F_WRLCK, false).is_err() {
-        return false;
-    }
+    let is_needed = match *needed {
+        Some((inode, is_needed)) if inode == stat.st_ino => is_needed,
+        _ => lock(list, Range::Inode(stat.st_ino), libc::F_WRLCK, false).is_err(),
+    };
+    *needed = Some((stat.st_ino, is_needed));
     let flags = if stub == Stub::Directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
-    let removed = unlinkat(directory, name, flags);
-    lock(list, Range::Inode(stat.st_ino), libc::F_UNLCK, false).is_ok() && removed.is_ok()
+    !is_needed && unlinkat(directory, name, flags).is_ok()
 }
 
-fn make(directory: &OwnedFd, name: &OsStr, stub: Stub) -> io::Result<()> {
+/// Makes one stub. `socket` is the one that others can be names of.
+fn make(directory: &OwnedFd, name: &OsStr, stub: Stub, socket: &mut Option<OwnedFd>) -> io::Result<()> {
     let made = match stub {
-        Stub::Socket => mknodat(directory, name, FileType::Socket, Mode::from_raw_mode(0o600), 0),
+        Stub::Socket => {
+            if let Some(known) = socket {
+                let known = format!("/proc/self/fd/{}", known.as_raw_fd());
+                match linkat(CWD, known, directory, name, AtFlags::SYMLINK_FOLLOW) {
+                    // Another disk, a disk without links, a policy against them, too many, or removed meanwhile.
+                    Err(Errno::XDEV | Errno::PERM | Errno::MLINK | Errno::OPNOTSUPP | Errno::NOENT) => {}
+                    linked => return Ok(linked?),
+                }
+            }
+            mknodat(directory, name, FileType::Socket, Mode::from_raw_mode(0o600), 0)?;
+            let made = openat(directory, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+            let is_socket = FileType::from_raw_mode(fstat(&made)?.st_mode) == FileType::Socket;
+            *socket = is_socket.then_some(made);
+            Ok(())
+        }
         Stub::Directory => mkdirat(directory, name, Mode::from_raw_mode(0o755)),
         Stub::Empty | Stub::Here => {
             let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
@@ -263,18 +288,21 @@ enum Range {
     Mutex,
     /// Who shares it needs the stub with this inode number.
     Inode(u64),
+    /// Both, of every inode.
+    All,
 }
 
 /// An open-file-description lock (fcntl_locking(2)): it goes with the descriptor, and a process that dies has none.
 fn lock(list: &File, range: Range, kind: i32, wait: bool) -> io::Result<()> {
     let start = match range {
-        Range::Mutex => 0,
+        Range::Mutex | Range::All => 0,
         // Two inodes of different disks may share a byte: then a stub stays longer than it must.
         Range::Inode(inode) => i64::try_from(inode & (u64::MAX >> 2)).unwrap_or_default() + 1,
     };
     let short = |value: i32| libc::c_short::try_from(value).map_err(io::Error::other);
+    let length = i64::from(!matches!(range, Range::All));
     let lock =
-        libc::flock { l_type: short(kind)?, l_whence: short(libc::SEEK_SET)?, l_start: start, l_len: 1, l_pid: 0 };
+        libc::flock { l_type: short(kind)?, l_whence: short(libc::SEEK_SET)?, l_start: start, l_len: length, l_pid: 0 };
     loop {
         let command = if wait { FcntlArg::F_OFD_SETLKW(&lock) } else { FcntlArg::F_OFD_SETLK(&lock) };
         match fcntl(list.as_fd(), command) {

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result};
 
 use super::files::{self, Files};
+use crate::bench::prepare::has_program;
 
 pub(super) const FLOOR: &str = "floor";
 pub(super) const AGENTD: &str = "agentd, 3-layer image";
@@ -176,7 +177,7 @@ pub(super) fn all(files: &Files, payload: Payload) -> Result<Vec<Contestant>> {
             }
             let bundle = files.bundle(&format!("{name} {payload:?}"), words, filter)?;
             let bundle = text(&bundle);
-            let program = if files::has_program(runtime) && runtime == "runc" { "/usr/sbin/runc" } else { runtime };
+            let program = if has_program(runtime) && runtime == "runc" { "/usr/sbin/runc" } else { runtime };
             everybody.push(Contestant::new(
                 name,
                 program,

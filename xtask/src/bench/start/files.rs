@@ -27,13 +27,6 @@ pub(super) struct Files {
 /// Where the profile that podman gives to crun lies, in Debian's containers-common.
 const SECCOMP_PROFILE: &str = "/usr/share/containers/seccomp.json";
 
-pub(super) fn has_program(name: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    // An ordinary user's PATH often lacks the directory Debian has runc in.
-    let directories = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);
-    directories.into_iter().any(|directory| directory.join(name).metadata().is_ok())
-}
-
 impl Files {
     pub(super) fn at(directory: &Path) -> Self {
         let at = |name: &str| directory.join(name);

@@ -77,7 +77,9 @@ pub(super) const ALL: [Contestant; 7] = [
     },
     Contestant {
         name: "charliecloud ch-image pull, from a registry",
-        script: r#"CH_IMAGE_STORAGE="$PLACE/ch" CH_IMAGE_CACHE=disabled ch-image pull --tls-no-verify "$REGISTRY/$KIND:latest""#,
+        // It needs Debian's own python3, whatever else PATH has, and a name for its user.
+        script: r#"export PATH="/usr/bin:$PATH" USER="$(id -un)" CH_IMAGE_STORAGE="$PLACE/ch" CH_IMAGE_CACHE=disabled
+            ch-image pull --tls-no-verify "$REGISTRY/$KIND:latest""#,
         kinds: &["gzip"],
         every: 3,
     },

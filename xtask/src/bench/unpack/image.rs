@@ -130,9 +130,11 @@ fn image(path: &Path, trees: &[PathBuf], compress: &[&str]) -> Result<()> {
     }
     fs::remove_file(&archive)?;
     let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    // charliecloud wants a history.
+    let history = vec![json!({ "created_by": "cargo xtask bench unpack" }); diff_ids.len()];
     let config = json!({
         "architecture": architecture, "os": "linux", "config": { "Cmd": ["/bin/true"], "Env": ["PATH=/bin"] },
-        "rootfs": { "type": "layers", "diff_ids": diff_ids },
+        "rootfs": { "type": "layers", "diff_ids": diff_ids }, "history": history,
     });
     let config = put_json(&making, &config, "application/vnd.oci.image.config.v1+json")?;
     let kind = "application/vnd.oci.image.manifest.v1+json";

@@ -17,6 +17,7 @@ use serde_json::json;
 use super::*;
 use crate::stream::Compression;
 use crate::stream::tests::{gzip, sha256};
+use crate::told::message;
 use server::{Asked, Reply, Server, Then, reply};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -130,14 +131,6 @@ fn with<T>(name: &str, config: &RegistryConfig, work: impl FnOnce(&Registry<'_>)
 fn manifest(server: &Server, config: &RegistryConfig) -> Result<Manifest, SourceError> {
     let name = format!("{}/a/b:tag", server.host());
     with(&name, config, |registry| registry.manifest(&Limits::default()))?
-}
-
-/// The message of an error with all its causes.
-fn message(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {}", message(source)),
-        None => error.to_string(),
-    }
 }
 
 /// All bytes of the image's layer, read as the pull reads them.
