@@ -92,9 +92,18 @@ impl Watch {
     /// Rates everything but the payload higher.
     fn rate(&mut self) {
         self.seen = self.processes();
-        for process in self.seen.iter().filter(|process| !process.is_spared) {
+        for process in &self.seen {
+            let path = format!("/proc/{}/oom_score_adj", process.pid);
+            // In a service with OOMScoreAdjust=-1000 a payload that nothing else is left of would never be killed, and never get
+            // on: it would ask for memory for ever.
+            let is_protected = || fs::read_to_string(&path).is_ok_and(|score| score.starts_with('-'));
+            let score = match process.is_spared {
+                false => EXPENDABLE,
+                true if is_protected() => "0",
+                true => continue,
+            };
             // Gone meanwhile, or not this user's to rate.
-            fs::write(format!("/proc/{}/oom_score_adj", process.pid), EXPENDABLE).unwrap_or_default();
+            fs::write(path, score).unwrap_or_default();
         }
     }
 
