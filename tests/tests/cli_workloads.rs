@@ -2,7 +2,7 @@
 //!
 //! Each test gives the denials it expects: mostly none. Programs are this machine's own; what it lacks is skipped, and said.
 
-#![expect(clippy::unwrap_used, reason = "a test ends by a panic")]
+#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test ends by a panic, a skip is told on stderr")]
 
 use std::fs;
 use std::net::{TcpStream, ToSocketAddrs};
