@@ -27,7 +27,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 pub use assemble::AssembleError;
-pub use fake_root::{FAKE_ROOT, fake_root};
+pub use fake_root::{FAKE_ROOT, fake_root, fake_root_seccomp};
 pub use notify::notifying;
 pub use path::{LandlockRight, MayMiss, PathAccess, PathRight, PathRule, Place};
 pub use profile::{MissingRight, Namespaces, Profile};

@@ -205,6 +205,9 @@ fn cli_fake_root_refuses_what_does_not_go_with_it() {
         assert_ne!(ran.code(), 0, "{flags:?}\n{ran}");
         assert!(ran.stderr.contains(says), "{flags:?}\n{ran}");
     }
+    let mut command = home.run();
+    let plan = run(command.args(FAKE_ROOT).args(["--dry-run", "--profile", "strict", "--", "true"])).expect_success();
+    assert!(plan.stdout.contains("0:0 inside (fake root)") && plan.stdout.contains("profile strict"), "{plan}");
     for user in ["root", "0", "0:0"] {
         drop(on_host(&home, &["--user", user], "test $(id -u) = 0").expect_success());
     }

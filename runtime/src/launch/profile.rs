@@ -108,9 +108,14 @@ pub(crate) fn find(
     let (mut profile, mut filter) = load(choice)?;
     if fake_root {
         let faked = agentd_profiles::fake_root(&profile);
-        let program = compile(&faked.seccomp, NATIVE)
-            .map_err(|cause| ProfileError::Pretended { profile: profile.name.to_string(), cause })?;
-        (profile, filter) = (Cow::Owned(faked), compiled(&program));
+        filter = match choice {
+            ProfileChoice::BuiltIn(built_in) => compiled(agentd_profiles::fake_root_seccomp(*built_in)),
+            ProfileChoice::File(_) => compiled(
+                &compile(&faked.seccomp, NATIVE)
+                    .map_err(|cause| ProfileError::Pretended { profile: profile.name.to_string(), cause })?,
+            ),
+        };
+        profile = Cow::Owned(faked);
     }
     if let Some(text) = workspace.map(of_workspace).transpose()?.flatten() {
         let error = |cause| ProfileError::Workspace { profile: profile.name.to_string(), cause };

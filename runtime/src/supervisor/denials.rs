@@ -1,7 +1,8 @@
 //! System calls that policy refuses: answered here, so that they can be told.
 //!
 //! The payload's filter leaves its denials to this process (seccomp_unotify(2)). What a call is answered with follows from
-//! the same rules the filter was compiled from, and is always an error; calls that are allowed never come here.
+//! the same rules the filter was compiled from, and is always an error; calls that are allowed never come here. Under
+//! `--fake-root` some are not answered, but begin anew ([`super::set_id`]).
 //!
 //! Invariant: a call that cannot be looked at is refused like any other. However many are refused, and whatever the payload
 //! calls itself, what is kept has a bound.
@@ -97,7 +98,7 @@ impl<'a> Denials<'a> {
         let rule = rule.flatten();
         let named = rule.and_then(|rule| rule.syscalls.iter().find(|named| named.number(NATIVE) == Some(call.nr)));
         if let (Some(set_id), Some(named)) = (&mut self.set_id, named)
-            && set_id.mend(&call, &named.name)
+            && set_id.mend(listener.as_fd(), &call, &named.name)
         {
             return Ok(());
         }

@@ -2,7 +2,8 @@
 //!
 //! Invariant: single-threaded, and it never blocks on anything but its one `poll`: a payload that floods its output, or a
 //! reader that does not read, delays neither a timeout nor a signal. It reads from inside only PID 1's reports (bounded,
-//! checked), bytes of output, which it copies and never interprets, and the registers of refused calls, which it answers.
+//! checked), bytes of output, which it copies and never interprets, and the registers of refused calls, which it answers;
+//! under `--fake-root` it clears bits in one of them.
 
 mod denials;
 mod ending;
