@@ -27,8 +27,8 @@ pub fn fake_root_seccomp(base: BuiltIn) -> &'static [sock_filter] {
         BuiltIn::Default => &built_in::DEFAULT_FAKE_ROOT_PROGRAM,
         BuiltIn::Strict => &built_in::STRICT_FAKE_ROOT_PROGRAM,
         BuiltIn::Nested => &built_in::NESTED_FAKE_ROOT_PROGRAM,
-        // PID 1 needs none of it.
-        BuiltIn::Init => crate::seccomp(base),
+        // No payload has these.
+        BuiltIn::Init | BuiltIn::Broker => crate::seccomp(base),
     }
 }
 

@@ -103,6 +103,25 @@ pub enum Problem {
         /// Its first call.
         syscall: String,
     },
+    /// A workspace's profile makes a denial one that nobody hears of.
+    #[error(
+        "a workspace's profile may not hide a denial: group {group:?} answers {verdict} to {syscall:?}, which the profile under it \
+         denies aloud; say EPERM"
+    )]
+    Hides {
+        /// The rule's group.
+        group: String,
+        /// The call.
+        syscall: String,
+        /// What the rule answers.
+        verdict: String,
+    },
+    /// A workspace's profile refuses the call by which denials come to be told.
+    #[error("a workspace's profile may not refuse \"sendmsg\", as group {group:?} does: no denial would be told")]
+    Mutes {
+        /// The rule's group.
+        group: String,
+    },
     /// A workspace's profile grants what the profile under it does not.
     #[error("a workspace's profile may only tighten, and {place:?} would have more than its {has}: {more}")]
     Widens {

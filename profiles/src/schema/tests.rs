@@ -32,6 +32,7 @@ fn the_statics_are_the_files() {
         (include_str!("../../profiles/strict.toml"), crate::BuiltIn::Strict),
         (include_str!("../../profiles/nested.toml"), crate::BuiltIn::Nested),
         (include_str!("../../profiles/init.toml"), crate::BuiltIn::Init),
+        (include_str!("../../profiles/broker.toml"), crate::BuiltIn::Broker),
     ] {
         assert_eq!(&crate::parse(text).unwrap(), crate::profile(built_in));
     }

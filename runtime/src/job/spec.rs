@@ -12,6 +12,7 @@ use agentd_profiles::BuiltIn;
 use agentd_rootfs::ImageRef;
 
 use super::id::JobName;
+use crate::launch::network::AskedNetwork;
 
 /// A job as asked for.
 #[derive(Debug, Clone)]
@@ -46,6 +47,8 @@ pub struct JobSpec {
     pub grace: Duration,
     /// Which network the box sees.
     pub network: Network,
+    /// What it may reach through the broker; only where the network is none.
+    pub reach: AskedNetwork,
     /// Whether the root may be written (and is thrown away).
     pub writable: bool,
     /// Whether what is written to the root is kept for `agentd commit`.
@@ -54,6 +57,8 @@ pub struct JobSpec {
     pub storage: Option<u64>,
     /// Bytes of each output stream that are kept on disk.
     pub max_output: u64,
+    /// Program and arguments that the supervisor runs on the host when the job has ended; none where empty.
+    pub on_exit: Vec<String>,
     /// A terminal of the box's own.
     pub terminal: bool,
     /// Whether standard input is passed on.
@@ -62,6 +67,8 @@ pub struct JobSpec {
     pub limits: AskedLimits,
     /// What the payload may ask of the kernel.
     pub profile: ProfileChoice,
+    /// Whether calls that the profile refuses may be carried out, to learn which it should not.
+    pub learn: bool,
     /// Names of the secrets that become files.
     pub secrets: Vec<String>,
     /// Names of the secrets that become variables.

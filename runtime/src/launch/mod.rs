@@ -6,7 +6,9 @@ mod fake_root;
 mod host_root;
 mod image_config;
 pub mod image_root;
+pub mod network;
 pub mod plan;
+mod policy;
 pub mod profile;
 pub mod protect;
 pub mod secrets;
@@ -55,6 +57,9 @@ pub enum PlanError {
         /// The errno.
         cause: io::Error,
     },
+    /// The rules of the network.
+    #[error(transparent)]
+    Network(#[from] agentd_egress::PolicyError),
     /// The profile.
     #[error(transparent)]
     Profile(#[from] profile::ProfileError),

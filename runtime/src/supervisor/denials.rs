@@ -1,8 +1,9 @@
 //! System calls that policy refuses: answered here, so that they can be told.
 //!
 //! The payload's filter leaves its denials to this process (seccomp_unotify(2)). What a call is answered with follows from
-//! the same rules the filter was compiled from, and is always an error; calls that are allowed never come here. Under
-//! `--fake-root` some are not answered, but begin anew ([`super::set_id`]).
+//! the same rules the filter was compiled from, and is always an error, but in a job that learns (`agentd profile learn`);
+//! calls that are allowed never come here. Under `--fake-root` some are not
+//! answered, but begin anew ([`super::set_id`]).
 //!
 //! Invariant: a call that cannot be looked at is refused like any other. However many are refused, and whatever the payload
 //! calls itself, what is kept has a bound.
@@ -12,7 +13,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use agentd_profiles::evaluate::{Call, deciding};
-use agentd_profiles::{NATIVE, SeccompRules, Verdict};
+use agentd_profiles::{Lessons, NATIVE, SeccompRules, Verdict};
 use agentd_sys::notify;
 
 use super::set_id::SetId;
@@ -36,14 +37,16 @@ pub(super) struct Denials<'a> {
     found: Vec<Denial>,
     total: u64,
     events: Events,
+    lessons: Option<Lessons>,
     /// Under `--fake-root`: what becomes of modes with set-user-ID bits.
     set_id: Option<SetId>,
 }
 
 impl<'a> Denials<'a> {
     pub(super) fn new(plan: &'a Plan, events: Events) -> Self {
+        let lessons = plan.learning.clone().map(Lessons::new);
         let set_id = plan.fake_root.then(SetId::default);
-        Denials { plan, listener: None, told: false, found: Vec::new(), total: 0, events, set_id }
+        Denials { plan, listener: None, told: false, found: Vec::new(), total: 0, events, lessons, set_id }
     }
 
     /// From now on refused calls wait for [`Denials::answer`].
@@ -85,10 +88,8 @@ impl<'a> Denials<'a> {
     pub(super) fn answer(&mut self) -> io::Result<()> {
         let Some(listener) = &self.listener else { return Ok(()) };
         let Some(call) = notify::receive(listener.as_fd())? else { return Ok(()) };
-        let verdict = self.plan.rules.as_deref().map(|rules| {
-            let seen = Call { arch: call.arch, nr: call.nr, args: call.args };
-            (rules, deciding(rules, NATIVE, &seen))
-        });
+        let seen = Call { arch: call.arch, nr: call.nr, args: call.args };
+        let verdict = self.plan.rules.as_deref().map(|rules| (rules, deciding(rules, NATIVE, &seen)));
         let answer = match verdict {
             Some((_, Some(rule))) => rule.verdict,
             Some((rules, None)) => Verdict::Refuse(rules.unlisted),
@@ -106,6 +107,14 @@ impl<'a> Denials<'a> {
         let errno = if let Verdict::Refuse(errno) = answer { i32::from(errno as u16) } else { libc::EPERM };
         // Before the answer, while the caller still waits: afterwards its number may be somebody else's.
         let untrusted_program = program(call.pid);
+        if let (Some(lessons), Some(rules)) = (&mut self.lessons, self.plan.rules.as_deref()) {
+            if lessons.judge(rules, &seen, &untrusted_program) {
+                return notify::let_through(listener.as_fd(), &call);
+            }
+            if !answer.is_denial() {
+                return notify::refuse(listener.as_fd(), &call, errno);
+            }
+        }
         notify::refuse(listener.as_fd(), &call, errno)?;
         let syscall = named.map_or_else(|| format!("number {}", call.nr), |named| named.name.to_string());
         let mut tested: Vec<u8> = rules.into_iter().flat_map(|rules| tested(rules, call.nr)).collect();
@@ -135,29 +144,29 @@ impl<'a> Denials<'a> {
         if let Some(known) = self.found.iter_mut().find(|known| known.is_like(&denial)) {
             known.count += 1;
         } else if self.found.len() < MOST {
-            let event = Event::Denial(denial);
-            self.keep(&event);
-            let Event::Denial(denial) = event;
+            self.keep(&Event::Denial(denial.clone()));
             self.found.push(denial);
         }
     }
 
     /// A disk that takes no more costs what is kept, not the job: the number is in the record.
-    fn keep(&mut self, event: &Event) {
+    pub(super) fn keep(&mut self, event: &Event) {
         if let Err(error) = self.events.append(event) {
             tracing::debug!(%error, "a denial could not be written");
         }
     }
 
+    /// What a job that learns has learned.
+    pub(super) fn lessons(&mut self) -> Option<Lessons> {
+        self.lessons.take()
+    }
+
     /// Writes the counts; gives each denial, and how many there were.
     pub(super) fn finish(&mut self) -> (Vec<Denial>, u64) {
         for denial in std::mem::take(&mut self.found) {
-            let event = Event::Denial(denial);
-            let Event::Denial(denial) = &event;
             if denial.count > 1 {
-                self.keep(&event);
+                self.keep(&Event::Denial(denial.clone()));
             }
-            let Event::Denial(denial) = event;
             self.found.push(denial);
         }
         (std::mem::take(&mut self.found), self.total)
