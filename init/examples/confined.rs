@@ -29,7 +29,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let plan: BoxPlan = serde_json::from_slice(&std::fs::read(plan)?)?;
     rustix::thread::set_no_new_privs(true)?;
     if ruled {
-        landlock::restrict(&plan.landlock)?;
+        landlock::restrict(&plan.landlock, landlock::Links::Followed)?;
     }
     let mut listener = None;
     if filtered {

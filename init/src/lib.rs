@@ -7,6 +7,8 @@
 //! the order of what happens is the order of [`step::Step`], and the first step that fails ends the start.
 
 mod check;
+mod doors;
+pub mod guest;
 pub mod landlock;
 mod lockdown;
 mod mounts;
@@ -101,6 +103,9 @@ fn start(plan: &BoxPlan, mut secrets: Secrets, channel: &OwnedFd, stdio: [OwnedF
         Some(sys) => sys,
         None => payload.join_network()?,
     };
+    if let Some(doors) = &plan.doors {
+        doors::open(doors, channel)?;
+    }
     targets.push(mounts::sys(plan, &stage, &root, sys)?);
     if plan.root.keep {
         // What is in there so far is agentd's own; the supervisor takes note of it before it releases the box.
@@ -112,7 +117,7 @@ fn start(plan: &BoxPlan, mut secrets: Secrets, channel: &OwnedFd, stdio: [OwnedF
     report::wait_for_release(channel).at(Step::WaitForRecord, "the record")?;
     protect::hold(&plan.guards)?;
     check::mounts(&targets)?;
-    let open = [channel.as_raw_fd(), payload.channel.as_raw_fd()];
+    let open = [channel.as_raw_fd(), payload.channel.as_raw_fd(), payload.pidfd.as_raw_fd()];
     check::descriptors(open.into_iter().chain(terminal.as_ref().map(AsRawFd::as_raw_fd)))?;
     payload.release(terminal)?;
     Ok(payload)

@@ -77,6 +77,8 @@ steps! {
     DeliverSecrets = "deliver the secret",
     /// PID 1 follows the payload into the network namespace.
     JoinNetwork = "join the box's network",
+    /// Where something is allowed: addresses that stand for names, listening sockets, sent to the supervisor.
+    OpenDoors = "open the box's way to the network",
     /// /sys, read-only.
     MountSys = "mount /sys",
     /// The new root becomes `/`, for both processes; the host's is gone.
@@ -91,6 +93,8 @@ steps! {
     CheckMounts = "check the mounts",
     /// Looks at the descriptors: 0, 1, 2, the channels, the terminal.
     CheckDescriptors = "check the descriptors",
+    /// Not in a start: `agentd exec` enters the namespaces of a box that runs.
+    JoinBox = "enter the box",
     /// In the payload: a session, the controlling terminal.
     PayloadSession = "start the payload's session",
     /// In the payload: the working directory.

@@ -7,6 +7,7 @@
 mod assemble;
 pub mod compile;
 pub mod evaluate;
+mod fake_root;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod learn;
@@ -28,6 +29,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 pub use assemble::AssembleError;
+pub use fake_root::{FAKE_ROOT, fake_root};
 pub use learn::Lessons;
 pub use notify::{asking, notifying};
 pub use path::{LandlockRight, MayMiss, PathAccess, PathRight, PathRule, Place};
@@ -61,6 +63,8 @@ pub enum BuiltIn {
     Nested,
     /// For PID 1 once it has forked the payload.
     Init,
+    /// For the network broker.
+    Broker,
 }
 
 impl BuiltIn {
@@ -91,6 +95,7 @@ pub fn seccomp(profile: BuiltIn) -> &'static [libc::sock_filter] {
         BuiltIn::Strict => &built_in::STRICT_PROGRAM,
         BuiltIn::Nested => &built_in::NESTED_PROGRAM,
         BuiltIn::Init => &built_in::INIT_PROGRAM,
+        BuiltIn::Broker => &built_in::BROKER_PROGRAM,
     }
 }
 
@@ -102,6 +107,7 @@ pub fn profile(profile: BuiltIn) -> &'static Profile {
         BuiltIn::Strict => &built_in::STRICT,
         BuiltIn::Nested => &built_in::NESTED,
         BuiltIn::Init => &built_in::INIT,
+        BuiltIn::Broker => &built_in::BROKER,
     }
 }
 

@@ -25,12 +25,14 @@ pub fn notifying(program: &[sock_filter]) -> Vec<sock_filter> {
     program.iter().map(told).collect()
 }
 
-/// `program`, compiled by this crate, with every refusal left to a listener: for learning what a program asks for.
+/// `program`, compiled by this crate, with every refusal left to a listener: for learning what a program asks for. What is
+/// only pretended is none.
 #[must_use]
 pub fn asking(program: &[sock_filter]) -> Vec<sock_filter> {
     let is_refusal = |i: &sock_filter| {
         u32::from(i.code) == libc::BPF_RET | libc::BPF_K
             && i.k & libc::SECCOMP_RET_ACTION_FULL == libc::SECCOMP_RET_ERRNO
+            && i.k != Verdict::Pretend.action()
     };
     let asked =
         |i: &sock_filter| sock_filter { k: if is_refusal(i) { libc::SECCOMP_RET_USER_NOTIF } else { i.k }, ..*i };

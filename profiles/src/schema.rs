@@ -227,6 +227,8 @@ const fn all_bits() -> u32 {
 enum VerdictEntry {
     #[serde(rename = "allow")]
     Allow,
+    #[serde(rename = "success")]
+    Pretend,
     #[serde(rename = "EPERM")]
     Eperm,
     #[serde(rename = "ENOSYS")]
@@ -241,6 +243,7 @@ impl From<VerdictEntry> for Verdict {
     fn from(entry: VerdictEntry) -> Self {
         Self::Refuse(match entry {
             VerdictEntry::Allow => return Self::Allow,
+            VerdictEntry::Pretend => return Self::Pretend,
             VerdictEntry::Eperm => Errno::Eperm,
             VerdictEntry::Enosys => Errno::Enosys,
             VerdictEntry::Eprotonosupport => Errno::Eprotonosupport,

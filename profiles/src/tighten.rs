@@ -64,7 +64,8 @@ pub fn tighten(base: &Profile, text: &str) -> Result<Profile, SchemaError> {
 /// A rule that refuses, and hides no refusal of `base`: an answer that programs take for an old kernel is told to nobody.
 fn refusal(base: &Profile, rule: SeccompRule) -> Result<SeccompRule, Problem> {
     let group = || rule.group.to_string();
-    if rule.verdict == Verdict::Allow {
+    // What pretends to be done is a lie that its user did not choose.
+    if matches!(rule.verdict, Verdict::Allow | Verdict::Pretend) {
         let syscall = rule.syscalls.first().map(|call| call.name.to_string()).unwrap_or_default();
         return Err(Problem::Allows { group: group(), syscall });
     }

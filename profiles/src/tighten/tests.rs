@@ -95,7 +95,7 @@ fn any_rules() -> impl Strategy<Value = String> {
     let condition = condition.prop_map(|(arg, mask, values, positive)| {
         format!("{{ arg = {arg}, mask = {mask}, {} = {values:?} }}", if positive { "is" } else { "is-not" })
     });
-    let verdict = prop_oneof![14 => Just("EPERM"), 2 => Just("ENOSYS"), 1 => Just("allow")];
+    let verdict = prop_oneof![14 => Just("EPERM"), 2 => Just("ENOSYS"), 1 => Just("allow"), 1 => Just("success")];
     let conditions = proptest::collection::vec(condition, 0..3);
     let rule = (0..CALLS.len(), conditions, verdict)
         .prop_map(|(call, when, verdict)| rule(CALLS[call], &when.join(", "), verdict));

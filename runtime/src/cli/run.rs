@@ -7,16 +7,20 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use agentd_egress::Rule;
 use agentd_init::Secrets;
 use agentd_init::plan::{Access, Hold, Network};
 use agentd_init::step::{Failure, Step};
 use agentd_rootfs::ImageRef;
 use agentd_rootfs::commit::LeftOut;
-use anyhow::{Context, Result, bail};
+use agentd_sys::descriptors::open_now;
+use anyhow::{Context, Result, bail, ensure};
 
 use super::environment::Directories;
+use super::on_exit;
 use super::profile::Learning;
 use super::progress::{Follower, INTERRUPTED};
+use super::run_network::{self, NetworkArgs};
 use super::wanted::{self, Asked, Policy, Wanted};
 use super::{Format, print_json, printable, say};
 use crate::job::events::Denial;
@@ -26,13 +30,15 @@ use crate::job::spec::{self, AskedLimits, BindMount, JobSpec, ProfileChoice, Spe
 use crate::launch::plan::Plan;
 use crate::launch::secrets::{self, AskedSecret};
 use crate::launch::write_back;
-use crate::supervisor::{self, Ending, Finished, LEAST_BYTES};
+use crate::supervisor::detach::{self, Apart};
+use crate::supervisor::{self, Ending, Finished, LEAST_BYTES, Presence};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   agentd run -- cat /etc/os-release
   agentd run --workspace . -it -- bash
-  agentd run --image oci:./img --workspace ./repo --timeout 30m -- claude -p 'fix the failing test'")]
+  agentd run --image oci:./img --workspace ./repo --timeout 30m -- claude -p 'fix the failing test'
+  agentd run --workspace . --allow claude --allow github -- claude -p 'update the changelog'")]
 pub(super) struct Args {
     /// What / is made of: host, dir:PATH, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME:TAG], or
     /// [docker://]NAME[:TAG][@DIGEST] in a registry
@@ -50,7 +56,10 @@ pub(super) struct Args {
     /// Let the command change a protected path of the workspace, such as .vscode or .git/hooks; * stands for anything
     #[arg(long, value_name = "PATTERN")]
     unprotect: Vec<String>,
-    /// Pass standard input on
+    /// Run in the background, print the job's id; it outlives this terminal
+    #[arg(short, long, conflicts_with = "dry_run")]
+    detach: bool,
+    /// Pass standard input on; with -d, what `agentd attach` gives it
     #[arg(short, long)]
     interactive: bool,
     /// Give the command a terminal
@@ -81,6 +90,10 @@ pub(super) struct Args {
     /// Who the command is inside: root, a name of the image, or UID[:GID]; outside it is always you
     #[arg(short, long)]
     user: Option<String>,
+    /// Make the command root for package managers: changes of owner, group and id that your one id cannot make are
+    /// reported as done, and set-user-ID bits are left out of modes
+    #[arg(long, requires = "writable")]
+    fake_root: bool,
     /// Working directory inside
     #[arg(short, long, value_name = "DIR", value_parser = spec::absolute)]
     workdir: Option<String>,
@@ -96,9 +109,8 @@ pub(super) struct Args {
     /// Time between SIGTERM and SIGKILL when the job is stopped
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = spec::parse_duration)]
     stop_timeout: Duration,
-    /// Network: none, or the host's with everything it reaches
-    #[arg(long, value_name = "none|host", default_value = "none", value_parser = network)]
-    net: Network,
+    #[command(flatten)]
+    network: NetworkArgs,
     /// What the command may ask of the kernel: default, strict, nested or a file (see `agentd profile`)
     #[arg(long, value_name = "NAME|FILE", default_value = "default")]
     profile: ProfileChoice,
@@ -114,6 +126,10 @@ pub(super) struct Args {
     /// Bytes of each output stream that are kept for `agentd logs`
     #[arg(long, value_name = "SIZE", default_value = "64m", value_parser = spec::parse_size)]
     max_output: u64,
+    /// Run a program of the host when the job has ended, words apart by spaces and no shell; it gets AGENTD_JOB,
+    /// AGENTD_NAME, AGENTD_STATE and AGENTD_EXIT_CODE
+    #[arg(long, value_name = "COMMAND", value_parser = on_exit::words)]
+    on_exit: Option<on_exit::Words>,
     /// Memory limit (needs a cgroup)
     #[arg(long, value_name = "SIZE", value_parser = spec::parse_size)]
     memory: Option<u64>,
@@ -140,14 +156,6 @@ pub(super) struct Args {
     command: Vec<String>,
 }
 
-fn network(text: &str) -> Result<Network, String> {
-    match text {
-        "none" => Ok(Network::None),
-        "host" => Ok(Network::Host),
-        _ => Err("networks are none and host".into()),
-    }
-}
-
 /// Runs the verb; gives the exit code.
 pub(super) fn run(args: Args) -> Result<u8> {
     perform(args, None)
@@ -155,10 +163,13 @@ pub(super) fn run(args: Args) -> Result<u8> {
 
 /// The same for `agentd profile learn`.
 pub(super) fn learn(args: Args, learning: &Learning) -> Result<u8> {
+    ensure!(!args.detach, "what is learned is written when the command ends; leave --detach out");
     perform(args, Some(learning))
 }
 
 fn perform(args: Args, learning: Option<&Learning>) -> Result<u8> {
+    // Before anything of agentd's own is open.
+    let callers = if args.detach { Some(open_now().context("cannot look at the open descriptors")?) } else { None };
     let directories = Directories::find()?;
     let (quiet, remove, dry_run, format) = (args.quiet, args.rm, args.dry_run, args.format);
     let wanted = Wanted::new(args.pull.into(), directories.registries(), &args.image_limit)?;
@@ -190,7 +201,18 @@ fn perform(args: Args, learning: Option<&Learning>) -> Result<u8> {
         }
     }
     let jobs = directories.jobs();
-    let finished = supervisor::run(&plan, &jobs, hold, secrets)?;
+    let presence = match callers.map(|callers| detach::apart(&callers)).transpose().context("cannot detach")? {
+        None => Presence::Foreground,
+        Some(Apart::Supervisor(notice)) => Presence::Detached(notice),
+        Some(Apart::Ended(code)) => return Ok(code),
+        Some(Apart::Started) => {
+            writeln!(std::io::stdout().lock(), "{}", plan.id)?;
+            return Ok(0);
+        }
+    };
+    let finished = supervisor::run(&plan, &jobs, hold, secrets, presence);
+    on_exit::run(&plan, finished.as_ref().ok().map(|finished| &finished.record.state));
+    let finished = finished?;
     if !quiet {
         for left in &finished.record.left {
             say(&format!("warning: {left}"));
@@ -202,6 +224,9 @@ fn perform(args: Args, learning: Option<&Learning>) -> Result<u8> {
     }
     if !quiet && finished.record.denials > 0 {
         say(&denied(&finished, &plan, remove));
+    }
+    if !quiet && let Some(refused) = run_network::refused(&finished, plan.id.as_str(), remove) {
+        say(&refused);
     }
     match &finished.record.root {
         Some(Kept::Nothing { reason }) => say(&format!("nothing of what it wrote to its root is kept: {reason}")),
@@ -289,6 +314,7 @@ fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
     if args.keep && matches!(image, ImageRef::Host | ImageRef::Dir(_)) {
         bail!("--keep is for images of layers, and {image} is none: nothing could be made of what is kept");
     }
+    let (network, reach) = args.network.asked()?;
     Ok(JobSpec {
         image,
         workspace,
@@ -297,17 +323,20 @@ fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
         entrypoint: args.entrypoint,
         env,
         mounts: mounts.collect::<Result<_>>()?,
-        user: args.user,
+        user: user(args.user, args.fake_root)?,
+        fake_root: args.fake_root,
         workdir: args.workdir,
         name: args.name,
         hostname: args.hostname,
         timeout: args.timeout,
         grace: args.stop_timeout,
-        network: args.net,
+        network,
+        reach,
         writable: args.writable,
         keep: args.keep,
         storage: args.storage,
         max_output: args.max_output,
+        on_exit: args.on_exit.map(|words| words.0).unwrap_or_default(),
         terminal: args.tty,
         interactive: args.interactive,
         limits: AskedLimits {
@@ -321,6 +350,20 @@ fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
         secrets: args.secret.into_iter().map(|secret| secret.name).collect(),
         secret_env: args.secret_env.into_iter().map(|secret| secret.name).collect(),
     })
+}
+
+/// Who the command is, as asked.
+fn user(asked: Option<String>, fake_root: bool) -> Result<Option<String>> {
+    match asked.as_deref() {
+        Some("root" | "0" | "0:0") | None if fake_root => Ok(Some("root".into())),
+        Some(other) if fake_root => {
+            bail!(
+                "--fake-root makes the command root, and --user {} somebody else: leave one of them out",
+                printable(other)
+            )
+        }
+        _ => Ok(asked),
+    }
 }
 
 fn read_secrets(files: &[AskedSecret], variables: &[AskedSecret]) -> Result<Secrets> {
@@ -346,7 +389,7 @@ fn not_redacted(secrets: &Secrets) -> Option<String> {
 }
 
 /// `NAME=VALUE`, or `NAME` with this process's own value; nothing when that is not set.
-fn variable(word: &str) -> Result<Option<(String, String)>> {
+pub(super) fn variable(word: &str) -> Result<Option<(String, String)>> {
     let (name, value) = match word.split_once('=') {
         Some((name, value)) => (name, Some(value.to_owned())),
         None => match env::var(word) {
@@ -387,10 +430,14 @@ fn print_plan(plan: &Plan, format: Format) -> Result<()> {
             let ids = &inside.identity;
             writeln!(
                 out,
-                "user       {}:{} inside, {}:{} outside",
-                ids.box_uid, ids.box_gid, ids.host_uid, ids.host_gid
+                "user       {}:{} inside{}, {}:{} outside",
+                ids.box_uid,
+                ids.box_gid,
+                if plan.fake_root { " (fake root)" } else { "" },
+                ids.host_uid,
+                ids.host_gid
             )?;
-            writeln!(out, "network    {}", if inside.network == Network::Host { "host" } else { "none" })?;
+            writeln!(out, "network    {}", network_of(plan))?;
             writeln!(out, "root       {}", root_of(plan))?;
             for mount in &inside.mounts {
                 writeln!(out, "mount      {}", printable(&describe(mount)))?;
@@ -412,6 +459,19 @@ fn print_plan(plan: &Plan, format: Format) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn network_of(plan: &Plan) -> String {
+    match (plan.inside.network, &plan.reach) {
+        (Network::Host, _) => "host".into(),
+        (Network::None, None) => "none".into(),
+        (Network::None, Some(policy)) => {
+            let list = |rules: &[Rule]| rules.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            let denied =
+                if policy.denied().is_empty() { String::new() } else { format!("; not {}", list(policy.denied())) };
+            format!("through the broker: {}{denied}", list(policy.allowed()))
+        }
+    }
 }
 
 fn root_of(plan: &Plan) -> &'static str {

@@ -16,6 +16,7 @@ use super::trial::{Reached, reach};
 use super::{Finding, refusal, trial};
 use crate::job::id::JobId;
 use crate::job::spec::{AskedLimits, JobSpec, ProfileChoice};
+use crate::launch::network::AskedNetwork;
 use crate::launch::plan::{NEWEST_ABI, Plan, Surroundings};
 
 /// Whether boxes can be used to try further things.
@@ -155,16 +156,19 @@ fn spec(command: Vec<String>) -> JobSpec {
         unprotect: Vec::new(),
         mounts: Vec::new(),
         user: None,
+        fake_root: false,
         workdir: None,
         name: None,
         hostname: None,
         timeout: None,
         grace: Duration::ZERO,
         network: Network::None,
+        reach: AskedNetwork::default(),
         writable: false,
         keep: false,
         storage: None,
         max_output: 0,
+        on_exit: Vec::new(),
         terminal: false,
         interactive: false,
         limits: AskedLimits::default(),

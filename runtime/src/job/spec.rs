@@ -12,6 +12,7 @@ use agentd_profiles::BuiltIn;
 use agentd_rootfs::ImageRef;
 
 use super::id::JobName;
+use crate::launch::network::AskedNetwork;
 
 /// A job as asked for.
 #[derive(Debug, Clone)]
@@ -32,6 +33,8 @@ pub struct JobSpec {
     pub mounts: Vec<BindMount>,
     /// `root`, a name or numbers; as the image resolves them.
     pub user: Option<String>,
+    /// Whether changes of owners and ids that one id cannot make are reported as done; the user is root then.
+    pub fake_root: bool,
     /// Absolute box path of the working directory.
     pub workdir: Option<String>,
     /// A name beside the id.
@@ -44,6 +47,8 @@ pub struct JobSpec {
     pub grace: Duration,
     /// Which network the box sees.
     pub network: Network,
+    /// What it may reach through the broker; only where the network is none.
+    pub reach: AskedNetwork,
     /// Whether the root may be written (and is thrown away).
     pub writable: bool,
     /// Whether what is written to the root is kept for `agentd commit`.
@@ -52,6 +57,8 @@ pub struct JobSpec {
     pub storage: Option<u64>,
     /// Bytes of each output stream that are kept on disk.
     pub max_output: u64,
+    /// Program and arguments that the supervisor runs on the host when the job has ended; none where empty.
+    pub on_exit: Vec<String>,
     /// A terminal of the box's own.
     pub terminal: bool,
     /// Whether standard input is passed on.

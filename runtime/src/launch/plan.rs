@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use agentd_egress::Policy;
 use agentd_init::plan::{
     Access, Addition, BoxPlan, Identity, Kind, Landlock, Limit, LimitedResource, Mount, Network, PathGrant, Process,
     Root,
@@ -15,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::image_root::{ImageRoot, InStore};
 use super::protect::{self, Protection};
-use super::{PlanError, host_root, image_config, image_root, policy, profile, secrets};
+use super::{PlanError, fake_root, host_root, image_config, image_root, network, policy, profile, secrets};
 use crate::job::id::{JobId, JobName};
 use crate::job::record::SCHEMA;
 use crate::job::spec::JobSpec;
@@ -90,6 +91,9 @@ pub struct Plan {
     pub grace_ms: u64,
     /// Bytes of each output stream that are kept.
     pub max_output: u64,
+    /// Program and arguments that are run on the host when the job has ended.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub on_exit: Vec<String>,
     /// What was asked for and is not done, and why: said, and recorded.
     pub warnings: Vec<String>,
     /// What is usual and cannot be done here, and why: recorded.
@@ -103,9 +107,15 @@ pub struct Plan {
     /// The profile to learn on, where the job is for learning. Not part of the document: `seccomp.learning` is.
     #[serde(skip)]
     pub learning: Option<Cow<'static, Profile>>,
+    /// Whether the filter pretends changes of owners and ids, and the supervisor clears set-user-ID bits.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub fake_root: bool,
     /// Names of the secrets that become variables of the payload.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub secret_env: Vec<String>,
+    /// What the box may reach, through the broker.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub reach: Option<Policy>,
     /// The box.
     #[serde(rename = "box")]
     pub inside: BoxPlan,
@@ -151,6 +161,7 @@ impl Plan {
             box_uid: user.uid,
             box_gid: user.gid,
         };
+        let reach = network::policy(spec.reach.clone())?;
         let mut notes = Vec::new();
         if !chosen.seccomp.told {
             let profile = &chosen.seccomp.profile;
@@ -179,7 +190,7 @@ impl Plan {
             process.stop_signal = image_config::stop_signal(&image.config, &mut notes);
             volumes = image_config::volumes(&image.config, &spec, &mut notes);
         }
-        let mut replacements = own_files(&hostname, &identity, &home, spec.network, image.as_ref())?;
+        let mut replacements = own_files(&hostname, &identity, &home, (spec.network, reach.as_ref()), image.as_ref())?;
         if spec.keep {
             // What is installed may add users, and they are to be kept: these two stay the image's own.
             replacements
@@ -208,6 +219,7 @@ impl Plan {
             hostname,
             identity,
             network: spec.network,
+            doors: reach.as_ref().map(network::doors),
             root,
             mounts: Vec::new(),
             guards: Vec::new(),
@@ -219,6 +231,9 @@ impl Plan {
         if image.is_some() {
             let in_etc = replacements.into_iter().map(|file| below("etc", file));
             inside.root.additions.extend(in_etc);
+            if spec.fake_root {
+                inside.root.additions.extend(fake_root::settings(&inside.root.layers)?);
+            }
         } else {
             let private: Vec<PathBuf> = surroundings.own.iter().chain(&surroundings.home).cloned().collect();
             let host = host_root::plan(geteuid().is_root(), spec.writable, &private, replacements)?;
@@ -238,6 +253,7 @@ impl Plan {
             timeout_ms: spec.timeout.map(milliseconds),
             grace_ms: milliseconds(spec.grace),
             max_output: spec.max_output,
+            on_exit: spec.on_exit,
             warnings,
             notes,
             protection,
@@ -246,7 +262,9 @@ impl Plan {
                 Cow::Owned(profile) => Cow::Owned(profile.seccomp),
             }),
             learning,
+            fake_root: spec.fake_root,
             secret_env: spec.secret_env,
+            reach,
             inside,
         };
         Ok((plan, in_store))
@@ -366,7 +384,7 @@ fn own_files(
     hostname: &str,
     ids: &Identity,
     home: &str,
-    network: Network,
+    reachable: (Network, Option<&Policy>),
     image: Option<&ImageRoot>,
 ) -> Result<Vec<Addition>, PlanError> {
     let file = |path: &str, contents: String| Addition::File { path: path.to_owned(), contents };
@@ -381,12 +399,15 @@ fn own_files(
     let passwd =
         with_entry(passwd, ids.box_uid, &format!("agent:x:{}:{}:agent:{home}:{shell}", ids.box_uid, ids.box_gid));
     let group = with_entry(group, ids.box_gid, &format!("agent:x:{}:", ids.box_gid));
-    let (hosts, resolv) = match network {
-        Network::None => (
+    let (hosts, resolv) = match reachable {
+        (Network::None, reach) => (
             format!("127.0.0.1 localhost {hostname}\n::1 localhost ip6-localhost ip6-loopback\n"),
-            "# this box has no network: agentd run --net none\n".to_owned(),
+            match reach {
+                Some(_) => network::resolv_conf(),
+                None => "# this box has no network: agentd run --net none\n".to_owned(),
+            },
         ),
-        Network::Host => (host_file("/etc/hosts")?, host_file("/etc/resolv.conf")?),
+        (Network::Host, _) => (host_file("/etc/hosts")?, host_file("/etc/resolv.conf")?),
     };
     Ok(vec![
         file("passwd", passwd),

@@ -69,6 +69,19 @@ pub enum ProfileError {
         "nothing can be learned on profile {0}, whose refusals nobody hears of (docs/denials.md); start from default or strict"
     )]
     Untold(String),
+    /// Modes with set-user-ID bits come to whoever listens to the filter.
+    #[error(
+        "profile {0} goes with no --fake-root: agentd would have to hear of set-user-ID modes, and under this profile it hears of no call; choose default or strict"
+    )]
+    FakeRoot(String),
+    /// With the rules of `--fake-root` before its own.
+    #[error("profile {profile} with --fake-root: {cause}; leave rules out of it")]
+    Pretended {
+        /// The profile.
+        profile: String,
+        /// What is wrong.
+        cause: agentd_profiles::compile::CompileError,
+    },
     /// The kernel is too old for it.
     #[error(
         "profile {profile} cannot be enforced: {cause}; boot a newer kernel, or give the right up in a profile of your own ([[landlock.may-miss]])"
@@ -96,6 +109,12 @@ pub(crate) fn find(spec: &JobSpec, abi: u32, warnings: &mut Vec<String>) -> Resu
     let workspace = spec.workspace.as_ref().map(|workspace| workspace.path.as_path());
     let (mut profile, mut filter) = load(&spec.profile)?;
     let mut chosen = None;
+    if spec.fake_root {
+        let faked = agentd_profiles::fake_root(&profile);
+        let program = compile(&faked.seccomp, NATIVE)
+            .map_err(|cause| ProfileError::Pretended { profile: profile.name.to_string(), cause })?;
+        (profile, filter) = (Cow::Owned(faked), compiled(&program));
+    }
     if let Some(text) = workspace.map(of_workspace).transpose()?.flatten() {
         let error = |cause| ProfileError::Workspace { profile: profile.name.to_string(), cause };
         let tightened = tighten(&profile, &text).map_err(|cause| error(cause.into()))?;
@@ -118,6 +137,9 @@ pub(crate) fn find(spec: &JobSpec, abi: u32, warnings: &mut Vec<String>) -> Resu
     // A sandbox made inside may want a listener of its own, and there is one a process. And what tells needs `sendmsg`.
     let may_send = profile.rules_of("sendmsg").all(|rule| rule.verdict == Verdict::Allow);
     let told = !profile.namespaces.allowed && may_send && profile.rules_of("sendmsg").next().is_some();
+    if spec.fake_root && !told {
+        return Err(ProfileError::FakeRoot(name));
+    }
     if !may_send {
         // Said aloud: the file that does it may be the workspace's.
         warnings.push(format!("profile {name} refuses sendmsg: what the command is denied is not told"));

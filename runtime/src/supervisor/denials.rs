@@ -15,6 +15,7 @@ use agentd_profiles::evaluate::{Call, deciding};
 use agentd_profiles::{Lessons, NATIVE, SeccompRules, Verdict};
 use agentd_sys::notify;
 
+use super::set_id::SetId;
 use crate::job::events::{Argument, Denial, Event, Events};
 use crate::job::store::now;
 use crate::launch::plan::Plan;
@@ -36,12 +37,15 @@ pub(super) struct Denials<'a> {
     total: u64,
     events: Events,
     lessons: Option<Lessons>,
+    /// Under `--fake-root`: what becomes of modes with set-user-ID bits.
+    set_id: Option<SetId>,
 }
 
 impl<'a> Denials<'a> {
     pub(super) fn new(plan: &'a Plan, events: Events) -> Self {
         let lessons = plan.learning.clone().map(Lessons::new);
-        Denials { plan, listener: None, told: false, found: Vec::new(), total: 0, events, lessons }
+        let set_id = plan.fake_root.then(SetId::default);
+        Denials { plan, listener: None, told: false, found: Vec::new(), total: 0, events, lessons, set_id }
     }
 
     /// From now on refused calls wait for [`Denials::answer`].
@@ -65,6 +69,20 @@ impl<'a> Denials<'a> {
         self.plan.inside.seccomp.told && !self.told
     }
 
+    /// A process that this one waits for has stopped or ended.
+    pub(super) fn settle(&mut self) {
+        if let Some(set_id) = &mut self.set_id {
+            set_id.settle();
+        }
+    }
+
+    /// The box was killed.
+    pub(super) fn bury(&mut self) {
+        if let Some(set_id) = &mut self.set_id {
+            set_id.bury();
+        }
+    }
+
     /// Answers one call that waits.
     pub(super) fn answer(&mut self) -> io::Result<()> {
         let Some(listener) = &self.listener else { return Ok(()) };
@@ -76,6 +94,14 @@ impl<'a> Denials<'a> {
             Some((rules, None)) => Verdict::Refuse(rules.unlisted),
             None => Verdict::Refuse(agentd_profiles::Errno::Eperm),
         };
+        let (rules, rule) = verdict.unzip();
+        let rule = rule.flatten();
+        let named = rule.and_then(|rule| rule.syscalls.iter().find(|named| named.number(NATIVE) == Some(call.nr)));
+        if let (Some(set_id), Some(named)) = (&mut self.set_id, named)
+            && set_id.mend(&call, &named.name)
+        {
+            return Ok(());
+        }
         // The filter asks about denials only; were it ever otherwise, the call is denied all the same.
         let errno = if let Verdict::Refuse(errno) = answer { i32::from(errno as u16) } else { libc::EPERM };
         // Before the answer, while the caller still waits: afterwards its number may be somebody else's.
@@ -89,9 +115,6 @@ impl<'a> Denials<'a> {
             }
         }
         notify::refuse(listener.as_fd(), &call, errno)?;
-        let (rules, rule) = verdict.unzip();
-        let rule = rule.flatten();
-        let named = rule.and_then(|rule| rule.syscalls.iter().find(|named| named.number(NATIVE) == Some(call.nr)));
         let syscall = named.map_or_else(|| format!("number {}", call.nr), |named| named.name.to_string());
         let mut tested: Vec<u8> = rules.into_iter().flat_map(|rules| tested(rules, call.nr)).collect();
         tested.sort_unstable();
@@ -120,15 +143,13 @@ impl<'a> Denials<'a> {
         if let Some(known) = self.found.iter_mut().find(|known| known.is_like(&denial)) {
             known.count += 1;
         } else if self.found.len() < MOST {
-            let event = Event::Denial(denial);
-            self.keep(&event);
-            let Event::Denial(denial) = event;
+            self.keep(&Event::Denial(denial.clone()));
             self.found.push(denial);
         }
     }
 
     /// A disk that takes no more costs what is kept, not the job: the number is in the record.
-    fn keep(&mut self, event: &Event) {
+    pub(super) fn keep(&mut self, event: &Event) {
         if let Err(error) = self.events.append(event) {
             tracing::debug!(%error, "a denial could not be written");
         }
@@ -142,12 +163,9 @@ impl<'a> Denials<'a> {
     /// Writes the counts; gives each denial, and how many there were.
     pub(super) fn finish(&mut self) -> (Vec<Denial>, u64) {
         for denial in std::mem::take(&mut self.found) {
-            let event = Event::Denial(denial);
-            let Event::Denial(denial) = &event;
             if denial.count > 1 {
-                self.keep(&event);
+                self.keep(&Event::Denial(denial.clone()));
             }
-            let Event::Denial(denial) = event;
             self.found.push(denial);
         }
         (std::mem::take(&mut self.found), self.total)
