@@ -212,12 +212,9 @@ impl Lessons {
 
     fn preface(&self, command: &str) -> String {
         let mut text = format!("# Learned by `agentd profile learn` from: {command}\n");
-        text.push_str(&format!(
-            "# It asked for {} kinds of calls that profile {} refuses.",
-            self.learned.len(),
-            self.base.name
-        ));
-        text.push_str(" Read each rule before you use it.\n");
+        let (base, kinds) = (&self.base.name, self.learned.len());
+        text.push_str(&format!("# Kinds of calls that profile {base} refuses and this run was let through: {kinds}. "));
+        text.push_str("Read each rule before you use it.\n");
         if self.missed > 0 {
             text.push_str(&format!(
                 "# NOT WHOLE: {} calls of further kinds were refused and are not in here.\n",
