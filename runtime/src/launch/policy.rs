@@ -93,6 +93,10 @@ impl Note<'_> {
                  \"Device or resource busy\" (--unprotect PATTERN). Commits, branches and rebases work",
                 protect::names().join(" ")
             )?;
+            if !spec.unprotect.is_empty() {
+                let opened: Vec<String> = spec.unprotect.iter().map(|pattern| quoted(pattern)).collect();
+                writeln!(text, "  but what is called {} may be changed", opened.join(" or "))?;
+            }
         }
         if !spec.secrets.is_empty() {
             writeln!(text, "  secrets are files in {}: do not print, copy or send them", secrets::DIRECTORY)?;
