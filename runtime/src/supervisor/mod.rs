@@ -9,12 +9,12 @@ mod control;
 mod denials;
 pub mod detach;
 mod ending;
+mod error;
 pub mod guest;
 mod keep;
 pub mod keys;
 mod log;
 mod obey;
-mod ready;
 mod redact;
 mod streams;
 mod terminal;
@@ -37,13 +37,13 @@ use agentd_sys::memory::BEFORE_FORGETTING;
 use agentd_sys::process::{BOX_NAMESPACES, Cloned, clone};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::process::{
-    Pid, PidfdFlags, WaitId, WaitIdOptions, getppid, kill_process, pidfd_open, pidfd_send_signal, waitid,
-};
+use rustix::process::{WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
 pub(crate) use ending::AGENTD_FAILED as FAILED;
 pub use ending::Ending;
+pub use error::SuperviseError;
 pub(crate) use redact::LEAST_BYTES;
 
 use crate::job::events::{Denial, EVENTS, Events};
@@ -51,46 +51,14 @@ use crate::job::record::{Enforced, Record, SCHEMA, State};
 use crate::job::store::{JobStoreError, Jobs, LiveJob, now};
 use crate::launch::plan::Plan;
 use crate::launch::protect;
-use crate::launch::protect::stubs::{StubError, Stubs};
+use crate::launch::protect::stubs::Stubs;
 use control::Control;
 use denials::Denials;
-use detach::Notice;
+use detach::{Notice, watch_parent};
 use ending::{Reason, Stop};
+use error::To;
 use redact::Redactor;
 use streams::{Own, Streams, Wanted};
-
-/// A job that could not be supervised. What fails inside the box is an [`Ending`], not an error.
-#[derive(Debug, thiserror::Error)]
-pub enum SuperviseError {
-    /// The state directory.
-    #[error(transparent)]
-    Store(#[from] JobStoreError),
-    /// Protected paths.
-    #[error(transparent)]
-    Stubs(#[from] StubError),
-    /// `clone3`.
-    #[error("cannot create namespaces for the box; `agentd doctor` says what this host allows")]
-    Clone(#[source] io::Error),
-    /// Any other call on the host.
-    #[error("cannot {what}")]
-    Host {
-        /// What was tried.
-        what: &'static str,
-        /// Why not.
-        source: io::Error,
-    },
-}
-
-/// Names what a system call on the host was for.
-trait To<T> {
-    fn to(self, what: &'static str) -> Result<T, SuperviseError>;
-}
-
-impl<T, E: Into<io::Error>> To<T> for Result<T, E> {
-    fn to(self, what: &'static str) -> Result<T, SuperviseError> {
-        self.map_err(|source| SuperviseError::Host { what, source: source.into() })
-    }
-}
 
 /// A finished job: how it ended, and its record as it was written.
 #[derive(Debug)]
@@ -377,6 +345,56 @@ impl<'a> Supervisor<'a> {
         Ok(Ending::new(self.failure.take(), self.status, self.stop, timeout))
     }
 
+    fn wait(&self) -> Result<Ready, SuperviseError> {
+        let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
+        let mut places = [None; 4];
+        for (place, fd) in places.iter_mut().zip([
+            self.alive.then_some(self.init.as_fd()),
+            self.channel.as_ref().map(AsFd::as_fd),
+            self.parent.as_ref().map(AsFd::as_fd),
+            self.denials.listener(),
+        ]) {
+            if let Some(fd) = fd {
+                *place = Some(fds.len());
+                fds.push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
+            }
+        }
+        let own = fds.len();
+        self.control.interest(&mut fds);
+        let streams = fds.len();
+        self.streams.interest(&mut fds);
+        let timeout = self.next_deadline().into_iter().chain(self.forget_at).min().map(|deadline| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            Timespec {
+                tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+                tv_nsec: i64::from(left.subsec_nanos()),
+            }
+        });
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) => {}
+            Err(Errno::INTR) => return Ok(Ready::default()),
+            Err(error) => return Err(error).to("wait for the box"),
+        }
+        let is_any = |fds: &[PollFd<'_>]| fds.iter().any(|fd| !fd.revents().is_empty());
+        let (own, others) = fds.split_at(own.min(fds.len()));
+        let (callers, streams) = others.split_at((streams - own.len()).min(others.len()));
+        let (callers, streams) = (is_any(callers), is_any(streams));
+        let is_ready =
+            |place: Option<usize>| place.and_then(|at| own.get(at)).is_some_and(|fd| !fd.revents().is_empty());
+        let [init, channel, parent, listener] = places;
+        let denials = listener.and_then(|at| own.get(at)).map_or(PollFlags::empty(), PollFd::revents);
+        Ok(Ready {
+            signals: is_ready(Some(0)),
+            init: is_ready(init),
+            channel: is_ready(channel),
+            parent: is_ready(parent),
+            denials: denials.contains(PollFlags::IN),
+            all_denied: is_ready(listener),
+            callers,
+            streams,
+        })
+    }
+
     fn next_deadline(&self) -> Option<Instant> {
         match self.stop {
             _ if !self.alive => self.abandon_at,
@@ -545,23 +563,22 @@ impl Drop for Supervisor<'_> {
     }
 }
 
-fn gone(error: Errno) -> Result<(), Errno> {
-    if error == Errno::SRCH { Ok(()) } else { Err(error) }
+/// What the poll found.
+#[derive(Debug, Default)]
+struct Ready {
+    signals: bool,
+    init: bool,
+    channel: bool,
+    parent: bool,
+    /// A refused call waits.
+    denials: bool,
+    /// None waits, and none will: the filter has no process left.
+    all_denied: bool,
+    /// Somebody asks for something.
+    callers: bool,
+    streams: bool,
 }
 
-/// A pidfd of the process that started this one; none under `nohup`, where its end means nothing.
-fn watch_parent() -> Result<Option<OwnedFd>, SuperviseError> {
-    if agentd_sys::signal::hangup_is_ignored().to("look at SIGHUP")? {
-        return Ok(None);
-    }
-    let Some(parent) = getppid().filter(|parent| *parent != Pid::INIT) else { return Ok(None) };
-    match pidfd_open(parent, PidfdFlags::empty()) {
-        Ok(pidfd) if getppid() == Some(parent) => Ok(Some(pidfd)),
-        // It ended just now: as if it had ended a moment later.
-        Ok(_) | Err(Errno::SRCH) => {
-            kill_process(rustix::process::getpid(), rustix::process::Signal::HUP).to("hang up")?;
-            Ok(None)
-        }
-        Err(error) => Err(error).to("watch the parent process"),
-    }
+fn gone(error: Errno) -> Result<(), Errno> {
+    if error == Errno::SRCH { Ok(()) } else { Err(error) }
 }
