@@ -13,6 +13,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use agentd_profiles::evaluate::{Call, deciding};
 use agentd_profiles::{NATIVE, SeccompRules, Verdict};
 use agentd_sys::notify;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::job::events::{Argument, Denial, Event, Events};
 use crate::job::store::now;
@@ -20,6 +21,9 @@ use crate::launch::plan::Plan;
 
 /// Denials that are told apart; of further ones only the number is kept.
 const MOST: usize = 100;
+
+/// Commands beside the payload that are listened to at once.
+const MOST_GUESTS: usize = 64;
 
 /// Bytes of a thread's name (TASK_COMM_LEN, with its NUL).
 const COMM: u64 = 16;
@@ -29,6 +33,8 @@ const COMM: u64 = 16;
 pub(super) struct Denials<'a> {
     plan: &'a Plan,
     listener: Option<OwnedFd>,
+    /// Of commands beside the payload (`agentd exec`), under the same rules.
+    guests: Vec<OwnedFd>,
     /// Whether there ever was a listener.
     told: bool,
     found: Vec<Denial>,
@@ -38,7 +44,7 @@ pub(super) struct Denials<'a> {
 
 impl<'a> Denials<'a> {
     pub(super) fn new(plan: &'a Plan, events: Events) -> Self {
-        Denials { plan, listener: None, told: false, found: Vec::new(), total: 0, events }
+        Denials { plan, listener: None, guests: Vec::new(), told: false, found: Vec::new(), total: 0, events }
     }
 
     /// From now on refused calls wait for [`Denials::answer`].
@@ -52,9 +58,43 @@ impl<'a> Denials<'a> {
         self.listener.as_ref().map(AsFd::as_fd)
     }
 
+    /// The same for a command beside the payload; false when there are too many.
+    pub(super) fn listen_too(&mut self, listener: OwnedFd) -> bool {
+        let has_room = self.guests.len() < MOST_GUESTS;
+        if has_room {
+            self.guests.push(listener);
+        }
+        has_room
+    }
+
+    /// What to poll of those.
+    pub(super) fn guests<'f>(&'f self, fds: &mut Vec<PollFd<'f>>) {
+        fds.extend(self.guests.iter().map(|listener| PollFd::new(listener, PollFlags::IN)));
+    }
+
+    /// Answers a call of each command that has one waiting; what is no listener, or has no process left, is let go.
+    pub(super) fn answer_guests(&mut self) {
+        for listener in std::mem::take(&mut self.guests) {
+            let mut fds = [PollFd::new(&listener, PollFlags::IN)];
+            let found = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+            let revents = fds.first().map_or(PollFlags::empty(), PollFd::revents);
+            let is_over = found.is_err() || (!revents.is_empty() && !revents.contains(PollFlags::IN));
+            if is_over || (revents.contains(PollFlags::IN) && self.answer_one(listener.as_fd()).is_err()) {
+                continue;
+            }
+            self.guests.push(listener);
+        }
+    }
+
     /// No process is left under the filter.
     pub(super) fn close(&mut self) {
         self.listener = None;
+    }
+
+    /// No process is left in the box.
+    pub(super) fn close_all(&mut self) {
+        self.close();
+        self.guests.clear();
     }
 
     /// Whether the plan wanted denials told and the kernel could not.
@@ -64,8 +104,14 @@ impl<'a> Denials<'a> {
 
     /// Answers one call that waits.
     pub(super) fn answer(&mut self) -> io::Result<()> {
-        let Some(listener) = &self.listener else { return Ok(()) };
-        let Some(call) = notify::receive(listener.as_fd())? else { return Ok(()) };
+        let Some(listener) = self.listener.take() else { return Ok(()) };
+        let answered = self.answer_one(listener.as_fd());
+        self.listener = Some(listener);
+        answered
+    }
+
+    fn answer_one(&mut self, listener: BorrowedFd<'_>) -> io::Result<()> {
+        let Some(call) = notify::receive(listener)? else { return Ok(()) };
         let verdict = self.plan.rules.as_deref().map(|rules| {
             let seen = Call { arch: call.arch, nr: call.nr, args: call.args };
             (rules, deciding(rules, NATIVE, &seen))
@@ -79,7 +125,7 @@ impl<'a> Denials<'a> {
         let errno = if let Verdict::Refuse(errno) = answer { i32::from(errno as u16) } else { libc::EPERM };
         // Before the answer, while the caller still waits: afterwards its number may be somebody else's.
         let untrusted_program = program(call.pid);
-        notify::refuse(listener.as_fd(), &call, errno)?;
+        notify::refuse(listener, &call, errno)?;
         let (rules, rule) = verdict.unzip();
         let rule = rule.flatten();
         let named = rule.and_then(|rule| rule.syscalls.iter().find(|named| named.number(NATIVE) == Some(call.nr)));

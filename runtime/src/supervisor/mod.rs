@@ -333,6 +333,7 @@ impl<'a> Supervisor<'a> {
             self.keep_time()?;
             if ready.callers {
                 self.serve()?;
+                self.denials.answer_guests();
             }
             if ready.streams {
                 self.streams.pass().to("pass the output on")?;
@@ -361,6 +362,7 @@ impl<'a> Supervisor<'a> {
         }
         let own = fds.len();
         self.control.interest(&mut fds);
+        self.denials.guests(&mut fds);
         let streams = fds.len();
         self.streams.interest(&mut fds);
         let timeout = self.next_deadline().into_iter().chain(self.forget_at).min().map(|deadline| {
@@ -546,7 +548,7 @@ impl<'a> Supervisor<'a> {
     fn box_is_gone(&mut self) {
         self.alive = false;
         self.payload = None;
-        self.denials.close();
+        self.denials.close_all();
         // A job that was stopped ends even if nobody reads what it had still to say.
         self.abandon_at = self.stop.map(|_| Instant::now() + self.grace());
         self.streams.box_is_gone();
@@ -574,7 +576,7 @@ struct Ready {
     denials: bool,
     /// None waits, and none will: the filter has no process left.
     all_denied: bool,
-    /// Somebody asks for something.
+    /// Somebody asks for something, or a call of a command of theirs was refused.
     callers: bool,
     streams: bool,
 }
