@@ -7,8 +7,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use ::landlock::{
-    ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr, RulesetCreatedAttr,
-    RulesetStatus, Scope, make_bitflags,
+    ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, RestrictSelfAttr, Ruleset, RulesetAttr,
+    RulesetCreatedAttr, RulesetStatus, Scope, make_bitflags,
 };
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2};
 use rustix::io::Errno;
@@ -18,17 +18,23 @@ use crate::step::{At, Failure, Step};
 
 const AT: Step = Step::Landlock;
 
+/// The ABI that writes denials to the audit log, and has flags for that (Linux 6.15).
+const LOG_FLAGS: u32 = 7;
+
 /// Symbolic links on the way to a granted path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Links {
+pub enum Links {
     /// The root is as the image and the plan made it.
     Followed,
     /// The payload may have made them: a path with one grants nothing.
     Refused,
 }
 
-/// Restricts the calling process, and every process it starts, to `plan`.
-pub(crate) fn restrict(plan: &Landlock, links: Links) -> Result<(), Failure> {
+/// Restricts the calling process, and every process it starts, to `plan`. `no_new_privs` must be set already.
+///
+/// # Errors
+/// When the kernel cannot enforce all of it, or a granted path cannot be looked at.
+pub fn restrict(plan: &Landlock, links: Links) -> Result<(), Failure> {
     let (files, scopes) = handled(&plan.rights);
     if files.is_empty() && scopes.is_empty() {
         // A profile with namespaces, on a kernel before 6.12: the plan says that nothing is enforced.
@@ -53,6 +59,10 @@ pub(crate) fn restrict(plan: &Landlock, links: Links) -> Result<(), Failure> {
             continue;
         }
         ruleset = ruleset.add_rule(PathBeneath::new(path, rights)).map_err(|error| failure(&grant.path, &error))?;
+    }
+    if plan.abi >= LOG_FLAGS {
+        // The machine's audit log belongs to its root: a payload could fill it by rulesets of its own (docs/denials.md).
+        ruleset = ruleset.log_subdomains(false).map_err(|error| failure("log flags", &error))?;
     }
     let status = ruleset.restrict_self().map_err(|error| failure("landlock_restrict_self", &error))?;
     if status.ruleset == RulesetStatus::FullyEnforced && status.no_new_privs {

@@ -7,8 +7,9 @@
 //! the order of what happens is the order of [`step::Step`], and the first step that fails ends the start.
 
 mod check;
+mod doors;
 pub mod guest;
-mod landlock;
+pub mod landlock;
 mod lockdown;
 mod mounts;
 mod payload;
@@ -102,6 +103,9 @@ fn start(plan: &BoxPlan, mut secrets: Secrets, channel: &OwnedFd, stdio: [OwnedF
         Some(sys) => sys,
         None => payload.join_network()?,
     };
+    if let Some(doors) = &plan.doors {
+        doors::open(doors, channel)?;
+    }
     targets.push(mounts::sys(plan, &stage, &root, sys)?);
     if plan.root.keep {
         // What is in there so far is agentd's own; the supervisor takes note of it before it releases the box.

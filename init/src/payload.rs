@@ -200,13 +200,14 @@ fn load(seccomp: &Seccomp, channel: &OwnedFd) -> Result<(), Failure> {
         }
     };
     if seccomp.told {
-        match agentd_sys::notify::load(&agentd_profiles::notifying(&program)) {
+        let asks = if seccomp.learning { agentd_profiles::asking } else { agentd_profiles::notifying };
+        match agentd_sys::notify::load(&asks(&program)) {
             Ok(listener) => {
                 return channel::send(channel.as_fd(), LISTENER, Some(listener.as_fd())).at(Step::Seccomp, "PID 1");
             }
             // agentd itself runs under a filter that somebody listens to, and there is one listener a process: the plain
             // program refuses the same.
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && !seccomp.learning => {}
             told => return told.map(drop).at(Step::Seccomp, &seccomp.profile),
         }
     }

@@ -3,6 +3,7 @@
 //! Invariant: a plan says what is, not what might be: paths are absolute, host objects carry the device and inode that
 //! were looked at when the plan was made, and a difference at mount time ends the start.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 pub use agentd_profiles::{BuiltIn, LandlockRight, PathAccess, PathRight};
@@ -17,6 +18,9 @@ pub struct BoxPlan {
     pub identity: Identity,
     /// Which network the box sees.
     pub network: Network,
+    /// What leads to the broker, where the box has one; its network is [`Network::None`] then.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub doors: Option<Doors>,
     /// What `/` is made of.
     pub root: Root,
     /// Mounts on top of the root, in this order.
@@ -54,6 +58,28 @@ pub enum Network {
     None,
     /// The host's own network: every address the host reaches, its loopback services included.
     Host,
+}
+
+/// Addresses and sockets of a box that lead to its broker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Doors {
+    /// Addresses that `lo` gets.
+    pub addresses: Vec<Net>,
+    /// Networks of which every address becomes the box's own.
+    pub local: Vec<Net>,
+    /// Ports at which every address of the box is listened to.
+    pub ports: Vec<u16>,
+    /// Where the name service is, for datagrams and streams.
+    pub names: (Ipv4Addr, u16),
+}
+
+/// An address with the length of its network's prefix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Net {
+    /// The address.
+    pub address: IpAddr,
+    /// Bits.
+    pub prefix: u8,
 }
 
 /// A file or directory of the host, by path and by identity.
@@ -322,6 +348,9 @@ pub struct Seccomp {
     /// Whether the supervisor answers the filter's denials, and so hears of them.
     #[serde(default)]
     pub told: bool,
+    /// Whether the supervisor is asked about every refusal, and may let calls through: `agentd profile learn`.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub learning: bool,
 }
 
 /// Where a filter's program is.

@@ -19,6 +19,8 @@ pub enum Report {
     Upper,
     /// What hears of the payload's refused calls comes with this message.
     Denials,
+    /// A socket of the box that the broker answers comes with this message.
+    Door,
     /// A step failed; the start is over.
     Failed(Failure),
     /// The payload's exec succeeded. A pidfd of it comes with this message.
@@ -45,6 +47,7 @@ impl Report {
             Report::Upper => vec![b'U'],
             Report::Started => vec![b'S'],
             Report::Denials => vec![b'D'],
+            Report::Door => vec![b'O'],
             Report::Exited { status, empty } => [&b"E"[..], &status.to_le_bytes(), &[u8::from(*empty)]].concat(),
             Report::Failed(failure) => {
                 let step = Step::ALL.iter().position(|step| *step == failure.step).unwrap_or_default();
@@ -64,6 +67,7 @@ impl Report {
             [b'U'] => Some(Report::Upper),
             [b'S'] => Some(Report::Started),
             [b'D'] => Some(Report::Denials),
+            [b'O'] => Some(Report::Door),
             [b'E', status @ .., empty @ (0 | 1)] => {
                 Some(Report::Exited { status: i32::from_le_bytes(status.try_into().ok()?), empty: *empty == 1 })
             }
@@ -129,7 +133,7 @@ mod tests {
             assert_eq!(Report::decode(&report.encode()), Some(report));
         }
         let exited = |status, empty| Report::Exited { status, empty };
-        let bare = [Report::Terminal, Report::Upper, Report::Denials, Report::Started];
+        let bare = [Report::Terminal, Report::Upper, Report::Denials, Report::Door, Report::Started];
         for report in bare.into_iter().chain([exited(256, true), exited(-1, false)]) {
             assert_eq!(Report::decode(&report.encode()), Some(report));
         }

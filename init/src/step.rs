@@ -77,6 +77,8 @@ steps! {
     DeliverSecrets = "deliver the secret",
     /// PID 1 follows the payload into the network namespace.
     JoinNetwork = "join the box's network",
+    /// Where something is allowed: addresses that stand for names, listening sockets, sent to the supervisor.
+    OpenDoors = "open the box's way to the network",
     /// /sys, read-only.
     MountSys = "mount /sys",
     /// The new root becomes `/`, for both processes; the host's is gone.

@@ -7,8 +7,10 @@
 mod assemble;
 pub mod compile;
 pub mod evaluate;
+mod fake_root;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+mod learn;
 mod notify;
 mod path;
 mod profile;
@@ -16,6 +18,7 @@ mod rule;
 mod schema;
 mod tighten;
 mod walls;
+mod write;
 
 // The modules of tests that the fuzz targets share name the crate from outside.
 #[cfg(feature = "fuzzing")]
@@ -26,7 +29,9 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 pub use assemble::AssembleError;
-pub use notify::notifying;
+pub use fake_root::{FAKE_ROOT, fake_root};
+pub use learn::Lessons;
+pub use notify::{asking, notifying};
 pub use path::{LandlockRight, MayMiss, PathAccess, PathRight, PathRule, Place};
 pub use profile::{MissingRight, Namespaces, Profile};
 pub use rule::{Arch, Condition, Errno, SeccompRule, SeccompRules, Syscall, Test, Verdict};
@@ -58,6 +63,8 @@ pub enum BuiltIn {
     Nested,
     /// For PID 1 once it has forked the payload.
     Init,
+    /// For the network broker.
+    Broker,
 }
 
 impl BuiltIn {
@@ -88,6 +95,7 @@ pub fn seccomp(profile: BuiltIn) -> &'static [libc::sock_filter] {
         BuiltIn::Strict => &built_in::STRICT_PROGRAM,
         BuiltIn::Nested => &built_in::NESTED_PROGRAM,
         BuiltIn::Init => &built_in::INIT_PROGRAM,
+        BuiltIn::Broker => &built_in::BROKER_PROGRAM,
     }
 }
 
@@ -99,6 +107,7 @@ pub fn profile(profile: BuiltIn) -> &'static Profile {
         BuiltIn::Strict => &built_in::STRICT,
         BuiltIn::Nested => &built_in::NESTED,
         BuiltIn::Init => &built_in::INIT,
+        BuiltIn::Broker => &built_in::BROKER,
     }
 }
 

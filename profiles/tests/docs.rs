@@ -2,7 +2,7 @@
 
 use std::{env, fs};
 
-use agentd_profiles::{BuiltIn, SeccompRule, profile as built_in};
+use agentd_profiles::{BuiltIn, FAKE_ROOT, SeccompRule, profile as built_in};
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/seccomp.md");
 
@@ -31,7 +31,14 @@ fn page_is_the_rules() {
     for other in [BuiltIn::Strict, BuiltIn::Nested] {
         differences(&mut page, other);
     }
+    page += "\n## `--fake-root`\n\nThese rules, and then those of the job's profile. `success` reports 0 and does nothing.\n";
+    tables(&mut page, FAKE_ROOT.iter());
     profile(&mut page, "PID 1, once it has forked the payload.", BuiltIn::Init);
+    profile(
+        &mut page,
+        "The network broker, a process beside the supervisor on the host, before it reads a byte of the box.",
+        BuiltIn::Broker,
+    );
     if env::var_os("UPDATE_DOCS").is_some() {
         fs::write(FILE, page).unwrap();
     } else {

@@ -14,6 +14,7 @@ pub mod names;
 pub mod namespace;
 pub mod notify;
 pub mod process;
+pub mod routes;
 pub mod seccomp;
 pub mod signal;
 

@@ -11,12 +11,14 @@
 )]
 
 pub mod attack;
+pub mod debian;
 pub mod kernel;
 pub mod listing;
 pub mod messages_api;
 pub mod oci;
 mod ran;
 pub mod registry;
+pub mod server;
 mod started;
 mod terminal;
 pub mod unpackers;
@@ -282,14 +284,18 @@ impl Feature {
 #[must_use]
 pub fn require(feature: Feature) -> bool {
     let Some(reason) = feature.missing() else { return true };
+    skip(feature.name(), !matches!(feature, Feature::OrdinaryUser | Feature::Root), reason);
+    false
+}
+
+/// Says that a test is skipped, and why; fails where that is not to be.
+pub(crate) fn skip(name: &str, all_covers: bool, reason: &str) {
     let required = std::env::var("AGENTD_TEST_REQUIRE").unwrap_or_default();
-    let all_covers = !matches!(feature, Feature::OrdinaryUser | Feature::Root);
     assert!(
-        !required.split(',').any(|word| word == feature.name() || (word == "all" && all_covers)),
+        !required.split(',').any(|word| word == name || (word == "all" && all_covers)),
         "required by AGENTD_TEST_REQUIRE: {reason}"
     );
     eprintln!("skipped: {reason}");
-    false
 }
 
 fn succeeds(program: &str, args: &[&str]) -> bool {

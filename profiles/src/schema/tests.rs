@@ -32,6 +32,7 @@ fn the_statics_are_the_files() {
         (include_str!("../../profiles/strict.toml"), crate::BuiltIn::Strict),
         (include_str!("../../profiles/nested.toml"), crate::BuiltIn::Nested),
         (include_str!("../../profiles/init.toml"), crate::BuiltIn::Init),
+        (include_str!("../../profiles/broker.toml"), crate::BuiltIn::Broker),
     ] {
         assert_eq!(&crate::parse(text).unwrap(), crate::profile(built_in));
     }
@@ -59,9 +60,9 @@ fn what_is_not_understood_is_refused_with_its_line() {
         (path("path = \"/x/../y\"\naccess = [\"read\"]"), 12, "is no place"),
         (path("path = \"/\"\naccess = [\"reed\"]"), 13, "reed"),
         (path("path = \"/\"\naccess = []") + "\n" + &path("path = \"/\"\naccess = []").replace(READ, ""), 15, "twice"),
-        (READ.replace("\"allow\"", "\"alow\""), 9, "expected one of `allow`, `EPERM`"),
-        (READ.replace("\"allow\"", "\"EWHATEVER\""), 9, "expected one of `allow`, `EPERM`"),
-        (READ.replace("\"allow\"", "\"kill\""), 9, "expected one of `allow`, `EPERM`"),
+        (READ.replace("\"allow\"", "\"alow\""), 9, "expected one of `allow`, `success`, `EPERM`"),
+        (READ.replace("\"allow\"", "\"EWHATEVER\""), 9, "expected one of `allow`, `success`, `EPERM`"),
+        (READ.replace("\"allow\"", "\"kill\""), 9, "expected one of `allow`, `success`, `EPERM`"),
         (READ.replace("reason = \"r\"\n", ""), 6, "missing field `reason`"),
         (READ.to_owned() + "wehn = []", 11, "unknown field `wehn`"),
         (READ.to_owned() + "when = [{ arg = 0, is = [0x100000000] }]", 11, "u32"),

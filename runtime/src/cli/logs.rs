@@ -3,6 +3,7 @@
 use std::io::{self, IsTerminal, Write};
 use std::time::SystemTime;
 
+use agentd_egress::Request;
 use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify;
@@ -34,8 +35,11 @@ pub(super) struct Args {
     /// Print instead which calls policy refused, and why
     #[arg(long, conflicts_with_all = ["raw", "follow", "since", "tail"])]
     denials: bool,
-    /// How --denials prints them
-    #[arg(long, value_enum, default_value = "table", requires = "denials")]
+    /// Print instead what it asked of the network (with --allow), and what came of it
+    #[arg(long, conflicts_with_all = ["raw", "denials", "follow", "since", "tail"])]
+    net: bool,
+    /// How --denials and --net print
+    #[arg(long, value_enum, default_value = "table")]
     format: Format,
 }
 
@@ -58,6 +62,14 @@ pub(super) fn run(args: &Args) -> Result<()> {
         let denials = Events::at(directory.join(EVENTS)).denials();
         let denials = denials.with_context(|| format!("cannot read the denials of {}", args.job))?;
         return if args.format == Format::Json { print_json(&denials) } else { print_denials(&denials) };
+    }
+    if args.net {
+        let requests = Events::at(directory.join(EVENTS)).requests();
+        let requests = requests.with_context(|| format!("cannot read the network requests of {}", args.job))?;
+        return if args.format == Format::Json { print_json(&requests) } else { print_requests(&requests) };
+    }
+    if args.format == Format::Json {
+        bail!("--format is for --denials and --net; what a job wrote is printed as it is");
     }
     let strip = |is_terminal: bool| is_terminal && !args.raw;
     let mut streams = [
@@ -137,6 +149,29 @@ fn print_denials(denials: &[Denial]) -> Result<()> {
         writeln!(out, "    {}", printable(&denial.reason))?;
         let (call, profile) = (printable(&denial.syscall), printable(&denial.profile));
         writeln!(out, "    what would allow it: agentd profile explain {call} --profile {profile}")?;
+    }
+    Ok(())
+}
+
+fn print_requests(requests: &[Request]) -> Result<()> {
+    let mut out = io::stdout().lock();
+    for request in requests {
+        let port = request.port.map(|port| format!(":{port}")).unwrap_or_default();
+        let (time, host) = (printable(&request.time), printable(&request.untrusted_host));
+        let Request { verdict, up, down, duration_ms, count, .. } = request;
+        match &request.address {
+            Some(address) => {
+                let address = printable(address);
+                writeln!(out, "{time}  {verdict}  {host}{port}  {address}  {up} up  {down} down  {duration_ms} ms")?;
+            }
+            None => writeln!(out, "{time}  {verdict}  {host}{port}  {count}x")?,
+        }
+        if let Some(why) = &request.why {
+            writeln!(out, "    {}", printable(why))?;
+        }
+        if let Some(allow) = &request.allow {
+            writeln!(out, "    what would allow it: agentd run {}", printable(allow))?;
+        }
     }
     Ok(())
 }

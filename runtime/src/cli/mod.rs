@@ -25,6 +25,7 @@ mod rename;
 mod rm;
 mod rmi;
 mod run;
+mod run_network;
 mod stats;
 mod stop;
 mod template;
@@ -57,8 +58,9 @@ enum Verb {
     /// Run a command in a box of its own
     ///
     /// The box sees a read-only root, /workspace (with --workspace), writable /tmp, /scratch, /run and home directory that
-    /// are gone afterwards, no network, and none of your files. Its exit code is the command's; 124 is a timeout, 125 a
-    /// failure of agentd, 126 a program that cannot be executed, 127 one that is not there, 128+N death by signal N.
+    /// are gone afterwards, no network but what --allow names, and none of your files. Its exit code is the command's; 124
+    /// is a timeout, 125 a failure of agentd, 126 a program that cannot be executed, 127 one that is not there, 128+N death
+    /// by signal N.
     Run(Later<Box<run::Args>>),
     /// List jobs: those that run, or all
     Ps(Later<ps::Args>),
@@ -202,7 +204,7 @@ pub fn main() -> ExitCode {
         Verb::Rmi(Later(args)) => rmi::run(&args),
         Verb::Prune(Later(args)) => prune::run(&args).map(|()| 0),
         Verb::Image(Later(args)) => image::run(&args),
-        Verb::Profile(Later(args)) => profile::run(&args),
+        Verb::Profile(Later(args)) => profile::run(args),
         Verb::Completion(Later(args)) => completion::run(&args, Cli::command()).map(|()| 0),
         Verb::Doctor(Later(args)) => doctor::run(&args),
     };

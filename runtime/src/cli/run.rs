@@ -7,17 +7,20 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use agentd_egress::Rule;
 use agentd_init::Secrets;
 use agentd_init::plan::{Access, Hold, Network};
 use agentd_init::step::{Failure, Step};
 use agentd_rootfs::ImageRef;
 use agentd_rootfs::commit::LeftOut;
 use agentd_sys::descriptors::open_now;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::environment::Directories;
 use super::on_exit;
+use super::profile::Learning;
 use super::progress::{Follower, INTERRUPTED};
+use super::run_network::{self, NetworkArgs};
 use super::wanted::{self, Asked, Policy, Wanted};
 use super::{Format, print_json, printable, say};
 use crate::job::events::Denial;
@@ -34,7 +37,8 @@ use crate::supervisor::{self, Ending, Finished, LEAST_BYTES, Presence};
 #[command(after_help = "Examples:
   agentd run -- cat /etc/os-release
   agentd run --workspace . -it -- bash
-  agentd run --image oci:./img --workspace ./repo --timeout 30m -- claude -p 'fix the failing test'")]
+  agentd run --image oci:./img --workspace ./repo --timeout 30m -- claude -p 'fix the failing test'
+  agentd run --workspace . --allow claude --allow github -- claude -p 'update the changelog'")]
 pub(super) struct Args {
     /// What / is made of: host, dir:PATH, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME:TAG], or
     /// [docker://]NAME[:TAG][@DIGEST] in a registry
@@ -86,6 +90,10 @@ pub(super) struct Args {
     /// Who the command is inside: root, a name of the image, or UID[:GID]; outside it is always you
     #[arg(short, long)]
     user: Option<String>,
+    /// Make the command root for package managers: changes of owner, group and id that your one id cannot make are
+    /// reported as done, and set-user-ID bits are left out of modes
+    #[arg(long, requires = "writable")]
+    fake_root: bool,
     /// Working directory inside
     #[arg(short, long, value_name = "DIR", value_parser = spec::absolute)]
     workdir: Option<String>,
@@ -101,9 +109,8 @@ pub(super) struct Args {
     /// Time between SIGTERM and SIGKILL when the job is stopped
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = spec::parse_duration)]
     stop_timeout: Duration,
-    /// Network: none, or the host's with everything it reaches
-    #[arg(long, value_name = "none|host", default_value = "none", value_parser = network)]
-    net: Network,
+    #[command(flatten)]
+    network: NetworkArgs,
     /// What the command may ask of the kernel: default, strict, nested or a file (see `agentd profile`)
     #[arg(long, value_name = "NAME|FILE", default_value = "default")]
     profile: ProfileChoice,
@@ -149,16 +156,18 @@ pub(super) struct Args {
     command: Vec<String>,
 }
 
-fn network(text: &str) -> Result<Network, String> {
-    match text {
-        "none" => Ok(Network::None),
-        "host" => Ok(Network::Host),
-        _ => Err("networks are none and host".into()),
-    }
-}
-
 /// Runs the verb; gives the exit code.
 pub(super) fn run(args: Args) -> Result<u8> {
+    perform(args, None)
+}
+
+/// The same for `agentd profile learn`.
+pub(super) fn learn(args: Args, learning: &Learning) -> Result<u8> {
+    ensure!(!args.detach, "what is learned is written when the command ends; leave --detach out");
+    perform(args, Some(learning))
+}
+
+fn perform(args: Args, learning: Option<&Learning>) -> Result<u8> {
     // Before anything of agentd's own is open.
     let callers = if args.detach { Some(open_now().context("cannot look at the open descriptors")?) } else { None };
     let directories = Directories::find()?;
@@ -166,7 +175,7 @@ pub(super) fn run(args: Args) -> Result<u8> {
     let wanted = Wanted::new(args.pull.into(), directories.registries(), &args.image_limit)?;
     secrets::check_names(args.secret.iter().chain(&args.secret_env).map(|secret| secret.name.as_str()))?;
     let asked = (args.secret.clone(), args.secret_env.clone());
-    let spec = spec_of(args, &directories)?;
+    let spec = JobSpec { learn: learning.is_some(), ..spec_of(args, &directories)? };
     // A dry run needs none of their values, and prints none.
     let secrets = if dry_run { Secrets::default() } else { read_secrets(&asked.0, &asked.1)? };
     if spec.network == Network::Host && !quiet {
@@ -182,6 +191,7 @@ pub(super) fn run(args: Args) -> Result<u8> {
         hold = Some(image.hold);
     }
     plan.warnings.extend(not_redacted(&secrets));
+    learning.map_or(Ok(()), |learning| learning.check(&plan))?;
     if dry_run {
         return print_plan(&plan, format).map(|()| 0);
     }
@@ -215,6 +225,9 @@ pub(super) fn run(args: Args) -> Result<u8> {
     if !quiet && finished.record.denials > 0 {
         say(&denied(&finished, &plan, remove));
     }
+    if !quiet && let Some(refused) = run_network::refused(&finished, plan.id.as_str(), remove) {
+        say(&refused);
+    }
     match &finished.record.root {
         Some(Kept::Nothing { reason }) => say(&format!("nothing of what it wrote to its root is kept: {reason}")),
         Some(Kept::Layer(layer)) if !quiet => {
@@ -235,6 +248,9 @@ pub(super) fn run(args: Args) -> Result<u8> {
     }
     if remove {
         jobs.remove(&plan.id)?;
+    }
+    if let (Some(learning), Some(lessons), Ending::Exited { .. }) = (learning, &finished.lessons, &finished.ending) {
+        learning.write(lessons, &finished, quiet)?;
     }
     Ok(finished.ending.code())
 }
@@ -289,11 +305,16 @@ fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
     let workspace = args.workspace.as_deref().map(workspace).transpose()?;
     let mounts =
         args.mount.into_iter().map(|mount| Ok(BindMount { source: absolute(&mount.source, "mount source")?, ..mount }));
+    let profile = match args.profile {
+        ProfileChoice::File(path) => ProfileChoice::File(std::path::absolute(&path)?),
+        built_in => built_in,
+    };
     let image = args.image.find(&directories.stores(), args.pull.into())?;
     let image = wanted::located(image, args.pull.into())?;
     if args.keep && matches!(image, ImageRef::Host | ImageRef::Dir(_)) {
         bail!("--keep is for images of layers, and {image} is none: nothing could be made of what is kept");
     }
+    let (network, reach) = args.network.asked()?;
     Ok(JobSpec {
         image,
         workspace,
@@ -302,13 +323,15 @@ fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
         entrypoint: args.entrypoint,
         env,
         mounts: mounts.collect::<Result<_>>()?,
-        user: args.user,
+        user: user(args.user, args.fake_root)?,
+        fake_root: args.fake_root,
         workdir: args.workdir,
         name: args.name,
         hostname: args.hostname,
         timeout: args.timeout,
         grace: args.stop_timeout,
-        network: args.net,
+        network,
+        reach,
         writable: args.writable,
         keep: args.keep,
         storage: args.storage,
@@ -322,10 +345,25 @@ fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
             pids: args.pids,
             best_effort: args.best_effort_limits,
         },
-        profile: args.profile,
+        profile,
+        learn: false,
         secrets: args.secret.into_iter().map(|secret| secret.name).collect(),
         secret_env: args.secret_env.into_iter().map(|secret| secret.name).collect(),
     })
+}
+
+/// Who the command is, as asked.
+fn user(asked: Option<String>, fake_root: bool) -> Result<Option<String>> {
+    match asked.as_deref() {
+        Some("root" | "0" | "0:0") | None if fake_root => Ok(Some("root".into())),
+        Some(other) if fake_root => {
+            bail!(
+                "--fake-root makes the command root, and --user {} somebody else: leave one of them out",
+                printable(other)
+            )
+        }
+        _ => Ok(asked),
+    }
 }
 
 fn read_secrets(files: &[AskedSecret], variables: &[AskedSecret]) -> Result<Secrets> {
@@ -392,10 +430,14 @@ fn print_plan(plan: &Plan, format: Format) -> Result<()> {
             let ids = &inside.identity;
             writeln!(
                 out,
-                "user       {}:{} inside, {}:{} outside",
-                ids.box_uid, ids.box_gid, ids.host_uid, ids.host_gid
+                "user       {}:{} inside{}, {}:{} outside",
+                ids.box_uid,
+                ids.box_gid,
+                if plan.fake_root { " (fake root)" } else { "" },
+                ids.host_uid,
+                ids.host_gid
             )?;
-            writeln!(out, "network    {}", if inside.network == Network::Host { "host" } else { "none" })?;
+            writeln!(out, "network    {}", network_of(plan))?;
             writeln!(out, "root       {}", root_of(plan))?;
             for mount in &inside.mounts {
                 writeln!(out, "mount      {}", printable(&describe(mount)))?;
@@ -417,6 +459,19 @@ fn print_plan(plan: &Plan, format: Format) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn network_of(plan: &Plan) -> String {
+    match (plan.inside.network, &plan.reach) {
+        (Network::Host, _) => "host".into(),
+        (Network::None, None) => "none".into(),
+        (Network::None, Some(policy)) => {
+            let list = |rules: &[Rule]| rules.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            let denied =
+                if policy.denied().is_empty() { String::new() } else { format!("; not {}", list(policy.denied())) };
+            format!("through the broker: {}{denied}", list(policy.allowed()))
+        }
+    }
 }
 
 fn root_of(plan: &Plan) -> &'static str {

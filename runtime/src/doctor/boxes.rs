@@ -16,6 +16,7 @@ use super::trial::{Reached, reach};
 use super::{Finding, refusal, trial};
 use crate::job::id::JobId;
 use crate::job::spec::{AskedLimits, JobSpec, ProfileChoice};
+use crate::launch::network::AskedNetwork;
 use crate::launch::plan::{NEWEST_ABI, Plan, Surroundings};
 
 /// Whether boxes can be used to try further things.
@@ -155,12 +156,14 @@ fn spec(command: Vec<String>) -> JobSpec {
         unprotect: Vec::new(),
         mounts: Vec::new(),
         user: None,
+        fake_root: false,
         workdir: None,
         name: None,
         hostname: None,
         timeout: None,
         grace: Duration::ZERO,
         network: Network::None,
+        reach: AskedNetwork::default(),
         writable: false,
         keep: false,
         storage: None,
@@ -170,6 +173,7 @@ fn spec(command: Vec<String>) -> JobSpec {
         interactive: false,
         limits: AskedLimits::default(),
         profile: ProfileChoice::BuiltIn(BuiltIn::Default),
+        learn: false,
         secrets: Vec::new(),
         secret_env: Vec::new(),
     }

@@ -99,7 +99,7 @@ pub(super) fn listen(channel: &OwnedFd, patience: &Timespec) -> Reached {
         match report::receive(channel) {
             Ok(Some((Report::Failed(failure), _))) => reached = Reached::Stopped(failure),
             Ok(Some((Report::Exited { status, .. }, _))) => reached = Reached::Ran(status),
-            Ok(Some((Report::Terminal | Report::Upper | Report::Denials | Report::Started, _))) => {}
+            Ok(Some((Report::Terminal | Report::Upper | Report::Denials | Report::Door | Report::Started, _))) => {}
             Ok(None) | Err(_) => break,
         }
     }
@@ -118,6 +118,7 @@ pub(super) fn least() -> BoxPlan {
         hostname: "doctor".into(),
         identity: Identity { host_uid: geteuid().as_raw(), host_gid: getegid().as_raw(), box_uid: 1000, box_gid: 1000 },
         network: Network::Host,
+        doors: None,
         root: Root {
             layers: Vec::new(),
             writable: false,
@@ -136,6 +137,7 @@ pub(super) fn least() -> BoxPlan {
         },
         seccomp: Seccomp {
             told: false,
+            learning: false,
             profile: BuiltIn::Default.to_string(),
             digest: String::new(),
             filter: Filter::BuiltIn(BuiltIn::Default),

@@ -8,6 +8,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
+use agentd_egress::{Request, Verdict};
 use serde::{Deserialize, Serialize};
 
 use super::store::read_bounded;
@@ -21,6 +22,8 @@ pub const EVENTS: &str = "events.jsonl";
 pub enum Event {
     /// A system call was refused by policy.
     Denial(Denial),
+    /// Something was asked of the network.
+    Network(Request),
 }
 
 /// System calls of one kind that one program made and policy refused.
@@ -97,7 +100,7 @@ impl Events {
     pub fn append(&mut self, event: &Event) -> io::Result<()> {
         let file = match &mut self.file {
             Some(file) => file,
-            none => none.insert(File::options().append(true).create_new(true).mode(0o600).open(&self.path)?),
+            none => none.insert(File::options().append(true).create(true).mode(0o600).open(&self.path)?),
         };
         let mut line = serde_json::to_vec(event)?;
         line.push(b'\n');
@@ -109,19 +112,45 @@ impl Events {
     /// # Errors
     /// Those of the file system; that there is no file is none.
     pub fn denials(&self) -> io::Result<Vec<Denial>> {
-        let text = match read_bounded(&self.path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            text => text?,
-        };
         let mut denials: Vec<Denial> = Vec::new();
-        for line in text.split(|byte| *byte == b'\n') {
-            let Ok(Event::Denial(denial)) = serde_json::from_slice(line) else { continue };
+        for event in self.all()? {
+            let Event::Denial(denial) = event else { continue };
             match denials.iter_mut().find(|known| known.is_like(&denial)) {
                 Some(known) => *known = denial,
                 None => denials.push(denial),
             }
         }
         Ok(denials)
+    }
+
+    /// What was asked of the network, in the order in which it ended; refusals once a kind, with the last count.
+    ///
+    /// # Errors
+    /// Those of the file system; that there is no file is none.
+    pub fn requests(&self) -> io::Result<Vec<Request>> {
+        let mut requests: Vec<Request> = Vec::new();
+        let mut refused = Vec::new();
+        for event in self.all()? {
+            let Event::Network(request) = event else { continue };
+            if request.verdict == Verdict::Refused {
+                let known = |place: &&usize| requests.get(**place).is_some_and(|known| known.is_like(&request));
+                if let Some(place) = refused.iter().find(known).copied() {
+                    requests[place] = request;
+                    continue;
+                }
+                refused.push(requests.len());
+            }
+            requests.push(request);
+        }
+        Ok(requests)
+    }
+
+    fn all(&self) -> io::Result<Vec<Event>> {
+        let text = match read_bounded(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            text => text?,
+        };
+        Ok(text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect())
     }
 }
 

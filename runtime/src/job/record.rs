@@ -61,6 +61,45 @@ pub struct Record {
     /// System calls that policy refused and that were told; `agentd logs --denials` has them.
     #[serde(skip_serializing_if = "is_zero", default)]
     pub denials: u64,
+    /// What went through the network broker, where the job had one; `agentd logs --net` has each request.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub network: Option<NetworkUse>,
+}
+
+/// What a job did with its network.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkUse {
+    /// Connections that were passed on.
+    pub allowed: u64,
+    /// Requests, for names and for connections, that policy refused.
+    pub refused: u64,
+    /// Connections that were allowed and did not get there.
+    pub failed: u64,
+    /// Bytes from the box.
+    pub up: u64,
+    /// Bytes to the box.
+    pub down: u64,
+    /// Requests that are counted here and written down nowhere.
+    #[serde(skip_serializing_if = "is_zero", default)]
+    pub untold: u64,
+    /// By name and port: the first hundred.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub names: Vec<NameUse>,
+}
+
+/// What a job did with one name at one port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NameUse {
+    /// The name, or an address.
+    pub name: String,
+    /// The port.
+    pub port: u16,
+    /// Connections.
+    pub connections: u64,
+    /// Bytes from the box.
+    pub up: u64,
+    /// Bytes to the box.
+    pub down: u64,
 }
 
 fn is_zero(bytes: &u64) -> bool {
@@ -121,7 +160,7 @@ pub struct Enforced {
     /// `sha256:…` of all that the profile has the kernel enforce.
     #[serde(default)]
     pub profile_digest: String,
-    /// `none` or `host`.
+    /// `none`, `broker` or `host`.
     pub network: String,
 }
 

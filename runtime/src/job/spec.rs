@@ -12,6 +12,7 @@ use agentd_profiles::BuiltIn;
 use agentd_rootfs::ImageRef;
 
 use super::id::JobName;
+use crate::launch::network::AskedNetwork;
 
 /// A job as asked for.
 #[derive(Debug, Clone)]
@@ -32,6 +33,8 @@ pub struct JobSpec {
     pub mounts: Vec<BindMount>,
     /// `root`, a name or numbers; as the image resolves them.
     pub user: Option<String>,
+    /// Whether changes of owners and ids that one id cannot make are reported as done; the user is root then.
+    pub fake_root: bool,
     /// Absolute box path of the working directory.
     pub workdir: Option<String>,
     /// A name beside the id.
@@ -44,6 +47,8 @@ pub struct JobSpec {
     pub grace: Duration,
     /// Which network the box sees.
     pub network: Network,
+    /// What it may reach through the broker; only where the network is none.
+    pub reach: AskedNetwork,
     /// Whether the root may be written (and is thrown away).
     pub writable: bool,
     /// Whether what is written to the root is kept for `agentd commit`.
@@ -62,6 +67,8 @@ pub struct JobSpec {
     pub limits: AskedLimits,
     /// What the payload may ask of the kernel.
     pub profile: ProfileChoice,
+    /// Whether calls that the profile refuses may be carried out, to learn which it should not.
+    pub learn: bool,
     /// Names of the secrets that become files.
     pub secrets: Vec<String>,
     /// Names of the secrets that become variables.

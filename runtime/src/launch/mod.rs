@@ -2,10 +2,13 @@
 //!
 //! Invariant: a plan that was made names every host object by path, device and inode, and needs no further decision.
 
+mod fake_root;
 mod host_root;
 mod image_config;
 pub mod image_root;
+pub mod network;
 pub mod plan;
+mod policy;
 pub mod profile;
 pub mod protect;
 pub mod secrets;
@@ -54,6 +57,9 @@ pub enum PlanError {
         /// The errno.
         cause: io::Error,
     },
+    /// The rules of the network.
+    #[error(transparent)]
+    Network(#[from] agentd_egress::PolicyError),
     /// The profile.
     #[error(transparent)]
     Profile(#[from] profile::ProfileError),

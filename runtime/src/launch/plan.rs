@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use agentd_egress::Policy;
 use agentd_init::plan::{
     Access, Addition, BoxPlan, Identity, Kind, Landlock, Limit, LimitedResource, Mount, Network, PathGrant, Process,
     Root,
@@ -15,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::image_root::{ImageRoot, InStore};
 use super::protect::{self, Protection};
-use super::{PlanError, host_root, image_config, image_root, profile, secrets};
+use super::{PlanError, fake_root, host_root, image_config, image_root, network, policy, profile, secrets};
 use crate::job::id::{JobId, JobName};
 use crate::job::record::SCHEMA;
 use crate::job::spec::JobSpec;
@@ -103,9 +104,18 @@ pub struct Plan {
     /// What the filter was compiled from. Not part of the document: its digest and its profile's name are.
     #[serde(skip)]
     pub rules: Option<Cow<'static, SeccompRules>>,
+    /// The profile to learn on, where the job is for learning. Not part of the document: `seccomp.learning` is.
+    #[serde(skip)]
+    pub learning: Option<Cow<'static, Profile>>,
+    /// Whether the filter pretends changes of owners and ids, and the supervisor clears set-user-ID bits.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub fake_root: bool,
     /// Names of the secrets that become variables of the payload.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub secret_env: Vec<String>,
+    /// What the box may reach, through the broker.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub reach: Option<Policy>,
     /// The box.
     #[serde(rename = "box")]
     pub inside: BoxPlan,
@@ -120,6 +130,8 @@ pub struct Surroundings {
     pub home: Option<PathBuf>,
     /// agentd's own directories: never visible inside.
     pub own: Vec<PathBuf>,
+    /// The configurations of git that hold in every repository: the machine's and the user's.
+    pub git: Vec<PathBuf>,
 }
 
 impl Plan {
@@ -137,8 +149,7 @@ impl Plan {
         let mut warnings = Vec::new();
         keep_apart(&spec, &surroundings.own)?;
         unenforced(&spec, &mut warnings)?;
-        let workspace = spec.workspace.as_ref().map(|workspace| workspace.path.as_path());
-        let chosen = profile::find(&spec.profile, workspace, abi, &mut warnings)?;
+        let chosen = profile::find(&spec, abi, &mut warnings)?;
         let image = image_root::find(&spec.image, &surroundings.store, fetch)?;
         if let Some(dropped) = image.as_ref().map(|image| image.config.dropped_env).filter(|dropped| *dropped > 0) {
             warnings.push(format!("{dropped} entries of the image's Env are no NAME=VALUE and were left out"));
@@ -150,6 +161,7 @@ impl Plan {
             box_uid: user.uid,
             box_gid: user.gid,
         };
+        let reach = network::policy(spec.reach.clone())?;
         let mut notes = Vec::new();
         if !chosen.seccomp.told {
             let profile = &chosen.seccomp.profile;
@@ -178,17 +190,28 @@ impl Plan {
             process.stop_signal = image_config::stop_signal(&image.config, &mut notes);
             volumes = image_config::volumes(&image.config, &spec, &mut notes);
         }
-        let mut replacements = own_files(&hostname, &identity, &home, spec.network, image.as_ref())?;
+        let mut replacements = own_files(&hostname, &identity, &home, (spec.network, reach.as_ref()), image.as_ref())?;
         if spec.keep {
             // What is installed may add users, and they are to be kept: these two stay the image's own.
             replacements
                 .retain(|file| !matches!(file, Addition::File { path, .. } if path == "passwd" || path == "group"));
         }
+        let storage = spec.storage.map_or_else(half_of_memory, Ok)?;
+        let note = policy::Note {
+            spec: &spec,
+            home: &home,
+            volumes: &volumes,
+            profile: &chosen.profile,
+            chosen: chosen.chosen.as_deref(),
+            storage,
+        };
+        replacements.push(note.file());
+        let learning = spec.learn.then(|| chosen.chosen.unwrap_or_else(|| chosen.profile.clone()));
         let root = Root {
             layers: image.as_ref().map_or_else(Vec::new, |image| image.layers.clone()),
             writable: spec.writable,
             keep: spec.keep,
-            storage: spec.storage.map_or_else(half_of_memory, Ok)?,
+            storage,
             additions: Vec::new(),
             ensure: ensure(&spec, &process.cwd),
         };
@@ -196,6 +219,7 @@ impl Plan {
             hostname,
             identity,
             network: spec.network,
+            doors: reach.as_ref().map(network::doors),
             root,
             mounts: Vec::new(),
             guards: Vec::new(),
@@ -207,6 +231,9 @@ impl Plan {
         if image.is_some() {
             let in_etc = replacements.into_iter().map(|file| below("etc", file));
             inside.root.additions.extend(in_etc);
+            if spec.fake_root {
+                inside.root.additions.extend(fake_root::settings(&inside.root.layers)?);
+            }
         } else {
             let private: Vec<PathBuf> = surroundings.own.iter().chain(&surroundings.home).cloned().collect();
             let host = host_root::plan(geteuid().is_root(), spec.writable, &private, replacements)?;
@@ -234,7 +261,10 @@ impl Plan {
                 Cow::Borrowed(profile) => Cow::Borrowed(&profile.seccomp),
                 Cow::Owned(profile) => Cow::Owned(profile.seccomp),
             }),
+            learning,
+            fake_root: spec.fake_root,
             secret_env: spec.secret_env,
+            reach,
             inside,
         };
         Ok((plan, in_store))
@@ -329,7 +359,8 @@ fn process(spec: &JobSpec, image: Option<&ImageRoot>, home: &str) -> Result<Proc
         return Err(PlanError::NoCommand { image: spec.image.to_string() });
     }
     let mut env: Vec<(String, String)> = vec![("PATH".into(), PATH.into())];
-    let layers = [config.env.as_slice(), spec.env.as_slice()];
+    let own = [policy::VARIABLE].map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let layers = [config.env.as_slice(), &own, spec.env.as_slice()];
     let layered = layers.into_iter().flatten().cloned().chain([("HOME".to_owned(), home.to_owned())]);
     // The value of such a name comes another way.
     for (name, value) in layered.filter(|(name, _)| !spec.secret_env.contains(name)) {
@@ -353,7 +384,7 @@ fn own_files(
     hostname: &str,
     ids: &Identity,
     home: &str,
-    network: Network,
+    reachable: (Network, Option<&Policy>),
     image: Option<&ImageRoot>,
 ) -> Result<Vec<Addition>, PlanError> {
     let file = |path: &str, contents: String| Addition::File { path: path.to_owned(), contents };
@@ -368,12 +399,15 @@ fn own_files(
     let passwd =
         with_entry(passwd, ids.box_uid, &format!("agent:x:{}:{}:agent:{home}:{shell}", ids.box_uid, ids.box_gid));
     let group = with_entry(group, ids.box_gid, &format!("agent:x:{}:", ids.box_gid));
-    let (hosts, resolv) = match network {
-        Network::None => (
+    let (hosts, resolv) = match reachable {
+        (Network::None, reach) => (
             format!("127.0.0.1 localhost {hostname}\n::1 localhost ip6-localhost ip6-loopback\n"),
-            "# this box has no network: agentd run --net none\n".to_owned(),
+            match reach {
+                Some(_) => network::resolv_conf(),
+                None => "# this box has no network: agentd run --net none\n".to_owned(),
+            },
         ),
-        Network::Host => (host_file("/etc/hosts")?, host_file("/etc/resolv.conf")?),
+        (Network::Host, _) => (host_file("/etc/hosts")?, host_file("/etc/resolv.conf")?),
     };
     Ok(vec![
         file("passwd", passwd),

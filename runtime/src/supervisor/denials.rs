@@ -1,7 +1,8 @@
 //! System calls that policy refuses: answered here, so that they can be told.
 //!
 //! The payload's filter leaves its denials to this process (seccomp_unotify(2)). What a call is answered with follows from
-//! the same rules the filter was compiled from, and is always an error; calls that are allowed never come here.
+//! the same rules the filter was compiled from, and is always an error, but in a job that learns (`agentd profile learn`);
+//! calls that are allowed never come here.
 //!
 //! Invariant: a call that cannot be looked at is refused like any other. However many are refused, and whatever the payload
 //! calls itself, what is kept has a bound.
@@ -11,10 +12,11 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use agentd_profiles::evaluate::{Call, deciding};
-use agentd_profiles::{NATIVE, SeccompRules, Verdict};
+use agentd_profiles::{Lessons, NATIVE, SeccompRules, Verdict};
 use agentd_sys::notify;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::set_id::SetId;
 use crate::job::events::{Argument, Denial, Event, Events};
 use crate::job::store::now;
 use crate::launch::plan::Plan;
@@ -40,11 +42,17 @@ pub(super) struct Denials<'a> {
     found: Vec<Denial>,
     total: u64,
     events: Events,
+    lessons: Option<Lessons>,
+    /// Under `--fake-root`: what becomes of modes with set-user-ID bits.
+    set_id: Option<SetId>,
 }
 
 impl<'a> Denials<'a> {
     pub(super) fn new(plan: &'a Plan, events: Events) -> Self {
-        Denials { plan, listener: None, guests: Vec::new(), told: false, found: Vec::new(), total: 0, events }
+        let lessons = plan.learning.clone().map(Lessons::new);
+        let set_id = plan.fake_root.then(SetId::default);
+        let (listener, guests, told, found, total) = (None, Vec::new(), false, Vec::new(), 0);
+        Denials { plan, listener, guests, told, found, total, events, lessons, set_id }
     }
 
     /// From now on refused calls wait for [`Denials::answer`].
@@ -102,6 +110,20 @@ impl<'a> Denials<'a> {
         self.plan.inside.seccomp.told && !self.told
     }
 
+    /// A process that this one waits for has stopped or ended.
+    pub(super) fn settle(&mut self) {
+        if let Some(set_id) = &mut self.set_id {
+            set_id.settle();
+        }
+    }
+
+    /// The box was killed.
+    pub(super) fn bury(&mut self) {
+        if let Some(set_id) = &mut self.set_id {
+            set_id.bury();
+        }
+    }
+
     /// Answers one call that waits.
     pub(super) fn answer(&mut self) -> io::Result<()> {
         let Some(listener) = self.listener.take() else { return Ok(()) };
@@ -112,23 +134,34 @@ impl<'a> Denials<'a> {
 
     fn answer_one(&mut self, listener: BorrowedFd<'_>) -> io::Result<()> {
         let Some(call) = notify::receive(listener)? else { return Ok(()) };
-        let verdict = self.plan.rules.as_deref().map(|rules| {
-            let seen = Call { arch: call.arch, nr: call.nr, args: call.args };
-            (rules, deciding(rules, NATIVE, &seen))
-        });
+        let seen = Call { arch: call.arch, nr: call.nr, args: call.args };
+        let verdict = self.plan.rules.as_deref().map(|rules| (rules, deciding(rules, NATIVE, &seen)));
         let answer = match verdict {
             Some((_, Some(rule))) => rule.verdict,
             Some((rules, None)) => Verdict::Refuse(rules.unlisted),
             None => Verdict::Refuse(agentd_profiles::Errno::Eperm),
         };
+        let (rules, rule) = verdict.unzip();
+        let rule = rule.flatten();
+        let named = rule.and_then(|rule| rule.syscalls.iter().find(|named| named.number(NATIVE) == Some(call.nr)));
+        if let (Some(set_id), Some(named)) = (&mut self.set_id, named)
+            && set_id.mend(&call, &named.name)
+        {
+            return Ok(());
+        }
         // The filter asks about denials only; were it ever otherwise, the call is denied all the same.
         let errno = if let Verdict::Refuse(errno) = answer { i32::from(errno as u16) } else { libc::EPERM };
         // Before the answer, while the caller still waits: afterwards its number may be somebody else's.
         let untrusted_program = program(call.pid);
+        if let (Some(lessons), Some(rules)) = (&mut self.lessons, self.plan.rules.as_deref()) {
+            if lessons.judge(rules, &seen, &untrusted_program) {
+                return notify::let_through(listener, &call);
+            }
+            if !answer.is_denial() {
+                return notify::refuse(listener, &call, errno);
+            }
+        }
         notify::refuse(listener, &call, errno)?;
-        let (rules, rule) = verdict.unzip();
-        let rule = rule.flatten();
-        let named = rule.and_then(|rule| rule.syscalls.iter().find(|named| named.number(NATIVE) == Some(call.nr)));
         let syscall = named.map_or_else(|| format!("number {}", call.nr), |named| named.name.to_string());
         let mut tested: Vec<u8> = rules.into_iter().flat_map(|rules| tested(rules, call.nr)).collect();
         tested.sort_unstable();
@@ -157,29 +190,29 @@ impl<'a> Denials<'a> {
         if let Some(known) = self.found.iter_mut().find(|known| known.is_like(&denial)) {
             known.count += 1;
         } else if self.found.len() < MOST {
-            let event = Event::Denial(denial);
-            self.keep(&event);
-            let Event::Denial(denial) = event;
+            self.keep(&Event::Denial(denial.clone()));
             self.found.push(denial);
         }
     }
 
     /// A disk that takes no more costs what is kept, not the job: the number is in the record.
-    fn keep(&mut self, event: &Event) {
+    pub(super) fn keep(&mut self, event: &Event) {
         if let Err(error) = self.events.append(event) {
             tracing::debug!(%error, "a denial could not be written");
         }
     }
 
+    /// What a job that learns has learned.
+    pub(super) fn lessons(&mut self) -> Option<Lessons> {
+        self.lessons.take()
+    }
+
     /// Writes the counts; gives each denial, and how many there were.
     pub(super) fn finish(&mut self) -> (Vec<Denial>, u64) {
         for denial in std::mem::take(&mut self.found) {
-            let event = Event::Denial(denial);
-            let Event::Denial(denial) = &event;
             if denial.count > 1 {
-                self.keep(&event);
+                self.keep(&Event::Denial(denial.clone()));
             }
-            let Event::Denial(denial) = event;
             self.found.push(denial);
         }
         (std::mem::take(&mut self.found), self.total)

@@ -6,16 +6,14 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::RawFd;
 
 use agentd_sys::process::{Cloned, clone};
 use rustix::fs::{CWD, Mode, OFlags, openat};
-use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, PidfdFlags, WaitOptions, chdir, getppid, kill_process, pidfd_open, setsid, waitpid};
+use rustix::process::{WaitOptions, chdir, setsid, waitpid};
 
 use super::ending::AGENTD_FAILED;
-use super::error::{SuperviseError, To};
 
 /// Which of the two processes this is.
 #[derive(Debug)]
@@ -71,22 +69,5 @@ impl Notice {
         self.0
             .write_all(b"S")
             .or_else(|error| if error.kind() == io::ErrorKind::BrokenPipe { Ok(()) } else { Err(error) })
-    }
-}
-
-/// A pidfd of the process that started this one; none under `nohup`, where its end means nothing.
-pub(super) fn watch_parent() -> Result<Option<OwnedFd>, SuperviseError> {
-    if agentd_sys::signal::hangup_is_ignored().to("look at SIGHUP")? {
-        return Ok(None);
-    }
-    let Some(parent) = getppid().filter(|parent| *parent != Pid::INIT) else { return Ok(None) };
-    match pidfd_open(parent, PidfdFlags::empty()) {
-        Ok(pidfd) if getppid() == Some(parent) => Ok(Some(pidfd)),
-        // It ended just now: as if it had ended a moment later.
-        Ok(_) | Err(Errno::SRCH) => {
-            kill_process(rustix::process::getpid(), rustix::process::Signal::HUP).to("hang up")?;
-            Ok(None)
-        }
-        Err(error) => Err(error).to("watch the parent process"),
     }
 }

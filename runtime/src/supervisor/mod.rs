@@ -9,13 +9,15 @@ mod control;
 mod denials;
 pub mod detach;
 mod ending;
-mod error;
 pub mod guest;
 mod keep;
 pub mod keys;
 mod log;
+mod network;
 mod obey;
+mod ready;
 mod redact;
+mod set_id;
 mod streams;
 mod terminal;
 mod viewers;
@@ -26,24 +28,26 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use agentd_egress::Request;
 use agentd_init::Secrets;
 use agentd_init::plan::Network;
 use agentd_init::reaper::RELAYED;
 use agentd_init::report::{self, Report};
 use agentd_init::step::Failure;
+use agentd_profiles::Lessons;
 use agentd_rootfs::Hold;
 use agentd_rootfs::commit::Upper;
 use agentd_sys::memory::BEFORE_FORGETTING;
 use agentd_sys::process::{BOX_NAMESPACES, Cloned, clone};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::process::{WaitId, WaitIdOptions, pidfd_send_signal, waitid};
+use rustix::process::{
+    Pid, PidfdFlags, WaitId, WaitIdOptions, getppid, kill_process, pidfd_open, pidfd_send_signal, waitid,
+};
 
 pub(crate) use ending::AGENTD_FAILED as FAILED;
 pub use ending::Ending;
-pub use error::SuperviseError;
 pub(crate) use redact::LEAST_BYTES;
 
 use crate::job::events::{Denial, EVENTS, Events};
@@ -51,14 +55,47 @@ use crate::job::record::{Enforced, Record, SCHEMA, State};
 use crate::job::store::{JobStoreError, Jobs, LiveJob, now};
 use crate::launch::plan::Plan;
 use crate::launch::protect;
-use crate::launch::protect::stubs::Stubs;
+use crate::launch::protect::stubs::{StubError, Stubs};
 use control::Control;
 use denials::Denials;
-use detach::{Notice, watch_parent};
+use detach::Notice;
 use ending::{Reason, Stop};
-use error::To;
+use network::Broker;
 use redact::Redactor;
 use streams::{Own, Streams, Wanted};
+
+/// A job that could not be supervised. What fails inside the box is an [`Ending`], not an error.
+#[derive(Debug, thiserror::Error)]
+pub enum SuperviseError {
+    /// The state directory.
+    #[error(transparent)]
+    Store(#[from] JobStoreError),
+    /// Protected paths.
+    #[error(transparent)]
+    Stubs(#[from] StubError),
+    /// `clone3`.
+    #[error("cannot create namespaces for the box; `agentd doctor` says what this host allows")]
+    Clone(#[source] io::Error),
+    /// Any other call on the host.
+    #[error("cannot {what}")]
+    Host {
+        /// What was tried.
+        what: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// Names what a system call on the host was for.
+trait To<T> {
+    fn to(self, what: &'static str) -> Result<T, SuperviseError>;
+}
+
+impl<T, E: Into<io::Error>> To<T> for Result<T, E> {
+    fn to(self, what: &'static str) -> Result<T, SuperviseError> {
+        self.map_err(|source| SuperviseError::Host { what, source: source.into() })
+    }
+}
 
 /// A finished job: how it ended, and its record as it was written.
 #[derive(Debug)]
@@ -69,6 +106,10 @@ pub struct Finished {
     pub record: Record,
     /// The calls that policy refused.
     pub denials: Vec<Denial>,
+    /// What a job that learns has learned.
+    pub lessons: Option<Lessons>,
+    /// What was asked of the network and refused.
+    pub refusals: Vec<Request>,
 }
 
 /// Whose a job is while it runs.
@@ -118,8 +159,10 @@ pub fn run(
     let supervised = released.and_then(|()| supervisor.supervise());
     supervisor.streams.last_words();
     record.output_dropped = supervisor.streams.close_logs();
+    let refusals = supervisor.end_network(&mut record);
     let redactor = supervisor.redactor.take();
     let (denials, total) = supervisor.denials.finish();
+    let lessons = supervisor.denials.lessons();
     record.denials = total;
     if supervisor.started && supervisor.denials.is_silent() {
         let why = "agentd itself runs under a filter that another program listens to";
@@ -141,7 +184,7 @@ pub fn run(
                 record.root = upper.map(|upper| keep::keep(upper, &jobs.directory_of(&plan.id)));
             }
             finish(job, &mut record, begun, redactor.as_ref())?;
-            Ok(Finished { ending, record, denials })
+            Ok(Finished { ending, record, denials, lessons, refusals })
         }
         Err(error) => {
             let reason = match std::error::Error::source(&error) {
@@ -183,9 +226,10 @@ fn first_record(plan: &Plan) -> Record {
             landlock_rights: plan.inside.landlock.rights.iter().map(ToString::to_string).collect(),
             seccomp: plan.inside.seccomp.profile.clone(),
             profile_digest: plan.inside.seccomp.digest.clone(),
-            network: match plan.inside.network {
-                Network::None => "none".into(),
-                Network::Host => "host".into(),
+            network: match (plan.inside.network, &plan.reach) {
+                (Network::None, None) => "none".into(),
+                (Network::None, Some(_)) => "broker".into(),
+                (Network::Host, _) => "host".into(),
             },
         },
         warnings: plan.warnings.iter().chain(&plan.notes).cloned().collect(),
@@ -193,6 +237,7 @@ fn first_record(plan: &Plan) -> Record {
         root: None,
         output_dropped: 0,
         denials: 0,
+        network: None,
     }
 }
 
@@ -216,6 +261,8 @@ struct Supervisor<'a> {
     /// What takes the job's secrets out of what is kept, where it has any.
     redactor: Option<Redactor>,
     denials: Denials<'a>,
+    /// The broker, where the box may reach something.
+    network: Option<Broker>,
     /// What is written to the root, where it is to be kept.
     upper: Option<Upper>,
     deadline: Option<Instant>,
@@ -267,6 +314,7 @@ impl<'a> Supervisor<'a> {
             streams,
             redactor: None,
             denials: Denials::new(plan, Events::at(directory.join(EVENTS))),
+            network: None,
             upper: None,
             deadline: plan.timeout_ms.and_then(|timeout| Instant::now().checked_add(Duration::from_millis(timeout))),
             stop: None,
@@ -278,6 +326,7 @@ impl<'a> Supervisor<'a> {
             failure: None,
             status: None,
         };
+        let secrets = supervisor.start_network(secrets)?;
         // After the clone: PID 1 has no copy of what it needs.
         let values = secrets.files.iter().chain(&secrets.variables).map(|secret| &secret.value[..]);
         supervisor.redactor = Redactor::new(values).map_err(io::Error::other).to("look for secrets")?;
@@ -323,6 +372,9 @@ impl<'a> Supervisor<'a> {
             } else if ready.all_denied {
                 self.denials.close();
             }
+            if ready.network {
+                self.hear_network();
+            }
             if ready.signals {
                 self.relay()?;
             }
@@ -344,57 +396,6 @@ impl<'a> Supervisor<'a> {
         }
         let timeout = self.plan.timeout_ms.map(Duration::from_millis);
         Ok(Ending::new(self.failure.take(), self.status, self.stop, timeout))
-    }
-
-    fn wait(&self) -> Result<Ready, SuperviseError> {
-        let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
-        let mut places = [None; 4];
-        for (place, fd) in places.iter_mut().zip([
-            self.alive.then_some(self.init.as_fd()),
-            self.channel.as_ref().map(AsFd::as_fd),
-            self.parent.as_ref().map(AsFd::as_fd),
-            self.denials.listener(),
-        ]) {
-            if let Some(fd) = fd {
-                *place = Some(fds.len());
-                fds.push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
-            }
-        }
-        let own = fds.len();
-        self.control.interest(&mut fds);
-        self.denials.guests(&mut fds);
-        let streams = fds.len();
-        self.streams.interest(&mut fds);
-        let timeout = self.next_deadline().into_iter().chain(self.forget_at).min().map(|deadline| {
-            let left = deadline.saturating_duration_since(Instant::now());
-            Timespec {
-                tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
-                tv_nsec: i64::from(left.subsec_nanos()),
-            }
-        });
-        match poll(&mut fds, timeout.as_ref()) {
-            Ok(_) => {}
-            Err(Errno::INTR) => return Ok(Ready::default()),
-            Err(error) => return Err(error).to("wait for the box"),
-        }
-        let is_any = |fds: &[PollFd<'_>]| fds.iter().any(|fd| !fd.revents().is_empty());
-        let (own, others) = fds.split_at(own.min(fds.len()));
-        let (callers, streams) = others.split_at((streams - own.len()).min(others.len()));
-        let (callers, streams) = (is_any(callers), is_any(streams));
-        let is_ready =
-            |place: Option<usize>| place.and_then(|at| own.get(at)).is_some_and(|fd| !fd.revents().is_empty());
-        let [init, channel, parent, listener] = places;
-        let denials = listener.and_then(|at| own.get(at)).map_or(PollFlags::empty(), PollFd::revents);
-        Ok(Ready {
-            signals: is_ready(Some(0)),
-            init: is_ready(init),
-            channel: is_ready(channel),
-            parent: is_ready(parent),
-            denials: denials.contains(PollFlags::IN),
-            all_denied: is_ready(listener),
-            callers,
-            streams,
-        })
     }
 
     fn next_deadline(&self) -> Option<Instant> {
@@ -455,7 +456,7 @@ impl<'a> Supervisor<'a> {
             };
             match signal {
                 Signal::SIGWINCH => self.streams.resize(),
-                Signal::SIGCHLD => {}
+                Signal::SIGCHLD => self.denials.settle(),
                 // Somebody looks for the socket.
                 Signal::SIGURG => {
                     if let Err(error) = self.control.open() {
@@ -525,7 +526,8 @@ impl<'a> Supervisor<'a> {
                 self.upper = Some(Upper::new(upper, &layers).to("look at the root")?);
                 self.release()?;
             }
-            Some((Report::Terminal | Report::Denials | Report::Upper, None)) => {
+            Some((Report::Door, Some(door))) => self.open_door(&door),
+            Some((Report::Terminal | Report::Denials | Report::Upper | Report::Door, None)) => {
                 return Err(io::Error::from(io::ErrorKind::InvalidData)).to("hear from the box");
             }
         }
@@ -559,28 +561,30 @@ impl Drop for Supervisor<'_> {
     fn drop(&mut self) {
         // On the way out of an error the box must not be left behind, not even as something that is about to end.
         if self.alive && pidfd_send_signal(&self.init, rustix::process::Signal::KILL).is_ok() {
+            self.denials.bury();
             // Nobody else waits for it; there is nothing better to do about an error here than to go.
             waitid(WaitId::PidFd(self.init.as_fd()), WaitIdOptions::EXITED).unwrap_or_default();
         }
     }
 }
 
-/// What the poll found.
-#[derive(Debug, Default)]
-struct Ready {
-    signals: bool,
-    init: bool,
-    channel: bool,
-    parent: bool,
-    /// A refused call waits.
-    denials: bool,
-    /// None waits, and none will: the filter has no process left.
-    all_denied: bool,
-    /// Somebody asks for something, or a call of a command of theirs was refused.
-    callers: bool,
-    streams: bool,
-}
-
 fn gone(error: Errno) -> Result<(), Errno> {
     if error == Errno::SRCH { Ok(()) } else { Err(error) }
+}
+
+/// A pidfd of the process that started this one; none under `nohup`, where its end means nothing.
+fn watch_parent() -> Result<Option<OwnedFd>, SuperviseError> {
+    if agentd_sys::signal::hangup_is_ignored().to("look at SIGHUP")? {
+        return Ok(None);
+    }
+    let Some(parent) = getppid().filter(|parent| *parent != Pid::INIT) else { return Ok(None) };
+    match pidfd_open(parent, PidfdFlags::empty()) {
+        Ok(pidfd) if getppid() == Some(parent) => Ok(Some(pidfd)),
+        // It ended just now: as if it had ended a moment later.
+        Ok(_) | Err(Errno::SRCH) => {
+            kill_process(rustix::process::getpid(), rustix::process::Signal::HUP).to("hang up")?;
+            Ok(None)
+        }
+        Err(error) => Err(error).to("watch the parent process"),
+    }
 }

@@ -29,6 +29,7 @@ fn record(id: &JobId, name: Option<&str>) -> Record {
         root: None,
         output_dropped: 0,
         denials: 0,
+        network: None,
     }
 }
 

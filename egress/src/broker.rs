@@ -1,0 +1,200 @@
+//! The broker: a process of its own on the host's network, between the sockets of one box and the internet.
+//!
+//! It is a child of the supervisor and not a part of it: a mistake in here costs the job its network, not its clock, its
+//! output or its record. It has no files, no capabilities and few system calls ([`confine`]); what it knows it tells over its
+//! channel. One thread moves bytes; names are looked up in a few more, for the C library's look-up blocks.
+//!
+//! Invariant: connections, names, waiting messages and everything read before a decision have bounds, whatever the box does.
+
+mod confine;
+mod connection;
+mod dial;
+mod ledger;
+mod passing;
+mod service;
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use agentd_sys::channel;
+use agentd_sys::memory::BEFORE_FORGETTING;
+use agentd_sys::process::exit_now;
+use rustix::net::{SocketType, sockopt};
+use tokio::io::Interest;
+use tokio::net::{TcpListener, TcpStream, UdpSocket, UnixDatagram};
+use tokio::task::LocalSet;
+
+use crate::name::Name;
+use crate::names::Issued;
+use crate::policy::{NAME_SERVICE, Policy, Refusal};
+use ledger::Ledger;
+use passing::Pipes;
+
+/// Connections at once; further ones are refused.
+const MOST_CONNECTIONS: usize = 1024;
+
+/// Descriptors of a connection while bytes move both ways: two sockets and two pipes.
+const PER_CONNECTION: usize = 6;
+
+/// Descriptors beside those of connections: listeners, the channel, look-ups.
+const OTHER_DESCRIPTORS: usize = 400;
+
+/// Names are looked up by as many threads.
+const MOST_LOOKUPS: usize = 8;
+
+/// Of each; glibc's resolver keeps its answers on the stack.
+const LOOKUP_STACK: usize = 256 << 10;
+
+/// Runs as the broker; never returns.
+///
+/// Must be called in a child of the supervisor with one thread and `channel`, whose other end the supervisor has: sockets of
+/// the box come in by it, [`crate::Told`] goes out. Its end is the end of the job. `filter` is loaded before the first byte of
+/// the box is read.
+pub fn run(policy: Policy, channel: OwnedFd, filter: &[libc::sock_filter]) -> ! {
+    let done = confine::confine(&policy, &channel, filter).and_then(|descriptors| {
+        let most = MOST_CONNECTIONS.min(descriptors.saturating_sub(OTHER_DESCRIPTORS) / PER_CONNECTION);
+        serve(policy, channel, most)
+    });
+    exit_now(i32::from(done.is_err()))
+}
+
+/// What the host's resolver said, and when.
+type Answer = (Instant, Rc<[IpAddr]>);
+
+/// What the parts of the broker share.
+struct Shared {
+    policy: Policy,
+    issued: RefCell<Issued>,
+    /// Whether the box has IPv6.
+    v6: Cell<bool>,
+    looked_up: RefCell<HashMap<Name, Answer>>,
+    ledger: Ledger,
+    pipes: Pipes,
+    connections: Cell<usize>,
+    most: usize,
+}
+
+fn serve(policy: Policy, channel: OwnedFd, most: usize) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .max_blocking_threads(MOST_LOOKUPS)
+        .thread_stack_size(LOOKUP_STACK)
+        .thread_keep_alive(Duration::from_secs(1))
+        .build()?;
+    let shared = Rc::new(Shared {
+        policy,
+        issued: RefCell::default(),
+        v6: Cell::new(false),
+        looked_up: RefCell::default(),
+        ledger: Ledger::default(),
+        pipes: Pipes::default(),
+        connections: Cell::new(0),
+        most,
+    });
+    let tasks = LocalSet::new();
+    tasks.spawn_local(async {
+        tokio::time::sleep(BEFORE_FORGETTING).await;
+        // What its start needed and waiting does not. Not to succeed costs memory only.
+        agentd_sys::memory::forget_code().unwrap_or_default();
+    });
+    let served = runtime.block_on(tasks.run_until(until_the_end(&shared, &channel)));
+    // What still runs ends here, and puts itself down in the ledger.
+    drop(tasks);
+    runtime.shutdown_background();
+    served.and(shared.ledger.finish(&channel))
+}
+
+/// Takes sockets of the box in until the supervisor has no more to say.
+async fn until_the_end(shared: &Rc<Shared>, channel: &OwnedFd) -> io::Result<()> {
+    // Tokio has no type for sockets of messages in sequence; of this one only readiness is used.
+    let channel = UnixDatagram::from_std(channel.try_clone()?.into())?;
+    let tell = shared.ledger.tell(&channel);
+    let listen = async {
+        loop {
+            channel.readable().await?;
+            match channel.try_io(Interest::READABLE, || channel::receive(&channel)) {
+                Ok(None) => return Ok(()),
+                Ok(Some(message)) => {
+                    if let Some(socket) = message.descriptor {
+                        open(shared, socket)?;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+    };
+    tokio::select! {
+        told = tell => told,
+        ended = listen => ended,
+    }
+}
+
+/// A socket of the box: what it is for, it says itself.
+fn open(shared: &Rc<Shared>, socket: OwnedFd) -> io::Result<()> {
+    rustix::io::ioctl_fionbio(&socket, true)?;
+    if sockopt::socket_type(&socket)? == SocketType::DGRAM {
+        let socket = UdpSocket::from_std(socket.into())?;
+        tokio::task::spawn_local(service::datagrams(Rc::clone(shared), socket));
+        return Ok(());
+    }
+    let listener = TcpListener::from_std(socket.into())?;
+    let at = listener.local_addr()?;
+    shared.v6.set(shared.v6.get() || at.is_ipv6());
+    tokio::task::spawn_local(accept(Rc::clone(shared), listener, at));
+    Ok(())
+}
+
+/// After a failure to accept, for want of descriptors or memory: until some are free again.
+const BREATH: Duration = Duration::from_millis(100);
+
+async fn accept(shared: Rc<Shared>, listener: TcpListener, at: SocketAddr) {
+    loop {
+        let Ok((client, _)) = listener.accept().await else {
+            tokio::time::sleep(BREATH).await;
+            continue;
+        };
+        let Some(slot) = Slot::take(&shared) else {
+            let too_many = Refusal::because(format!("more than {} connections at once", shared.most));
+            shared.ledger.refuse("(any)", Some(at.port()), &too_many);
+            reset(&client);
+            continue;
+        };
+        if at.port() == NAME_SERVICE.1 {
+            tokio::task::spawn_local(service::stream(slot, client));
+        } else {
+            tokio::task::spawn_local(connection::serve(slot, client));
+        }
+    }
+}
+
+/// One of the connections there can be at once.
+struct Slot(Rc<Shared>);
+
+impl Slot {
+    fn take(shared: &Rc<Shared>) -> Option<Self> {
+        let taken = shared.connections.get();
+        (taken < shared.most).then(|| {
+            shared.connections.set(taken + 1);
+            Slot(Rc::clone(shared))
+        })
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.connections.set(self.0.connections.get() - 1);
+    }
+}
+
+/// Makes the end of a connection an error for its other side: it is not told that all went well.
+fn reset(stream: &TcpStream) {
+    // A socket that is in no state for it is closed already.
+    sockopt::set_socket_linger(stream, Some(Duration::ZERO)).unwrap_or_default();
+}

@@ -1,0 +1,253 @@
+//! One connection of the box: what was meant, whether it may, whether the client says the same, and then its bytes.
+//!
+//! Invariant: no byte of the box leaves the host before a rule has allowed it and, at the ports of TLS and HTTP, before the
+//! client's own first words have named the same host.
+
+use std::cell::Cell;
+use std::io;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::ledger::now;
+use super::{Shared, Slot, dial, passing, reset};
+use crate::hello::{self, Hello};
+use crate::name::Name;
+use crate::names;
+use crate::policy::{Refusal, Target};
+use crate::request::{self, Head};
+use crate::told::{Request, Verdict};
+
+/// For a client's first words where it speaks first.
+const FIRST_WORDS: Duration = Duration::from_secs(10);
+
+/// For the first words of a client that is refused already, only to answer it in its own way.
+const COURTESY: Duration = Duration::from_secs(2);
+
+/// Why a connection was not passed on.
+#[derive(Debug)]
+pub(super) enum Stop {
+    /// Policy.
+    Refused(Refusal),
+    /// The world.
+    Failed(String),
+}
+
+impl From<io::Error> for Stop {
+    fn from(error: io::Error) -> Self {
+        Stop::Failed(error.to_string())
+    }
+}
+
+/// What a client must say first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Expected {
+    /// A TLS hello for the name (port 443).
+    Tls,
+    /// A request for the name (port 80).
+    Http,
+    /// Anything, or nothing (another port, named by the user): a hello and a request are checked all the same.
+    Anything,
+}
+
+/// A connection's entry in the ledger; it gets there however the connection ends.
+struct Entry<'a> {
+    shared: &'a Shared,
+    begun: Instant,
+    up: Cell<u64>,
+    down: Cell<u64>,
+    request: Request,
+}
+
+impl Drop for Entry<'_> {
+    fn drop(&mut self) {
+        let mut request = self.request.clone();
+        request.duration_ms = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        (request.up, request.down) = (self.up.get(), self.down.get());
+        self.shared.ledger.record(request);
+    }
+}
+
+/// Serves a connection to its end.
+pub(super) async fn serve(slot: Slot, client: TcpStream) {
+    let Ok(meant) = client.local_addr() else { return };
+    let (address, port) = (meant.ip().to_canonical(), meant.port());
+    let target = target(&slot.0, address);
+    let host = match &target {
+        Ok(Target::Name(name)) => name.to_string(),
+        _ => address.to_string(),
+    };
+    let mut entry = Entry {
+        shared: &slot.0,
+        begun: Instant::now(),
+        up: Cell::new(0),
+        down: Cell::new(0),
+        request: Request {
+            time: now(),
+            untrusted_host: host,
+            port: Some(port),
+            address: None,
+            rule: None,
+            up: 0,
+            down: 0,
+            duration_ms: 0,
+            verdict: Verdict::Allowed,
+            why: None,
+            allow: None,
+            count: 1,
+        },
+    };
+    let mut said = Vec::new();
+    let passed = match target {
+        Ok(target) => pass(&mut entry, &client, &target, port, &mut said).await,
+        Err(refusal) => Err(Stop::Refused(refusal)),
+    };
+    let Err(stop) = passed else { return };
+    let request = &mut entry.request;
+    match stop {
+        Stop::Refused(refusal) => {
+            request.verdict = Verdict::Refused;
+            (request.why, request.allow) = (Some(refusal.why), refusal.allow);
+            request.rule = refusal.rule.or_else(|| request.rule.take());
+        }
+        // Once it is passed on, how it ends is between the two.
+        Stop::Failed(_) if request.address.is_some() => {}
+        Stop::Failed(why) => (request.verdict, request.why) = (Verdict::Failed, Some(why)),
+    }
+    let end = (request.verdict, request.why.clone().unwrap_or_default(), request.allow.clone());
+    // Told before the client is: what it does next may be its end.
+    drop(entry);
+    answer(&client, said, &end).await;
+}
+
+/// What the address that was connected to means.
+fn target(shared: &Shared, address: IpAddr) -> Result<Target, Refusal> {
+    if let Some(name) = shared.issued.borrow().meaning(address) {
+        return Ok(Target::Name(name.clone()));
+    }
+    if names::stands_for_a_name(address) {
+        return Err(Refusal::because("no name has this address; ask the box's name service"));
+    }
+    Ok(Target::Address(address))
+}
+
+async fn pass(
+    entry: &mut Entry<'_>,
+    client: &TcpStream,
+    target: &Target,
+    port: u16,
+    said: &mut Vec<u8>,
+) -> Result<(), Stop> {
+    let shared = entry.shared;
+    let rule = shared.policy.decide(target, port).map_err(Stop::Refused)?;
+    entry.request.rule = Some(rule.to_string());
+    client.set_nodelay(true)?;
+    let expected = match port {
+        443 => Expected::Tls,
+        80 => Expected::Http,
+        _ => Expected::Anything,
+    };
+    let mut first = None;
+    if let Target::Name(name) = target
+        && expected != Expected::Anything
+    {
+        let late = |_| Stop::Refused(Refusal::because("the client said too little for too long"));
+        first = Some(timeout(FIRST_WORDS, first_words(client, name, port, expected, said)).await.map_err(late)??);
+    }
+    let server = dial::dial(shared, target, port).await?;
+    // What it said is on its way and not needed for an answer any more.
+    *said = Vec::new();
+    entry.request.address = server.peer_addr().ok().map(|address| address.ip().to_string());
+    let up = async {
+        let first = match (first, target) {
+            (Some(first), _) => first,
+            (None, Target::Name(name)) => first_words(client, name, port, expected, said).await?,
+            (None, Target::Address(_)) => Vec::new(),
+        };
+        passing::write(&server, &first).await?;
+        entry.up.set(u64::try_from(first.len()).unwrap_or(u64::MAX));
+        drop(first);
+        Ok(shared.pipes.pass(client, &server, &entry.up).await?)
+    };
+    let down = async { Ok(shared.pipes.pass(&server, client, &entry.down).await?) };
+    let passed = tokio::try_join!(up, down);
+    if passed.is_err() {
+        // Neither side takes a connection that broke for one that ended.
+        reset(&server);
+    }
+    passed.map(|((), ())| ())
+}
+
+/// Reads until it is clear that the client means `name`; gives what to pass on in place of what it `said`.
+async fn first_words(
+    client: &TcpStream,
+    name: &Name,
+    port: u16,
+    expected: Expected,
+    said: &mut Vec<u8>,
+) -> Result<Vec<u8>, Stop> {
+    let other = |kind: &str, untrusted_name: &str| {
+        let shown: String = untrusted_name.escape_debug().take(100).collect();
+        Stop::Refused(Refusal::because(format!("it was connected for {name}, and its {kind} asks for {shown}")))
+    };
+    loop {
+        let speaks_tls = expected == Expected::Tls || expected == Expected::Anything && said.first() == Some(&22);
+        let speaks_http = expected == Expected::Http || expected == Expected::Anything && request::looks_like(said);
+        let refused = if said.is_empty() {
+            None
+        } else if speaks_tls {
+            match hello::read(said) {
+                Hello::Asks(asked) if Name::new(&asked).as_ref() == Some(name) => return Ok(said.clone()),
+                Hello::Asks(asked) => return Err(other("TLS hello", &asked)),
+                Hello::Incomplete => None,
+                Hello::Refused(why) => Some(why),
+            }
+        } else if speaks_http {
+            match request::read(said) {
+                Head::Asks { host, mut head, length } if request::is_for(&host, name, port) => {
+                    head.extend_from_slice(&said[length..]);
+                    return Ok(head);
+                }
+                Head::Asks { host, .. } => return Err(other("request", &host)),
+                Head::Incomplete => None,
+                Head::Refused(why) => Some(why),
+            }
+        } else if request::may_become_one(said) {
+            None
+        } else {
+            return Ok(said.clone());
+        };
+        if let Some(why) = refused {
+            return Err(Stop::Refused(Refusal::because(why)));
+        }
+        let most = hello::MAX_HELLO.max(request::MAX_HEAD) + 1;
+        if !passing::read(client, said, most).await? {
+            return match expected {
+                // A client that has nothing to say listens.
+                Expected::Anything => Ok(said.clone()),
+                _ => Err(Stop::Failed("the client went away".into())),
+            };
+        }
+    }
+}
+
+/// Tells a client that it was not passed on, in the words of what it speaks.
+async fn answer(client: &TcpStream, mut said: Vec<u8>, (verdict, why, allow): &(Verdict, String, Option<String>)) {
+    if said.is_empty() && *verdict == Verdict::Refused {
+        // Nobody hears what is said to a client that speaks another language: it is not waited for long.
+        let heard = timeout(COURTESY, passing::read(client, &mut said, 4096)).await;
+        drop(heard);
+    }
+    let words = match (verdict, said.first()) {
+        (Verdict::Refused, Some(22)) => hello::ACCESS_DENIED.to_vec(),
+        (Verdict::Refused, _) if request::looks_like(&said) => request::forbidden(why, allow.as_deref()),
+        (Verdict::Failed, _) if request::looks_like(&said) => request::bad_gateway(why),
+        _ => return reset(client),
+    };
+    let told = timeout(COURTESY, passing::last_words(client, &words)).await;
+    if !matches!(told, Ok(Ok(()))) {
+        reset(client);
+    }
+}

@@ -1,0 +1,38 @@
+//! Entry points for the fuzz targets in `fuzz/`: what reads bytes that a box or a name server chose.
+
+use std::net::Ipv4Addr;
+
+use crate::dns::{self, Found};
+use crate::hello::{self, Hello};
+use crate::name::Name;
+use crate::request::{self, Head};
+use crate::rule::Rule;
+use crate::told::Told;
+
+/// A message to the name service: the answer is not much longer than the question.
+pub fn question(untrusted: &[u8]) {
+    let found = dns::answer(untrusted, |_| Found::At(Ipv4Addr::LOCALHOST, None));
+    assert!(found.is_none_or(|(answer, _)| answer.len() <= untrusted.len() + 16));
+}
+
+/// The first words of a client.
+pub fn first_words(untrusted: &[u8]) {
+    if let Hello::Asks(name) = hello::read(untrusted) {
+        assert!(name.len() <= untrusted.len());
+    }
+    if let Head::Asks { head, .. } = request::read(untrusted) {
+        assert!(matches!(request::read(&head), Head::Asks { length, .. } if length == head.len()));
+    }
+}
+
+/// A rule, and a message of the broker.
+pub fn words(untrusted: &[u8]) {
+    let _read_or_refused = Told::decode(untrusted);
+    let text = String::from_utf8_lossy(untrusted);
+    if let Some(name) = Name::new(&text) {
+        assert_eq!(Name::new(name.as_str()), Some(name));
+    }
+    if let Ok(rule) = text.parse::<Rule>() {
+        assert_eq!(rule.to_string().parse::<Rule>(), Ok(rule));
+    }
+}

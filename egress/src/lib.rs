@@ -1,0 +1,35 @@
+//! The network of a box: which names and addresses it may reach, and the broker, the only way it reaches them.
+//!
+//! ```text
+//! name, rule, sets, policy   what is allowed: words of the user, decided on without any I/O
+//! names, dns                 the name service of the box: an allowed name gets an address that means it
+//! hello, request             what a client says first: does it ask for the name it was connected for?
+//! address                    where no name may lead
+//! told                       what the broker tells the supervisor about it
+//! broker                     the process: accepts, decides, dials, passes on
+//! ```
+//!
+//! Invariant: what is not allowed is refused: an empty policy allows nothing, a name that is no name is no name of a rule,
+//! and nothing leaves the host on behalf of a box, a question to a name server included, before a rule has allowed it.
+
+mod address;
+mod broker;
+mod dns;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
+mod hello;
+mod name;
+mod names;
+mod policy;
+mod request;
+mod rule;
+mod sets;
+mod told;
+
+pub use broker::run;
+pub use name::Name;
+pub use names::{OWN_V4, OWN_V6};
+pub use policy::{NAME_SERVICE, Policy, PolicyError};
+pub use rule::{HostEntry, Rule, RuleError};
+pub use sets::{SetNames, set};
+pub use told::{Request, Told, Totals, Verdict};

@@ -1,0 +1,242 @@
+//! The network broker as its supervisor sees it: a child that gets the box's sockets, and tells what is asked of it.
+//!
+//! Invariant: nothing the broker does or leaves undone stops the supervisor: what it says is bounded, checked and only written
+//! down; a broker that is gone costs the job its network, and that is told.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use agentd_egress::{Request, Told, Totals, Verdict};
+use agentd_profiles::BuiltIn;
+use agentd_sys::channel;
+use agentd_sys::process::{Cloned, clone};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::Shutdown;
+use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
+
+use super::{Secrets, SuperviseError, Supervisor, To};
+use crate::job::events::Event;
+use crate::job::record::{NameUse, NetworkUse, Record};
+
+/// Requests that are written down one by one; of further ones only the numbers are kept.
+const MOST_LINES: u64 = 10_000;
+
+/// Refusals that are shown at the end, and names that the record counts apart.
+const MOST_NAMES: usize = 100;
+
+/// For how long the broker is waited for, between two of its messages, once the box is gone.
+const PATIENCE: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
+
+/// The broker of a job.
+#[derive(Debug)]
+pub(super) struct Broker {
+    process: OwnedFd,
+    channel: Option<OwnedFd>,
+    lines: u64,
+    names: Vec<NameUse>,
+    totals: Option<Totals>,
+    refusals: Vec<Request>,
+}
+
+/// What came of a job's network.
+#[derive(Debug)]
+struct Ended {
+    /// For the record.
+    used: NetworkUse,
+    /// The refusals, each kind once, with its count.
+    refusals: Vec<Request>,
+    /// What is still to be written down.
+    last: Vec<Request>,
+    /// That the broker ended before the box.
+    warning: Option<String>,
+}
+
+/// Which side of the fork this is.
+#[derive(Debug)]
+enum Side {
+    /// The process that is to be the broker, with its end of the channel.
+    Broker(OwnedFd),
+    /// The supervisor.
+    Supervisor(Broker),
+}
+
+/// Makes the broker's process, from one with one thread.
+fn fork() -> io::Result<Side> {
+    let (ours, theirs) = channel::pair()?;
+    Ok(match clone(0)? {
+        Cloned::Child => Side::Broker(theirs),
+        Cloned::Parent { pidfd, .. } => Side::Supervisor(Broker {
+            process: pidfd,
+            channel: Some(ours),
+            lines: 0,
+            names: Vec::new(),
+            totals: None,
+            refusals: Vec::new(),
+        }),
+    })
+}
+
+impl Broker {
+    /// Passes a socket of the box on.
+    fn open(&mut self, door: &OwnedFd) {
+        let sent = self.channel.as_ref().map_or(Ok(()), |channel| {
+            let mut ready = [PollFd::new(channel, PollFlags::OUT)];
+            match poll(&mut ready, Some(&PATIENCE))? {
+                0 => Err(io::ErrorKind::TimedOut.into()),
+                _ => channel::send(channel.as_fd(), b"D", Some(door.as_fd())),
+            }
+        });
+        if sent.is_err() {
+            // It is gone, or as good as gone; that is told at the end.
+            self.channel = None;
+        }
+    }
+
+    /// What to poll.
+    pub(super) fn channel(&self) -> Option<BorrowedFd<'_>> {
+        self.channel.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Hears one message; gives what is to be written down.
+    fn hear(&mut self) -> Option<Request> {
+        let message = self.channel.as_ref().map(channel::receive);
+        // Nonsense, and an end.
+        let Some(Ok(Some(message))) = message else {
+            self.channel = None;
+            return None;
+        };
+        match Told::decode(&message.bytes) {
+            Some(Told::Request(request)) => {
+                self.lines += 1;
+                if request.verdict == Verdict::Refused {
+                    if self.refusals.len() < MOST_NAMES {
+                        self.refusals.push(request.clone());
+                    }
+                } else {
+                    self.count(&request);
+                }
+                (self.lines <= MOST_LINES).then_some(request)
+            }
+            Some(Told::Again(request)) => {
+                let known = self.refusals.iter_mut().find(|known| known.is_like(&request))?;
+                known.count = request.count;
+                Some(request)
+            }
+            Some(Told::Totals(totals)) => {
+                self.totals = Some(totals);
+                None
+            }
+            None => {
+                self.channel = None;
+                None
+            }
+        }
+    }
+
+    fn count(&mut self, request: &Request) {
+        let Request { untrusted_host: name, port: Some(port), up, down, verdict: Verdict::Allowed, .. } = request
+        else {
+            return;
+        };
+        let known = self.names.iter_mut().find(|known| known.name == *name && known.port == *port);
+        if let Some(known) = known {
+            known.connections += 1;
+            known.up = known.up.saturating_add(*up);
+            known.down = known.down.saturating_add(*down);
+        } else if self.names.len() < MOST_NAMES {
+            self.names.push(NameUse { name: name.clone(), port: *port, connections: 1, up: *up, down: *down });
+        }
+    }
+
+    /// The box is gone: hears the broker out, and reaps it.
+    fn finish(mut self) -> Ended {
+        let mut last = Vec::new();
+        if let Some(channel) = &self.channel {
+            // It may be gone already.
+            rustix::net::shutdown(channel, Shutdown::Write).unwrap_or_default();
+        }
+        while let Some(channel) = &self.channel {
+            let mut ready = [PollFd::new(channel, PollFlags::IN)];
+            if !poll(&mut ready, Some(&PATIENCE)).is_ok_and(|ready| ready > 0) {
+                break;
+            }
+            last.extend(self.hear());
+        }
+        let warning = self
+            .totals
+            .is_none()
+            .then(|| "the network broker ended before the job; from then on it had no network".into());
+        let Totals { allowed, refused, failed, up, down, untold } = self.totals.unwrap_or_default();
+        let used = NetworkUse { allowed, refused, failed, up, down, untold, names: std::mem::take(&mut self.names) };
+        Ended { used, refusals: std::mem::take(&mut self.refusals), last, warning }
+    }
+}
+
+impl Supervisor<'_> {
+    /// Starts the broker, where the box may reach something; gives the secrets back, which the broker is not to have.
+    pub(super) fn start_network(&mut self, secrets: Secrets) -> Result<Secrets, SuperviseError> {
+        let Some(policy) = &self.plan.reach else { return Ok(secrets) };
+        match fork().to("start the network broker")? {
+            Side::Broker(channel) => {
+                // It has a copy of this process's memory, and is near to whoever would want them.
+                drop(secrets);
+                agentd_egress::run(policy.clone(), channel, agentd_profiles::seccomp(BuiltIn::Broker))
+            }
+            Side::Supervisor(network) => {
+                self.network = Some(network);
+                Ok(secrets)
+            }
+        }
+    }
+
+    /// Passes a socket of the box on to the broker.
+    pub(super) fn open_door(&mut self, door: &OwnedFd) {
+        if let Some(network) = &mut self.network {
+            network.open(door);
+        }
+    }
+
+    /// One message of the broker.
+    pub(super) fn hear_network(&mut self) {
+        if let Some(request) = self.network.as_mut().and_then(Broker::hear) {
+            self.put_down(request);
+        }
+    }
+
+    /// Writes down what the broker still has to tell; gives what it refused.
+    pub(super) fn end_network(&mut self, record: &mut Record) -> Vec<Request> {
+        let Some(network) = self.network.take() else { return Vec::new() };
+        let Ended { mut used, mut refusals, last, warning } = network.finish();
+        for request in last {
+            self.put_down(request);
+        }
+        if let Some(redactor) = &self.redactor {
+            redactor.texts(used.names.iter_mut().map(|name| &mut name.name));
+            redactor.texts(refusals.iter_mut().flat_map(said_by_the_box));
+        }
+        record.warnings.extend(warning);
+        record.network = Some(used);
+        refusals
+    }
+
+    fn put_down(&mut self, mut request: Request) {
+        if let Some(redactor) = &self.redactor {
+            redactor.texts(said_by_the_box(&mut request));
+        }
+        self.denials.keep(&Event::Network(request));
+    }
+}
+
+/// A name that the payload asks for can be a secret as well as any.
+fn said_by_the_box(request: &mut Request) -> impl Iterator<Item = &mut String> {
+    let Request { untrusted_host, why, allow, .. } = request;
+    [Some(untrusted_host), why.as_mut(), allow.as_mut()].into_iter().flatten()
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        // Whatever it still does, it is nothing of this job's any more. Both fail only where it is gone.
+        pidfd_send_signal(&self.process, Signal::KILL).unwrap_or_default();
+        waitid(WaitId::PidFd(self.process.as_fd()), WaitIdOptions::EXITED).unwrap_or_default();
+    }
+}

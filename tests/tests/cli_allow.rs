@@ -1,0 +1,318 @@
+//! `agentd run --allow`: what is allowed works as if there were nothing in between, and the record says what was done.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, also in the functions beside it")]
+
+use std::process::Command;
+
+use agentd_tests::server::{Manner, OK, Server};
+use agentd_tests::{Feature, Home, Ran, Started, is_root, require, run};
+use serde_json::Value;
+
+/// `agentd run` that may reach `server` as web.test.
+fn reaching(home: &Home, server: &Server) -> Command {
+    let mut command = home.run();
+    command.arg("--allow").arg(format!("web.test:{}", server.port())).args(["--add-host", "web.test:127.0.0.1"]);
+    command
+}
+
+fn python(command: &mut Command, script: &str) -> Ran {
+    run(command.args(["--", "/usr/bin/python3", "-c", script]))
+}
+
+/// The requests of the newest job.
+fn requests(home: &Home) -> Vec<Value> {
+    let id = home.jobs()[0]["id"].as_str().unwrap().to_owned();
+    let listed = run(home.agentd().args(["logs", "--net", "--format", "json", &id])).expect_success();
+    serde_json::from_str(&listed.stdout).unwrap()
+}
+
+#[test]
+fn cli_an_allowed_name_is_reached_and_the_record_counts_it() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let (home, server) = (Home::new(), Server::at("127.0.0.1", OK));
+    let port = server.port();
+    let script = format!("curl -sS http://web.test:{port}/ && curl -sS http://WEB.test.:{port}/x -d body");
+    let ran = run(reaching(&home, &server).args(["--", "sh", "-c", &script])).expect_silent_success();
+    assert_eq!(ran.stdout, "ok\nok\n");
+    assert!(server.heard().contains("Host: web.test") && server.heard().contains("body"), "{}", server.heard());
+    let job = &home.jobs()[0];
+    assert_eq!((&job["enforced"]["network"], &job["network"]["allowed"]), (&"broker".into(), &2.into()));
+    let name = &job["network"]["names"][0];
+    assert_eq!((&name["name"], &name["port"], &name["connections"]), (&"web.test".into(), &port.into(), &2.into()));
+    assert!(name["up"].as_u64().unwrap() > 100 && name["down"].as_u64().unwrap() > 100, "{job}");
+    let requests = requests(&home);
+    assert_eq!(requests.len(), 2);
+    for request in requests {
+        let said = (&request["verdict"], &request["host"], &request["address"], &request["rule"]);
+        let rule = format!("web.test:{port}").into();
+        assert_eq!(said, (&"allowed".into(), &"web.test".into(), &"127.0.0.1".into(), &rule));
+    }
+}
+
+#[test]
+fn cli_what_is_refused_is_answered_told_and_counted() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let (home, server) = (Home::new(), Server::at("127.0.0.1", OK));
+    let script = "curl -sS http://web.test/; curl -sS http://other.test/; curl -sS https://web.test/; curl -sS http://192.0.2.1/";
+    let ran = run(reaching(&home, &server).args(["--name", "net", "--", "sh", "-c", script]));
+    assert_eq!(ran.stdout.matches("blocked by policy, do not retry").count(), 2, "{ran}");
+    for words in [
+        "access denied",
+        "Could not resolve host: other.test",
+        "agentd: 5 network requests refused:",
+        "--allow web.test:80",
+    ] {
+        assert!(ran.stderr.contains(words), "{words}\n{ran}");
+    }
+    assert!(ran.took.as_secs() < 5, "{ran}");
+    assert_eq!((server.connections(), &home.jobs()[0]["network"]["refused"]), (0, &5.into()));
+    let table = run(home.agentd().args(["logs", "--net", "net"])).expect_success().stdout;
+    for words in
+        ["refused  other.test  2x", "refused  web.test:443", "what would allow it: agentd run --allow 192.0.2.1:80"]
+    {
+        assert!(table.contains(words), "{words}\n{table}");
+    }
+    let quiet = run(reaching(&home, &server).args(["-q", "--", "curl", "-s", "http://web.test/"]));
+    assert_eq!(quiet.stderr, "");
+}
+
+#[test]
+fn cli_bytes_arrive_whole_in_both_directions_and_each_has_its_end() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let (home, server) = (Home::new(), Server::at("127.0.0.1", Manner::Echoes));
+    let script = format!(
+        "
+import hashlib, os, socket, threading
+data = os.urandom(1 << 20) * 24
+def once(_):
+    s = socket.create_connection(('web.test', {}))
+    threading.Thread(target=lambda: (s.sendall(data), s.shutdown(socket.SHUT_WR))).start()
+    back = hashlib.sha256()
+    while part := s.recv(1 << 16):
+        back.update(part)
+    assert back.digest() == hashlib.sha256(data).digest()
+threads = [threading.Thread(target=once, args=(n,)) for n in range(3)]
+[t.start() for t in threads]; [t.join() for t in threads]
+print('whole')",
+        server.port()
+    );
+    let ran = python(&mut reaching(&home, &server), &script).expect_success();
+    assert_eq!(ran.stdout, "whole\n", "{ran}");
+    let network = &home.jobs()[0]["network"];
+    assert_eq!((&network["up"], &network["down"]), (&(72_u64 << 20).into(), &(72_u64 << 20).into()));
+}
+
+#[test]
+fn cli_servers_that_speak_first_and_ipv6_are_reached() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let home = Home::new();
+    let server = Server::at("127.0.0.1", Manner::SpeaksFirst(b"SSH-2.0-x\r\n"));
+    let script = format!(
+        "
+import socket
+s = socket.create_connection(('web.test', {}))
+print(s.recv(100)); s.sendall(b'SSH-2.0-y\\r\\n'); s.shutdown(socket.SHUT_WR); print(s.recv(100))",
+        server.port()
+    );
+    let ran = python(&mut reaching(&home, &server), &script).expect_success();
+    assert_eq!(ran.stdout, "b'SSH-2.0-x\\r\\n'\nb'SSH-2.0-y\\r\\n'\n");
+    let server = Server::at("::1", OK);
+    let (name, literal) = (format!("six.test:{}", server.port()), format!("[::1]:{}", server.port()));
+    let mut command = home.run();
+    command.args(["--allow", &name, "--add-host", "six.test:::1", "--allow", &literal, "--", "sh", "-c"]);
+    let script = format!("curl -sS -4 http://{name}/; curl -sS -6 http://{name}/; curl -sS http://{literal}/");
+    assert_eq!(run(command.arg(script)).expect_silent_success().stdout, "ok\nok\nok\n");
+}
+
+#[test]
+fn cli_an_address_that_is_named_is_reached_and_a_denial_comes_first() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let (home, server) = (Home::new(), Server::at("127.0.0.1", OK));
+    let address = format!("127.0.0.1:{}", server.port());
+    let curl = format!("http://{address}/");
+    let ran = run(home.run().args(["--allow", &address, "--", "curl", "-sS", &curl])).expect_silent_success();
+    assert_eq!(ran.stdout, "ok\n");
+    let ran = run(home.run().args(["--allow", &address, "--deny", "127.0.0.0/8", "--", "curl", "-sS", &curl]));
+    assert!(ran.stdout.contains("denied by --deny 127.0.0.0/8"), "{ran}");
+    assert_eq!(server.connections(), 1);
+}
+
+#[test]
+fn cli_rules_are_checked_before_anything_runs_and_shown() {
+    let home = Home::new();
+    for (words, says) in [
+        (&["--allow", ""][..], "is no host"),
+        (&["--allow", "https://a.org/"], "is a URL"),
+        (&["--allow", "*"], "every name"),
+        (&["--allow", "bücher.example"], "xn--"),
+        (&["--allow", "a.org:0"], "no port"),
+        (&["--allow", "a.org:1000-2000"], "1001 ports"),
+        (&["--allow", "a.org:53"], "name service"),
+        (&["--allow", "10.0.0.1/8"], "10.0.0.0/8"),
+        (&["--allow", "a.org", "--net", "host"], "--net host"),
+        (&["--deny", "a.org"], "--allow"),
+        (&["--add-host", "a.org:1.1.1.1"], "--allow"),
+        (&["--allow", "a.org", "--add-host", "a.org:b"], "NAME:ADDRESS"),
+    ] {
+        let ran = run(home.run().args(words).args(["--", "true"])).expect_code(125);
+        assert!(ran.stderr.contains(says), "{words:?}: {ran}");
+    }
+    let ran = run(home
+        .run()
+        .args(["--allow", "github", "--allow", "*.a.org:80-81", "--deny", "x.a.org", "--dry-run"])
+        .args(["--", "true"]));
+    let ran = ran.expect_success();
+    for words in ["through the broker: github.com, api.github.com", "*.a.org:80-81; not x.a.org"] {
+        assert!(ran.stdout.contains(words), "{words}\n{ran}");
+    }
+}
+
+/// The name service as programs see it.
+#[test]
+fn cli_names_are_found_or_do_not_exist() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let (home, server) = (Home::new(), Server::at("127.0.0.1", OK));
+    let script = "
+import socket, struct, time
+def ask(name, kind, tcp=False):
+    q = b'\\x12\\x34\\x01\\0\\0\\1\\0\\0\\0\\0\\0\\0' + b''.join(bytes([len(l)]) + l for l in name.split(b'.')) + b'\\0' + struct.pack('>HH', kind, 1)
+    if tcp:
+        s = socket.create_connection(('127.0.0.1', 53)); s.sendall(struct.pack('>H', len(q)) + q); a = s.recv(600)[2:]
+    else:
+        s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.sendto(q, ('127.0.0.1', 53)); a = s.recv(600)
+    return 'code %d answers %d' % (a[3] & 15, a[7])
+print(ask(b'web.test', 1), ask(b'web.test', 28), ask(b'web.test', 65), ask(b'web.test', 16), sep=', ')
+print(ask(b'WEB.test', 1, True), ask(b'nope.test', 1), ask(b'nope.test', 16, True), sep=', ')
+begun = time.time()
+for name in ('nope.test', 'web.test.evil.org'):
+    try: print(socket.getaddrinfo(name, 443))
+    except socket.gaierror as error: print(error.errno == socket.EAI_NONAME)
+print(time.time() - begun < 1)
+first = socket.getaddrinfo('web.test', 1, socket.AF_INET)[0][4][0]
+print(first, first == socket.getaddrinfo('web.test', 1, socket.AF_INET, flags=socket.AI_ADDRCONFIG)[0][4][0])";
+    let ran = python(reaching(&home, &server).arg("-q"), script).expect_success();
+    let expected = "code 0 answers 1, code 0 answers 1, code 0 answers 0, code 0 answers 0\n\
+                    code 0 answers 1, code 3 answers 0, code 3 answers 0\nTrue\nTrue\nTrue\n198.18.1.0 True\n";
+    assert_eq!(ran.stdout, expected);
+}
+
+/// Over `git://`, http and ssh from servers that the test starts; the last where the machine has one.
+#[test]
+fn cli_git_clones_through_the_broker() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let home = Home::new();
+    let bare = home.path().join("r.git");
+    let made = format!(
+        "git init -q -b main {0} && cd {0} && git -c user.name=a -c user.email=b commit -q --allow-empty -m first && \
+         cp -r .git {1} && cd {1} && git config core.bare true && git update-server-info",
+        home.path().join("r").display(),
+        bare.display()
+    );
+    let _made = run(home_git(&home, "sh").args(["-c", &made])).expect_success();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut serve = home_git(&home, "python3");
+    serve.args(["-u", "-m", "http.server", &port.to_string(), "--bind", "127.0.0.1", "--directory"]).arg(home.path());
+    let mut web = Started::new(&mut serve);
+    web.wait_for("Serving HTTP");
+    let script = format!("git clone -q http://git.test:{port}/r.git /tmp/c && git -C /tmp/c log --format=%s");
+    let mut command = home.run();
+    command.arg("--allow").arg(format!("git.test:{port}")).args(["--add-host", "git.test:127.0.0.1", "--", "sh", "-c"]);
+    let ran = run(command.arg(script)).expect_success();
+    assert_eq!(ran.stdout, "first\n", "{ran}");
+    // As root it wants its own directory, which its service makes.
+    let missing = |path: &str| std::fs::metadata(path).is_err();
+    if missing("/usr/sbin/sshd") || is_root() && missing("/run/sshd") {
+        eprintln!("skipped: over ssh: no /usr/sbin/sshd, or no /run/sshd");
+        return;
+    }
+    let (mut sshd, port) = sshd(&home);
+    let work = home.workspace();
+    std::fs::copy(home.path().join("key"), work.join("key")).unwrap();
+    let user = run(Command::new("id").arg("-un")).expect_success().stdout;
+    let script = format!(
+        "umask 077; cp key /tmp/key; export GIT_SSH_COMMAND='ssh -F none -i /tmp/key -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -q'; \
+         git clone -q ssh://{}@git.test:{port}{} /tmp/c && git -C /tmp/c log --format=%s",
+        user.trim(),
+        bare.display()
+    );
+    let mut command = home.run();
+    command.arg("--workspace").arg(&work).arg("--allow").arg(format!("git.test:{port}"));
+    let ran = run(command.args(["--add-host", "git.test:127.0.0.1", "--", "sh", "-c", &script])).expect_success();
+    assert_eq!(ran.stdout, "first\n", "{ran}");
+    sshd.signal(rustix::process::Signal::TERM);
+    assert!(agentd_tests::wait_until(std::time::Duration::from_secs(10), || sshd.has_ended()));
+}
+
+/// git and servers with the test's home and nobody's configuration.
+fn home_git(home: &Home, program: &str) -> Command {
+    let mut command = Command::new(program);
+    command.env("HOME", home.path()).env("GIT_CONFIG_NOSYSTEM", "1").stdin(std::process::Stdio::null());
+    command
+}
+
+/// A server for the user of the test, and its port.
+fn sshd(home: &Home) -> (Started, u16) {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let place = home.path().display().to_string();
+    for name in ["key", "host"] {
+        let path = format!("{place}/{name}");
+        let _made =
+            run(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f", &path])).expect_success();
+    }
+    std::fs::copy(home.path().join("key.pub"), home.path().join("authorized")).unwrap();
+    let settings = [
+        format!("Port={port}"),
+        "ListenAddress=127.0.0.1".into(),
+        format!("HostKey={place}/host"),
+        format!("AuthorizedKeysFile={place}/authorized"),
+        "StrictModes=no".into(),
+        "UsePAM=no".into(),
+        "PidFile=none".into(),
+    ];
+    let mut command = home_git(home, "/usr/sbin/sshd");
+    command.args(["-D", "-e", "-f", "/dev/null"]).args(settings.iter().flat_map(|setting| ["-o", setting]));
+    let started = Started::new(&mut command);
+    let listens = || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok();
+    assert!(agentd_tests::wait_until(std::time::Duration::from_secs(10), listens), "sshd does not listen");
+    (started, port)
+}
+
+/// Packages from the registries that this machine reaches, and the addresses at which it does.
+#[test]
+fn cli_package_managers_work_through_the_broker() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let home = Home::new();
+    for (set, host, program, script, says) in [
+        ("pypi", "pypi.org", "pip", "pip download -q --no-deps --no-cache-dir -d /tmp/x six && ls /tmp/x", "six-"),
+        ("npm", "registry.npmjs.org", "npm", "npm view is-odd@3.0.1 version", "3.0.1"),
+    ] {
+        let addresses: Vec<String> = std::net::ToSocketAddrs::to_socket_addrs(&(host, 443))
+            .map(|found| found.map(|address| address.ip().to_string()).collect())
+            .unwrap_or_default();
+        let reaches = || std::net::TcpStream::connect((host, 443)).is_ok();
+        let has = run(Command::new("sh").args(["-c", &format!("test -x /usr/bin/{program}")])).code() == 0;
+        if !has || !reaches() {
+            eprintln!("skipped: {set}: no /usr/bin/{program}, or no {host}");
+            continue;
+        }
+        let mut command = home.run();
+        command.args(["--allow", set]).args(addresses.iter().flat_map(|address| ["--allow", address]));
+        let ran = run(command.args(["-e", "PATH=/usr/bin:/bin", "--", "sh", "-c", script])).expect_success();
+        assert!(ran.stdout.contains(says), "{ran}");
+    }
+}
