@@ -19,6 +19,7 @@ pub struct Sample {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Process {
     parent: i32,
+    session: i32,
     /// Clock ticks of user and system time, its own and its reaped children's.
     ticks: u64,
     threads: u64,
@@ -63,8 +64,10 @@ impl Sample {
         let (page, tick) = (rustix::param::page_size() as u64, rustix::param::clock_ticks_per_second());
         let mut usage = Usage { cpu_percent: 0.0, memory_bytes: 0, processes: 0, threads: 0 };
         let mut ticks = 0;
+        // PID 1 leads a session of its own; what else the supervisor has started is no part of the box.
+        let is_init = |pid: &i32| self.processes.get(pid).is_some_and(|process| process.session == *pid);
         let mut next: Vec<i32> =
-            i32::try_from(supervisor).ok().into_iter().flat_map(|pid| self.children_of(pid)).collect();
+            i32::try_from(supervisor).ok().into_iter().flat_map(|pid| self.children_of(pid)).filter(is_init).collect();
         while let Some(pid) = next.pop() {
             let Some(process) = self.processes.get(&pid) else { continue };
             next.extend(self.children_of(pid));
@@ -99,6 +102,7 @@ fn parse(untrusted_line: &[u8]) -> Option<Process> {
     let pages = fields.get(24 - 3)?.parse::<i64>().ok()?;
     Some(Process {
         parent: fields.get(1)?.parse().ok()?,
+        session: fields.get(6 - 3)?.parse().ok()?,
         ticks: own.saturating_add(number(16)?).saturating_add(number(17)?),
         threads: number(20)?,
         started: number(22)?,
@@ -114,7 +118,7 @@ mod tests {
     #[test]
     fn a_process_sees_itself_below_its_parent() {
         let before = Sample::take().unwrap();
-        let mut child = std::process::Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
+        let mut child = std::process::Command::new("setsid").args(["sh", "-c", "while :; do :; done"]).spawn().unwrap();
         let begun = Instant::now();
         let usage = loop {
             let usage = Sample::take().unwrap().of(std::process::id(), &before);
