@@ -67,8 +67,7 @@ pub(super) fn run(args: Args) -> Result<u8> {
     }
     let (_, payload) = caller.ask(Request::Enter, None)?;
     let payload = payload.context("the supervisor sent no pidfd of its command: it is of another version")?;
-    drop(caller);
-    match guest::run(plan, &payload) {
+    match guest::run(plan, &payload, &caller) {
         Ok(ending) => {
             if let Ending::Failed { failure, .. } = &ending {
                 say(&failure.to_string());

@@ -386,6 +386,7 @@ impl<'a> Supervisor<'a> {
             self.keep_time()?;
             if ready.callers {
                 self.serve()?;
+                self.denials.answer_guests();
             }
             if ready.streams {
                 self.streams.pass().to("pass the output on")?;
@@ -550,7 +551,7 @@ impl<'a> Supervisor<'a> {
     fn box_is_gone(&mut self) {
         self.alive = false;
         self.payload = None;
-        self.denials.close();
+        self.denials.close_all();
         // A job that was stopped ends even if nobody reads what it had still to say.
         self.abandon_at = self.stop.map(|_| Instant::now() + self.grace());
         self.streams.box_is_gone();
