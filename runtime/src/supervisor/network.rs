@@ -148,13 +148,18 @@ impl Broker {
         }
     }
 
-    /// The box is gone: hears the broker out, and reaps it.
-    fn finish(mut self) -> Ended {
-        let mut last = Vec::new();
+    /// Tells the broker, which then comes to its end while what the box has written is passed on.
+    pub(super) fn box_is_gone(&self) {
         if let Some(channel) = &self.channel {
-            // It may be gone already.
+            // The broker may be gone as well.
             rustix::net::shutdown(channel, Shutdown::Write).unwrap_or_default();
         }
+    }
+
+    /// Hears the broker out when the box is gone; it is reaped with this value.
+    fn finish(mut self) -> Ended {
+        let mut last = Vec::new();
+        self.box_is_gone();
         while let Some(channel) = &self.channel {
             let mut ready = [PollFd::new(channel, PollFlags::IN)];
             if !poll(&mut ready, Some(&PATIENCE)).is_ok_and(|ready| ready > 0) {
