@@ -124,9 +124,12 @@ impl Policy {
     }
 
     /// Whether `name` exists as far as the box may know.
-    pub(crate) fn knows(&self, name: &Name) -> bool {
-        let is_denied = self.deny.iter().any(|rule| rule.ports.is_none() && rule.matches_name(name));
-        !is_denied && self.allow.iter().any(|rule| rule.matches_name(name))
+    pub(crate) fn knows(&self, name: &Name) -> Result<(), Refusal> {
+        if let Some(rule) = self.deny.iter().find(|rule| rule.ports.is_none() && rule.matches_name(name)) {
+            return Err(denied(rule));
+        }
+        let is_allowed = self.allow.iter().any(|rule| rule.matches_name(name));
+        is_allowed.then_some(()).ok_or_else(|| Refusal::because("no rule allows this name").unless(name))
     }
 
     /// The rule that allows `target` at `port`.
@@ -213,7 +216,7 @@ mod tests {
     #[test]
     fn an_empty_list_allows_nothing() {
         let none = policy(&[], &[], &["a.org:127.0.0.1"]);
-        assert!(!none.knows(&name("a.org")) && !allows(&none, "a.org", 443) && !allows(&none, "1.1.1.1", 443));
+        assert!(none.knows(&name("a.org")).is_err() && !allows(&none, "a.org", 443) && !allows(&none, "1.1.1.1", 443));
         assert!(none.judge(&name("a.org"), "10.0.0.1".parse().unwrap(), 443).is_err());
     }
 
@@ -242,7 +245,9 @@ mod tests {
         ] {
             assert!(!allows(&some, host, port), "{host}:{port}");
         }
-        assert!(some.knows(&name("a.org")) && some.knows(&name("q.b.org")) && !some.knows(&name("x.b.org")));
+        assert!(some.knows(&name("a.org")).is_ok() && some.knows(&name("q.b.org")).is_ok());
+        assert_eq!(some.knows(&name("x.b.org")).unwrap_err().why, "denied by --deny x.b.org");
+        assert_eq!(some.knows(&name("d.org")).unwrap_err().allow.as_deref(), Some("--allow d.org"));
         let refusal = some.decide(&Target::Name(name("a.org")), 80).unwrap_err();
         assert_eq!(refusal.allow.as_deref(), Some("--allow a.org:80"));
     }
