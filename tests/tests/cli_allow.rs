@@ -4,6 +4,7 @@
 use std::process::Command;
 
 use agentd_tests::server::{Manner, OK, Server};
+use agentd_tests::unpackers::installed;
 use agentd_tests::{Feature, Home, Ran, Started, is_root, require, run};
 use serde_json::Value;
 
@@ -225,7 +226,7 @@ print(first, first == socket.getaddrinfo('web.test', 1, socket.AF_INET, flags=so
 /// Over `git://`, http and ssh from servers that the test starts; the last where the machine has one.
 #[test]
 fn cli_git_clones_through_the_broker() {
-    if !require(Feature::Userns) {
+    if !require(Feature::Userns) || !installed(&["openssl", "python3"]) {
         return;
     }
     let home = Home::new();

@@ -14,6 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::Shutdown;
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
+use super::redact::Redactor;
 use super::{Secrets, SuperviseError, Supervisor, To};
 use crate::job::events::Event;
 use crate::job::record::{NameUse, NetworkUse, Record};
@@ -217,7 +218,7 @@ impl Supervisor<'_> {
         }
         if let Some(redactor) = &self.redactor {
             redactor.texts(used.names.iter_mut().map(|name| &mut name.name));
-            redactor.texts(refusals.iter_mut().flat_map(said_by_the_box));
+            refusals.iter_mut().for_each(|refusal| redact(redactor, refusal));
         }
         record.warnings.extend(warning);
         record.network = Some(used);
@@ -226,16 +227,20 @@ impl Supervisor<'_> {
 
     fn put_down(&mut self, mut request: Request) {
         if let Some(redactor) = &self.redactor {
-            redactor.texts(said_by_the_box(&mut request));
+            redact(redactor, &mut request);
         }
         self.denials.keep(&Event::Network(request));
     }
 }
 
 /// A name that the payload asks for can be a secret as well as any.
-fn said_by_the_box(request: &mut Request) -> impl Iterator<Item = &mut String> {
-    let Request { untrusted_host, why, allow, .. } = request;
-    [Some(untrusted_host), why.as_mut(), allow.as_mut()].into_iter().flatten()
+fn redact(redactor: &Redactor, request: &mut Request) {
+    let before = request.untrusted_host.clone();
+    redactor.texts([&mut request.untrusted_host].into_iter().chain(&mut request.why).chain(&mut request.allow));
+    if request.untrusted_host != before {
+        // It repeats the name in lower case, where the secret is not known again.
+        request.allow = None;
+    }
 }
 
 impl Drop for Broker {
