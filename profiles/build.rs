@@ -55,10 +55,36 @@ fn main() -> Result<(), Failure> {
         write_statics(&mut source, &name.to_uppercase(), &profile, &program)?;
         made.push(profile);
     }
+    let file = "profiles/fake-root.toml";
+    println!("cargo::rerun-if-changed={file}");
+    let rules = rules(&fs::read_to_string(file)?).map_err(|error| format!("{file}: {error}"))?;
+    writeln!(source, "pub(crate) static FAKE_ROOT: [SeccompRule; {}] = [", rules.len())?;
+    rules.iter().try_for_each(|rule| write_rule(&mut source, rule))?;
+    writeln!(source, "];")?;
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=src");
     fs::write(Path::new(&env::var("OUT_DIR")?).join("built_in.rs"), source)?;
     Ok(())
+}
+
+/// A text that holds rules about system calls and nothing else.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Rules {
+    schema: u32,
+    seccomp: Section,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Section {
+    rule: Vec<toml::Spanned<schema::RuleEntry>>,
+}
+
+fn rules(text: &str) -> Result<Vec<SeccompRule>, schema::SchemaError> {
+    let Rules { schema, seccomp } = schema::document(text)?;
+    schema::version(schema)?;
+    schema::each(text, seccomp.rule, "rules", schema::rule)
 }
 
 fn write_statics(to: &mut String, name: &str, profile: &Profile, program: &[libc::sock_filter]) -> Result<(), Failure> {

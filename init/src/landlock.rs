@@ -7,10 +7,10 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use ::landlock::{
-    ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr, RulesetCreatedAttr,
-    RulesetStatus, Scope, make_bitflags,
+    ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, RestrictSelfAttr, Ruleset, RulesetAttr,
+    RulesetCreatedAttr, RulesetStatus, Scope, make_bitflags,
 };
-use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2};
 use rustix::io::Errno;
 
 use crate::plan::{Landlock, LandlockRight, PathAccess, PathRight};
@@ -18,8 +18,23 @@ use crate::step::{At, Failure, Step};
 
 const AT: Step = Step::Landlock;
 
-/// Restricts the calling process, and every process it starts, to `plan`.
-pub(crate) fn restrict(plan: &Landlock) -> Result<(), Failure> {
+/// The ABI that writes denials to the audit log, and has flags for that (Linux 6.15).
+const LOG_FLAGS: u32 = 7;
+
+/// Symbolic links on the way to a granted path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Links {
+    /// The root is as the image and the plan made it.
+    Followed,
+    /// The payload may have made them: a path with one grants nothing.
+    Refused,
+}
+
+/// Restricts the calling process, and every process it starts, to `plan`. `no_new_privs` must be set already.
+///
+/// # Errors
+/// When the kernel cannot enforce all of it, or a granted path cannot be looked at.
+pub fn restrict(plan: &Landlock, links: Links) -> Result<(), Failure> {
     let (files, scopes) = handled(&plan.rights);
     if files.is_empty() && scopes.is_empty() {
         // A profile with namespaces, on a kernel before 6.12: the plan says that nothing is enforced.
@@ -34,7 +49,7 @@ pub(crate) fn restrict(plan: &Landlock) -> Result<(), Failure> {
     }
     let mut ruleset = ruleset.create().map_err(|error| failure("ruleset", &error))?;
     for grant in &plan.paths {
-        let Some((path, is_directory)) = open(&grant.path)? else { continue };
+        let Some((path, is_directory)) = open(&grant.path, links)? else { continue };
         let mut rights = rights(grant.access) & files;
         if !is_directory {
             // Every right that a file can have is among those of the newest ABI.
@@ -44,6 +59,10 @@ pub(crate) fn restrict(plan: &Landlock) -> Result<(), Failure> {
             continue;
         }
         ruleset = ruleset.add_rule(PathBeneath::new(path, rights)).map_err(|error| failure(&grant.path, &error))?;
+    }
+    if plan.abi >= LOG_FLAGS {
+        // The machine's audit log belongs to its root: a payload could fill it by rulesets of its own (docs/denials.md).
+        ruleset = ruleset.log_subdomains(false).map_err(|error| failure("log flags", &error))?;
     }
     let status = ruleset.restrict_self().map_err(|error| failure("landlock_restrict_self", &error))?;
     if status.ruleset == RulesetStatus::FullyEnforced && status.no_new_privs {
@@ -88,13 +107,19 @@ fn rights(access: PathAccess) -> BitFlags<AccessFs> {
 }
 
 /// Opens a granted path and says whether it is a directory. A grant on what the root does not have grants nothing.
-fn open(path: &str) -> Result<Option<(OwnedFd, bool)>, Failure> {
-    match openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()) {
+fn open(path: &str, links: Links) -> Result<Option<(OwnedFd, bool)>, Failure> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let opened = match links {
+        Links::Followed => openat(CWD, path, flags, Mode::empty()),
+        Links::Refused => openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS),
+    };
+    match opened {
         Ok(opened) => {
             let stat = fstat(&opened).at(AT, path)?;
             Ok(Some((opened, FileType::from_raw_mode(stat.st_mode) == FileType::Directory)))
         }
         Err(Errno::NOENT) => Ok(None),
+        Err(Errno::LOOP | Errno::NOTDIR) if links == Links::Refused => Ok(None),
         Err(error) => Err(error).at(AT, path),
     }
 }

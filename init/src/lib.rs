@@ -8,7 +8,8 @@
 
 mod check;
 mod doors;
-mod landlock;
+pub mod guest;
+pub mod landlock;
 mod lockdown;
 mod mounts;
 mod payload;
@@ -116,7 +117,7 @@ fn start(plan: &BoxPlan, mut secrets: Secrets, channel: &OwnedFd, stdio: [OwnedF
     report::wait_for_release(channel).at(Step::WaitForRecord, "the record")?;
     protect::hold(&plan.guards)?;
     check::mounts(&targets)?;
-    let open = [channel.as_raw_fd(), payload.channel.as_raw_fd()];
+    let open = [channel.as_raw_fd(), payload.channel.as_raw_fd(), payload.pidfd.as_raw_fd()];
     check::descriptors(open.into_iter().chain(terminal.as_ref().map(AsRawFd::as_raw_fd)))?;
     payload.release(terminal)?;
     Ok(payload)

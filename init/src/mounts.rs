@@ -252,7 +252,7 @@ pub(crate) fn sys(plan: &BoxPlan, stage: &Stage, root: &OwnedFd, sys: OwnedFd) -
 }
 
 /// Opens a pty of the box's own devpts and sends its controlling side to the supervisor.
-fn open_terminal(pts: &OwnedFd, channel: &OwnedFd) -> Result<OwnedFd, Failure> {
+pub(crate) fn open_terminal(pts: &OwnedFd, channel: &OwnedFd) -> Result<OwnedFd, Failure> {
     let at = Step::OpenTerminal;
     let controller =
         openat(pts, "ptmx", OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty()).at(at, "/dev/ptmx")?;

@@ -20,6 +20,7 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::process::{Pid, fchdir, ioctl_tiocsctty, setsid, umask};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use crate::landlock::Links;
 use crate::plan::{BoxPlan, Filter, Instruction, Kind, Network, Process, Seccomp};
 use crate::report::Report;
 use crate::secrets::{Secret, Secrets};
@@ -30,6 +31,8 @@ use crate::{check, landlock, lockdown, mounts, tree};
 #[derive(Debug)]
 pub(crate) struct Payload {
     pub(crate) pid: Pid,
+    /// Close-on-exec.
+    pub(crate) pidfd: OwnedFd,
     pub(crate) channel: OwnedFd,
 }
 
@@ -54,7 +57,27 @@ impl Payload {
                 channel::send(theirs.as_fd(), &Report::Failed(failure).encode(), None).unwrap_or_default();
                 exit_now(super::START_FAILED)
             }
-            Cloned::Parent { pid, .. } => Ok(Payload { pid, channel: ours }),
+            Cloned::Parent { pid, pidfd } => Ok(Payload { pid, pidfd, channel: ours }),
+        }
+    }
+
+    /// Forks the process of a command that runs beside the payload, in a box that is there. In the new one this never
+    /// returns.
+    pub(crate) fn fork_guest(plan: &BoxPlan) -> Result<Self, Failure> {
+        let at = Step::ForkPayload;
+        let (ours, theirs) = channel::pair().at(at, "socketpair")?;
+        match clone(0).at(at, "clone3")? {
+            Cloned::Child => {
+                drop(ours);
+                let closed = agentd_sys::descriptors::close_all_but(&mut [theirs.as_raw_fd()]);
+                let run =
+                    closed.at(at, "close_range").and_then(|()| wait_to_become(plan, &[], &theirs, Links::Refused));
+                let Err(failure) = run;
+                // As above.
+                channel::send(theirs.as_fd(), &Report::Failed(failure).encode(), None).unwrap_or_default();
+                exit_now(super::START_FAILED)
+            }
+            Cloned::Parent { pid, pidfd } => Ok(Payload { pid, pidfd, channel: ours }),
         }
     }
 
@@ -107,8 +130,19 @@ fn run(plan: &BoxPlan, variables: &[Secret], channel: &OwnedFd) -> Result<Infall
     if plan.network == Network::None {
         make_network(channel)?;
     }
+    wait_to_become(plan, variables, channel, Links::Followed)
+}
+
+fn wait_to_become(
+    plan: &BoxPlan,
+    variables: &[Secret],
+    channel: &OwnedFd,
+    links: Links,
+) -> Result<Infallible, Failure> {
     match channel::receive(channel).at(Step::PayloadSession, "PID 1")? {
-        Some(Message { bytes, descriptor }) if bytes == GO => become_payload(plan, variables, channel, descriptor),
+        Some(Message { bytes, descriptor }) if bytes == GO => {
+            become_payload(plan, variables, channel, descriptor, links)
+        }
         // PID 1 has failed, and this process is about to end with it.
         _ => Err(Failure::new(Step::PayloadSession, "PID 1", libc::EPIPE)),
     }
@@ -132,6 +166,7 @@ fn become_payload(
     variables: &[Secret],
     channel: &OwnedFd,
     terminal: Option<OwnedFd>,
+    links: Links,
 ) -> Result<Infallible, Failure> {
     setsid().at(Step::PayloadSession, "setsid")?;
     if let Some(terminal) = terminal {
@@ -149,7 +184,7 @@ fn become_payload(
     umask(Mode::from_raw_mode(0o022));
     enter_workdir(&plan.process.cwd)?;
     let program = Program::new(&plan.process, variables)?;
-    landlock::restrict(&plan.landlock)?;
+    landlock::restrict(&plan.landlock, links)?;
     lockdown::clear_capabilities()?;
     agentd_sys::signal::reset().at(Step::ResetSignals, "sigaction")?;
     load(&plan.seccomp, channel)?;
@@ -165,13 +200,14 @@ fn load(seccomp: &Seccomp, channel: &OwnedFd) -> Result<(), Failure> {
         }
     };
     if seccomp.told {
-        match agentd_sys::notify::load(&agentd_profiles::notifying(&program)) {
+        let asks = if seccomp.learning { agentd_profiles::asking } else { agentd_profiles::notifying };
+        match agentd_sys::notify::load(&asks(&program)) {
             Ok(listener) => {
                 return channel::send(channel.as_fd(), LISTENER, Some(listener.as_fd())).at(Step::Seccomp, "PID 1");
             }
             // agentd itself runs under a filter that somebody listens to, and there is one listener a process: the plain
             // program refuses the same.
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && !seccomp.learning => {}
             told => return told.map(drop).at(Step::Seccomp, &seccomp.profile),
         }
     }

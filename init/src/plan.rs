@@ -348,6 +348,9 @@ pub struct Seccomp {
     /// Whether the supervisor answers the filter's denials, and so hears of them.
     #[serde(default)]
     pub told: bool,
+    /// Whether the supervisor is asked about every refusal, and may let calls through: `agentd profile learn`.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub learning: bool,
 }
 
 /// Where a filter's program is.

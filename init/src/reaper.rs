@@ -55,7 +55,7 @@ fn see_through(payload: Payload, stop_signal: i32, channel: &OwnedFd) -> Result<
         let sent = report::send(channel, &Report::Denials, Some(listener.as_fd()));
         sent.at(Step::Seccomp, "the supervisor")
     })?;
-    report::send(channel, &Report::Started, None).at(Step::Exec, "the supervisor")?;
+    report::send(channel, &Report::Started, Some(payload.pidfd.as_fd())).at(Step::Exec, "the supervisor")?;
 
     let mut signals: SigSet = RELAYED.iter().copied().collect();
     signals.add(Signal::SIGCHLD);

@@ -23,7 +23,7 @@ pub enum Report {
     Door,
     /// A step failed; the start is over.
     Failed(Failure),
-    /// The payload's exec succeeded.
+    /// The payload's exec succeeded. A pidfd of it comes with this message.
     Started,
     /// The payload ended.
     Exited {

@@ -93,6 +93,8 @@ steps! {
     CheckMounts = "check the mounts",
     /// Looks at the descriptors: 0, 1, 2, the channels, the terminal.
     CheckDescriptors = "check the descriptors",
+    /// Not in a start: `agentd exec` enters the namespaces of a box that runs.
+    JoinBox = "enter the box",
     /// In the payload: a session, the controlling terminal.
     PayloadSession = "start the payload's session",
     /// In the payload: the working directory.

@@ -1,7 +1,7 @@
 //! Entry points for the fuzz targets: untrusted text in, a panic out when something is wrong.
 //!
 //! Invariant: what is compared here is what a start does with a file, under the interpreter that the tests use.
-#![expect(clippy::missing_panics_doc, reason = "a panic is how a fuzz target reports")]
+#![expect(clippy::missing_panics_doc, clippy::expect_used, reason = "a panic is how a fuzz target reports")]
 
 #[path = "../tests/program/calls.rs"]
 mod calls;
@@ -9,7 +9,9 @@ mod calls;
 mod interpret;
 
 use crate::evaluate::{Call, verdict};
-use crate::{Arch, BuiltIn, SeccompRule, SeccompRules, Verdict, load, profile, tighten};
+use std::borrow::Cow;
+
+use crate::{Arch, BuiltIn, Lessons, NATIVE, SeccompRule, SeccompRules, Verdict, load, parse, profile, tighten};
 
 /// Numbers that are tried with every program, whatever it says of them.
 const NUMBERS: u32 = 480;
@@ -29,18 +31,59 @@ pub fn profile_text(data: &[u8]) {
     }
 }
 
-/// A workspace's profile: an error, or something that allows no more than what it tightens.
+/// A workspace's profile: an error, or something that allows no more than what it tightens, and hides no denial.
 pub fn workspace_text(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     for base in BuiltIn::FOR_PAYLOADS.map(profile) {
-        let Ok(tight) = tighten(base, text) else { return };
-        for call in tried(&tight.seccomp, Arch::X86_64) {
-            let allows = |rules| verdict(rules, Arch::X86_64, &call) == Verdict::Allow;
-            assert!(!allows(&tight.seccomp) || allows(&base.seccomp), "{call:x?}");
+        let Ok(tight) = tighten(base, text) else { continue };
+        for arch in [Arch::X86_64, Arch::Aarch64] {
+            for call in tried(&tight.seccomp, arch) {
+                let (before, after) = (verdict(&base.seccomp, arch, &call), verdict(&tight.seccomp, arch, &call));
+                assert!(after != Verdict::Allow || before == Verdict::Allow, "{call:x?} is opened");
+                assert!(after.is_denial() || !before.is_denial(), "{call:x?} is hidden");
+            }
         }
         for rule in tight.paths.iter() {
             assert!(base.access(&rule.place).contains(rule.access), "{}", rule.place.word());
         }
+    }
+}
+
+/// What a payload can put into the registers of refused calls and into its name: each call is judged, and what comes of
+/// it is a profile under which those that were carried out pass, and no other number does.
+pub fn lessons(data: &[u8]) {
+    let (Some((pick, data)), built_ins) = (data.split_first(), [BuiltIn::Default, BuiltIn::Strict]) else { return };
+    let base = profile(built_ins.into_iter().nth(usize::from(pick & 1)).unwrap_or(BuiltIn::Default));
+    let mut lessons = Lessons::new(Cow::Borrowed(base));
+    let (mut taught, mut names) = (Vec::new(), std::collections::BTreeSet::new());
+    // A number, which argument is odd, its value, and as many bytes of a name.
+    for record in data.chunks_exact(16).take(400) {
+        let (numbers, name) = record.split_at(12);
+        let word =
+            |at: usize| numbers.get(at..at + 4).and_then(|word| word.try_into().ok()).map_or(0, u32::from_le_bytes);
+        let mut call = Call { arch: NATIVE.audit_word(), nr: word(0) % NUMBERS, args: [0; 6] };
+        if *pick & 2 != 0 {
+            call.nr = word(0);
+        }
+        for (at, arg) in call.args.iter_mut().enumerate() {
+            *arg = if word(4) >> at & 1 == 0 { u64::from(word(8) >> (4 * at)) } else { u64::from(word(8)) << (8 * at) };
+        }
+        if lessons.judge(&base.seccomp, &call, &String::from_utf8_lossy(name)) {
+            taught.push(call);
+            names.insert(call.nr);
+        }
+    }
+    let text = lessons.text("learned", &String::from_utf8_lossy(data)).expect("what is learned makes a profile");
+    let learned = parse(&text).expect("and is read back");
+    for call in &taught {
+        assert_eq!(verdict(&learned.seccomp, NATIVE, call), Verdict::Allow, "{call:x?}");
+    }
+    // A part of the numbers each time: the reference reads every rule for each.
+    for call in
+        (u32::from(*pick >> 5)..NUMBERS).step_by(8).map(|nr| Call { arch: NATIVE.audit_word(), nr, args: [0; 6] })
+    {
+        let (before, after) = (verdict(&base.seccomp, NATIVE, &call), verdict(&learned.seccomp, NATIVE, &call));
+        assert!(before == after || names.contains(&call.nr), "{call:x?}");
     }
 }
 
@@ -74,5 +117,13 @@ mod tests {
         let rule = "[[seccomp.rule]]\ngroup = \"g\"\nsyscalls = [\"socket\"]\nwhen = [{ arg = 0, is-not = [1] }]\n";
         workspace_text(format!("schema = 1\n{rule}verdict = \"EPERM\"\nreason = \"r\"\n").as_bytes());
         profile_text(b"\xff");
+        let mut calls = vec![1];
+        for (nr, value) in [(101_u32, 0_u32), (135, 0x8), (41, 16), (272, 0x1000_0000), (135, 0x4_0000)] {
+            for word in [nr, 0, value] {
+                calls.extend(word.to_le_bytes());
+            }
+            calls.extend(b"a\"\n\xff");
+        }
+        lessons(&calls);
     }
 }

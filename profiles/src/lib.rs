@@ -7,8 +7,10 @@
 mod assemble;
 pub mod compile;
 pub mod evaluate;
+mod fake_root;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+mod learn;
 mod notify;
 mod path;
 mod profile;
@@ -16,6 +18,7 @@ mod rule;
 mod schema;
 mod tighten;
 mod walls;
+mod write;
 
 // The modules of tests that the fuzz targets share name the crate from outside.
 #[cfg(feature = "fuzzing")]
@@ -26,7 +29,9 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 pub use assemble::AssembleError;
-pub use notify::notifying;
+pub use fake_root::{FAKE_ROOT, fake_root};
+pub use learn::Lessons;
+pub use notify::{asking, notifying};
 pub use path::{LandlockRight, MayMiss, PathAccess, PathRight, PathRule, Place};
 pub use profile::{MissingRight, Namespaces, Profile};
 pub use rule::{Arch, Condition, Errno, SeccompRule, SeccompRules, Syscall, Test, Verdict};

@@ -25,6 +25,20 @@ pub fn notifying(program: &[sock_filter]) -> Vec<sock_filter> {
     program.iter().map(told).collect()
 }
 
+/// `program`, compiled by this crate, with every refusal left to a listener: for learning what a program asks for. What is
+/// only pretended is none.
+#[must_use]
+pub fn asking(program: &[sock_filter]) -> Vec<sock_filter> {
+    let is_refusal = |i: &sock_filter| {
+        u32::from(i.code) == libc::BPF_RET | libc::BPF_K
+            && i.k & libc::SECCOMP_RET_ACTION_FULL == libc::SECCOMP_RET_ERRNO
+            && i.k != Verdict::Pretend.action()
+    };
+    let asked =
+        |i: &sock_filter| sock_filter { k: if is_refusal(i) { libc::SECCOMP_RET_USER_NOTIF } else { i.k }, ..*i };
+    program.iter().map(asked).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -44,6 +58,18 @@ mod tests {
             }
             assert_eq!(told, 2, "{built_in}");
             assert_eq!(notifying(&notifying(plain)).iter().filter(|i| i.k == 0x7fc0_0000).count(), 2);
+        }
+    }
+    /// What is killed stays killed, and what is allowed is not asked about.
+    #[test]
+    fn learning_asks_about_every_refusal_and_nothing_else() {
+        for built_in in BuiltIn::FOR_PAYLOADS {
+            let plain = crate::seccomp(built_in);
+            let returns = |program: &[sock_filter]| -> std::collections::BTreeSet<u32> {
+                program.iter().filter(|i| u32::from(i.code) == libc::BPF_RET | libc::BPF_K).map(|i| i.k).collect()
+            };
+            assert_eq!(returns(&asking(plain)), [0x7fc0_0000, 0x7fff_0000, 0x8000_0000].into());
+            assert!(returns(plain).len() >= 5, "{built_in}");
         }
     }
 }

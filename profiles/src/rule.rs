@@ -52,6 +52,8 @@ pub enum Verdict {
     Allow,
     /// It is not carried out and reports this error.
     Refuse(Errno),
+    /// It is not carried out and reports success.
+    Pretend,
     /// The process dies of SIGSYS. Only for calls by another architecture's entry, whose numbers mean other things; no rule says it.
     Kill,
 }
@@ -63,6 +65,7 @@ impl Verdict {
         match self {
             Self::Allow => libc::SECCOMP_RET_ALLOW,
             Self::Refuse(errno) => libc::SECCOMP_RET_ERRNO | errno as u32,
+            Self::Pretend => libc::SECCOMP_RET_ERRNO,
             Self::Kill => libc::SECCOMP_RET_KILL_PROCESS,
         }
     }
@@ -76,6 +79,7 @@ impl fmt::Display for Verdict {
             Self::Refuse(Errno::Enosys) => "ENOSYS",
             Self::Refuse(Errno::Eprotonosupport) => "EPROTONOSUPPORT",
             Self::Refuse(Errno::Eafnosupport) => "EAFNOSUPPORT",
+            Self::Pretend => "success",
             Self::Kill => "kill",
         })
     }

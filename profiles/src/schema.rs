@@ -103,6 +103,25 @@ pub enum Problem {
         /// Its first call.
         syscall: String,
     },
+    /// A workspace's profile makes a denial one that nobody hears of.
+    #[error(
+        "a workspace's profile may not hide a denial: group {group:?} answers {verdict} to {syscall:?}, which the profile under it \
+         denies aloud; say EPERM"
+    )]
+    Hides {
+        /// The rule's group.
+        group: String,
+        /// The call.
+        syscall: String,
+        /// What the rule answers.
+        verdict: String,
+    },
+    /// A workspace's profile refuses the call by which denials come to be told.
+    #[error("a workspace's profile may not refuse \"sendmsg\", as group {group:?} does: no denial would be told")]
+    Mutes {
+        /// The rule's group.
+        group: String,
+    },
     /// A workspace's profile grants what the profile under it does not.
     #[error("a workspace's profile may only tighten, and {place:?} would have more than its {has}: {more}")]
     Widens {
@@ -208,6 +227,8 @@ const fn all_bits() -> u32 {
 enum VerdictEntry {
     #[serde(rename = "allow")]
     Allow,
+    #[serde(rename = "success")]
+    Pretend,
     #[serde(rename = "EPERM")]
     Eperm,
     #[serde(rename = "ENOSYS")]
@@ -222,6 +243,7 @@ impl From<VerdictEntry> for Verdict {
     fn from(entry: VerdictEntry) -> Self {
         Self::Refuse(match entry {
             VerdictEntry::Allow => return Self::Allow,
+            VerdictEntry::Pretend => return Self::Pretend,
             VerdictEntry::Eperm => Errno::Eperm,
             VerdictEntry::Enosys => Errno::Enosys,
             VerdictEntry::Eprotonosupport => Errno::Eprotonosupport,

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Invariant: the workspace is not trusted. Its rules only refuse, and are asked before the profile's: whatever it says,
-//! the result allows no call, grants no path and misses no right that the profile under it does not.
+//! the result allows no call, grants no path and misses no right that the profile under it does not; and a call that is
+//! denied aloud without them is denied aloud with them.
 
 use serde::Deserialize;
 use toml::Spanned;
@@ -16,6 +17,9 @@ use crate::path::{PathRule, Place};
 use crate::profile::Profile;
 use crate::rule::{SeccompRule, SeccompRules, Verdict};
 use crate::schema::{self, Problem, RuleEntry, SchemaError};
+
+/// What the payload's filter sends its listener by: where it is refused, no denial is told.
+const TELLS: &str = "sendmsg";
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -41,7 +45,7 @@ struct SeccompSection {
 pub fn tighten(base: &Profile, text: &str) -> Result<Profile, SchemaError> {
     let Document { schema, seccomp, path } = schema::document(text)?;
     schema::version(schema)?;
-    let refusals = schema::each(text, seccomp.rule, "rules", |entry| refusal(schema::rule(entry)?))?;
+    let refusals = schema::each(text, seccomp.rule, "rules", |entry| refusal(base, schema::rule(entry)?))?;
     let spans: Vec<_> = path.iter().map(Spanned::span).collect();
     let tightened = schema::paths(text, path)?;
     let checked = spans.into_iter().zip(tightened).map(|(span, rule)| Spanned::new(span, rule)).collect();
@@ -57,13 +61,24 @@ pub fn tighten(base: &Profile, text: &str) -> Result<Profile, SchemaError> {
     Ok(Profile { seccomp: SeccompRules { rules, unlisted, unlisted_reason }, paths: paths.into(), ..base.clone() })
 }
 
-fn refusal(rule: SeccompRule) -> Result<SeccompRule, Problem> {
-    match rule.verdict {
-        Verdict::Refuse(_) | Verdict::Kill => Ok(rule),
-        Verdict::Allow => {
-            let syscall = rule.syscalls.first().map(|call| call.name.to_string()).unwrap_or_default();
-            Err(Problem::Allows { group: rule.group.into_owned(), syscall })
+/// A rule that refuses, and hides no refusal of `base`: an answer that programs take for an old kernel is told to nobody.
+fn refusal(base: &Profile, rule: SeccompRule) -> Result<SeccompRule, Problem> {
+    let group = || rule.group.to_string();
+    // What pretends to be done is a lie that its user did not choose.
+    if matches!(rule.verdict, Verdict::Allow | Verdict::Pretend) {
+        let syscall = rule.syscalls.first().map(|call| call.name.to_string()).unwrap_or_default();
+        return Err(Problem::Allows { group: group(), syscall });
+    }
+    if rule.syscalls.iter().any(|call| call.name == TELLS) {
+        return Err(Problem::Mutes { group: group() });
+    }
+    // By its conditions a rule may spare what `base` denies aloud; who could say so at a glance?
+    let is_denied = |name: &str| base.rules_of(name).any(|known| known.verdict.is_denial());
+    match rule.syscalls.iter().find(|call| !rule.verdict.is_denial() && is_denied(&call.name)) {
+        Some(call) => {
+            Err(Problem::Hides { group: group(), syscall: call.name.to_string(), verdict: rule.verdict.to_string() })
         }
+        None => Ok(rule),
     }
 }
 

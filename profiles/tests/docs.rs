@@ -2,7 +2,7 @@
 
 use std::{env, fs};
 
-use agentd_profiles::{BuiltIn, SeccompRule, profile as built_in};
+use agentd_profiles::{BuiltIn, FAKE_ROOT, SeccompRule, profile as built_in};
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/seccomp.md");
 
@@ -31,6 +31,8 @@ fn page_is_the_rules() {
     for other in [BuiltIn::Strict, BuiltIn::Nested] {
         differences(&mut page, other);
     }
+    page += "\n## `--fake-root`\n\nThese rules, and then those of the job's profile. `success` reports 0 and does nothing.\n";
+    tables(&mut page, FAKE_ROOT.iter());
     profile(&mut page, "PID 1, once it has forked the payload.", BuiltIn::Init);
     profile(
         &mut page,

@@ -10,6 +10,7 @@
 //! the image (and `doctor`, which runs nothing); what the supervisor does follows from the plan alone.
 
 pub mod cli;
+pub mod control;
 pub mod doctor;
 pub mod job;
 pub mod launch;

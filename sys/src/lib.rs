@@ -11,6 +11,7 @@ pub mod loopback;
 pub mod memory;
 pub mod mount;
 pub mod names;
+pub mod namespace;
 pub mod notify;
 pub mod process;
 pub mod routes;

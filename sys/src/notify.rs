@@ -1,7 +1,7 @@
 //! A seccomp program whose refusals another process answers (seccomp_unotify(2), Linux 5.0).
 //!
-//! Invariant: an answer is always an error. The call is never continued (`SECCOMP_USER_NOTIF_FLAG_CONTINUE`), so nothing
-//! the caller changes in its memory meanwhile matters.
+//! Invariant: an answer is an error, but for [`let_through`], which is for learning alone: it has the kernel go on with the
+//! call, whose memory the caller can have changed since; its number and its registers it cannot.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -10,6 +10,9 @@ mod calls {
     nix::ioctl_readwrite!(receive, b'!', 0, libc::seccomp_notif);
     nix::ioctl_readwrite!(send, b'!', 1, libc::seccomp_notif_resp);
 }
+
+/// `SECCOMP_USER_NOTIF_FLAG_CONTINUE` (linux/seccomp.h), which libc has in another type.
+const CONTINUE: u32 = 1;
 
 /// A refused call that waits for its answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,12 +66,23 @@ pub fn receive(listener: BorrowedFd<'_>) -> io::Result<Option<Notification>> {
     Ok(Some(Notification { id: untrusted.id, pid: untrusted.pid, arch, nr: nr.cast_unsigned(), args }))
 }
 
+/// Has the kernel carry a call out as if no filter had asked (`SECCOMP_USER_NOTIF_FLAG_CONTINUE`, Linux 5.5).
+///
+/// # Errors
+/// The errno of the ioctl; that the caller is gone is none.
+pub fn let_through(listener: BorrowedFd<'_>, call: &Notification) -> io::Result<()> {
+    answer(listener, libc::seccomp_notif_resp { id: call.id, val: 0, error: 0, flags: CONTINUE })
+}
+
 /// Answers a call with an error.
 ///
 /// # Errors
 /// The errno of the ioctl; that the caller is gone is none.
 pub fn refuse(listener: BorrowedFd<'_>, call: &Notification, errno: i32) -> io::Result<()> {
-    let mut answer = libc::seccomp_notif_resp { id: call.id, val: 0, error: -errno, flags: 0 };
+    answer(listener, libc::seccomp_notif_resp { id: call.id, val: 0, error: -errno, flags: 0 })
+}
+
+fn answer(listener: BorrowedFd<'_>, mut answer: libc::seccomp_notif_resp) -> io::Result<()> {
     // SAFETY: SECCOMP_IOCTL_NOTIF_SEND reads one seccomp_notif_resp, whose size is part of the request's number.
     match unsafe { calls::send(listener.as_raw_fd(), &raw mut answer) } {
         Ok(_) | Err(nix::errno::Errno::ENOENT) => Ok(()),

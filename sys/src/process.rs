@@ -57,6 +57,18 @@ pub fn clone(namespaces: NamespaceFlags) -> io::Result<Cloned> {
         }
         std::thread::yield_now();
     }
+    clone_now(namespaces)
+}
+
+/// The same in a process that is itself a clone and has started no thread since: for where its `/proc` is not to be had.
+///
+/// # Errors
+/// The errno of `clone3(2)`.
+pub fn clone_again() -> io::Result<Cloned> {
+    clone_now(0)
+}
+
+fn clone_now(namespaces: NamespaceFlags) -> io::Result<Cloned> {
     let mut pidfd: libc::c_int = -1;
     // SAFETY: all-zero is a valid clone_args: no flags, no stacks, no pointers.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
@@ -64,7 +76,7 @@ pub fn clone(namespaces: NamespaceFlags) -> io::Result<Cloned> {
     args.pidfd = (&raw mut pidfd) as u64;
     args.exit_signal = libc::SIGCHLD as u64;
     // SAFETY: clone3(2) with a zero stack acts like fork; without CLONE_VM the child gets its own copy of this
-    // single-threaded process (checked above), so no lock can be held by a thread that does not exist there.
+    // single-threaded process (checked or promised above), so no lock can be held by a thread that does not exist there.
     let ret = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) };
     match super::check(ret)? {
         0 => Ok(Cloned::Child),

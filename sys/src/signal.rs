@@ -1,6 +1,7 @@
 //! Signal dispositions and masks across a start: the payload begins with the kernel's defaults.
 
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
@@ -41,6 +42,16 @@ pub fn send(to: Pid, number: i32) -> io::Result<()> {
 pub fn send_to_group(leader: Pid, number: i32) -> io::Result<()> {
     // SAFETY: as in `send`.
     super::check(unsafe { libc::kill(-leader.as_raw_nonzero().get(), number) }.into()).map(drop)
+}
+
+/// The same by a pidfd: to no other process that has the number now.
+///
+/// # Errors
+/// The errno of `pidfd_send_signal(2)`.
+pub fn send_by_pidfd(to: BorrowedFd<'_>, number: i32) -> io::Result<()> {
+    let none = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: with a null siginfo the kernel fills in its own; it reads no memory.
+    super::check(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, to.as_raw_fd(), number, none, 0) }).map(drop)
 }
 
 /// Whether the caller was started with SIGHUP ignored, as `nohup(1)` does.

@@ -11,6 +11,7 @@
 )]
 
 pub mod attack;
+pub mod debian;
 pub mod kernel;
 pub mod listing;
 pub mod messages_api;
@@ -48,6 +49,16 @@ pub fn git(directory: &Path, arguments: &[&str]) -> String {
 pub struct Home {
     dir: TempDir,
     image: OnceLock<PathBuf>,
+}
+
+/// No job outlives its test: a detached one would.
+impl Drop for Home {
+    fn drop(&mut self) {
+        if std::fs::read_dir(self.state().join("live")).is_ok_and(|mut live| live.next().is_some()) {
+            // A job that ends meanwhile is as good.
+            self.agentd().args(["rm", "-af"]).stdout(Stdio::null()).stderr(Stdio::null()).status().ok();
+        }
+    }
 }
 
 const PLACES: [&str; 6] = ["data", "state", "cache", "config", "run", "work"];
@@ -108,6 +119,37 @@ impl Home {
         let mut command = self.agentd();
         command.arg("run");
         command
+    }
+
+    /// Starts `sh -c SCRIPT` with `agentd run -d FLAGS`; gives the id. The job ends with this value at the latest.
+    #[track_caller]
+    #[must_use]
+    pub fn detached(&self, flags: &[&str], script: &str) -> String {
+        let ran = run(self.run().arg("-d").args(flags).args(["--", "sh", "-c", script])).expect_silent_success();
+        ran.stdout.trim_end().to_owned()
+    }
+
+    /// `agentd WORDS`, to its end.
+    #[track_caller]
+    pub fn say(&self, words: &[&str]) -> Ran {
+        run(self.agentd().args(words))
+    }
+
+    /// The record of one job.
+    #[track_caller]
+    #[must_use]
+    pub fn record(&self, job: &str) -> serde_json::Value {
+        let shown = self.say(&["inspect", job]).expect_success();
+        let shown: serde_json::Value = serde_json::from_str(&shown.stdout).unwrap_or_else(|e| panic!("{e}\n{shown}"));
+        shown[0].clone()
+    }
+
+    /// The supervisor of a job, as a process.
+    #[track_caller]
+    #[must_use]
+    pub fn supervisor(&self, job: &str) -> kernel::Process {
+        let pid = self.record(job)["supervisor_pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());
+        pid.and_then(kernel::Process::of).unwrap_or_else(|| panic!("{job} has no supervisor"))
     }
 
     /// `agentd run -q` of [`Home::busybox_image`].
@@ -242,14 +284,18 @@ impl Feature {
 #[must_use]
 pub fn require(feature: Feature) -> bool {
     let Some(reason) = feature.missing() else { return true };
+    skip(feature.name(), !matches!(feature, Feature::OrdinaryUser | Feature::Root), reason);
+    false
+}
+
+/// Says that a test is skipped, and why; fails where that is not to be.
+pub(crate) fn skip(name: &str, all_covers: bool, reason: &str) {
     let required = std::env::var("AGENTD_TEST_REQUIRE").unwrap_or_default();
-    let all_covers = !matches!(feature, Feature::OrdinaryUser | Feature::Root);
     assert!(
-        !required.split(',').any(|word| word == feature.name() || (word == "all" && all_covers)),
+        !required.split(',').any(|word| word == name || (word == "all" && all_covers)),
         "required by AGENTD_TEST_REQUIRE: {reason}"
     );
     eprintln!("skipped: {reason}");
-    false
 }
 
 fn succeeds(program: &str, args: &[&str]) -> bool {

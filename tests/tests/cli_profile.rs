@@ -210,7 +210,7 @@ fn cli_a_profile_that_is_not_there_is_named_with_those_that_are() {
     // PID 1's is not for payloads.
     assert_eq!(run(home.run().args(["--profile", "init", "--", "true"])).code(), 125);
     let help = run(home.agentd().args(["profile", "--help"])).expect_success();
-    for word in ["list", "show", "check", "explain", ".agentd/profile.toml"] {
+    for word in ["list", "show", "check", "explain", "learn", ".agentd/profile.toml"] {
         assert!(help.stdout.contains(word), "{word}: {help}");
     }
 }

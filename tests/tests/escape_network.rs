@@ -70,7 +70,7 @@ fn escape_raw_packet_and_odd_sockets_are_refused() {
         Attack::new("socket=17,3,0", "EAFNOSUPPORT", InNamespaces),
         Attack::new("socket=40,1,0", "EAFNOSUPPORT", absent("socket=40,1,0")),
         Attack::new("socket=16,3,4", "EAFNOSUPPORT", Natively),
-        Attack::new("socket=16,3,9", "EAFNOSUPPORT", Natively),
+        Attack::new("socket=16,3,9", "EPROTONOSUPPORT", Natively),
         Attack::new("socket=16,3,12", "EAFNOSUPPORT", Natively),
         Attack::new("socket=16,3,15", "EAFNOSUPPORT", Natively),
         Attack::new("socket=44,3,0", "EAFNOSUPPORT", Nowhere("not in every kernel")),

@@ -224,3 +224,41 @@ fn userns_git_hooks_of_the_configuration_are_held_in_every_working_tree() {
         }
     }
 }
+
+/// What the user's own configuration of git names holds in every repository: hooks, and files that it includes.
+#[test]
+fn userns_git_hooks_of_the_users_own_configuration_are_held() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let home = Home::new();
+    let work = home.workspace();
+    repository(&work);
+    let plain = home.path().join("plain");
+    fs::create_dir(&plain).unwrap();
+    let xdg = home.path().join("config/git");
+    fs::create_dir(&xdg).unwrap();
+    let there = |workspace: &Path, path: &str| format!("{}/{path}", workspace.display());
+    for (file, text, workspace, word) in [
+        // Relative to each working tree; by its whole path, also where there is no repository; included.
+        (home.path().join(".gitconfig"), "[core]\nhooksPath = .githooks\n".into(), &work, "mkdir -p .githooks"),
+        (xdg.join("config"), format!("[core]\nhooksPath = {}\n", there(&plain, "hooks")), &plain, "mkdir hooks"),
+        (home.path().join(".gitconfig"), "[core]\nhooksPath = ~/work/h\n".into(), &work, "mkdir h"),
+        (
+            home.path().join(".gitconfig"),
+            format!("[include]\npath = {}\n", there(&work, "shared.conf")),
+            &work,
+            "echo > shared.conf",
+        ),
+    ] {
+        let flags = ["--workspace", workspace.to_str().unwrap()];
+        let opened = [&flags[..], &["--unprotect", "*"]].concat();
+        let script = format!("{word} 2>/dev/null && echo made; rm -rf .githooks hooks h shared.conf 2>/dev/null; true");
+        // Nothing names it yet.
+        assert_eq!(home.said(&flags, &script), "made\n", "{word}");
+        fs::write(&file, text).unwrap();
+        assert_eq!(home.said(&flags, &script), "", "{word}");
+        assert_eq!(home.said(&opened, &script), "made\n", "{word}");
+        fs::remove_file(&file).unwrap();
+    }
+}

@@ -89,6 +89,14 @@ fn userns_rights_are_given_up_in_the_order_of_the_design() {
     assert_order(&calls_of(&trace, "pivot_root("), OF_INIT);
     let payload = calls_of(&trace, "landlock_restrict_self(");
     assert_order(&payload, OF_PAYLOAD);
+    // From Linux 6.15 on: no ruleset that the payload makes can write to the machine's audit log.
+    let plan = agentd_tests::run(home.run().args(["--dry-run", "--format", "json", "true"])).expect_success();
+    let plan: serde_json::Value = serde_json::from_str(&plan.stdout).unwrap();
+    if plan["box"]["landlock"]["abi"].as_u64() >= Some(7) {
+        let restricts = payload.iter().find(|call| call.contains("landlock_restrict_self(")).unwrap();
+        let flag = [", 0x4)", ", LANDLOCK_RESTRICT_SELF_LOG_SUBDOMAINS_OFF)"];
+        assert!(flag.iter().any(|flag| restricts.contains(flag)), "{restricts}");
+    }
     // After the filter there is nothing but its listener's way to the supervisor and the program: whatever else were needed
     // would have to be allowed to it too.
     let filter = payload.iter().position(|call| call.contains("SECCOMP_SET_MODE_FILTER")).unwrap();

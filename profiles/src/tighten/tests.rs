@@ -27,6 +27,12 @@ fn a_widening_is_refused_with_the_rule_and_the_line() {
             rule("ptrace", "", "EPERM") + &rule("bpf", "", "allow"),
             "line 8: a workspace's profile may only refuse, and this rule of group \"mine\" allows \"bpf\"",
         ),
+        (
+            rule("ptrace", "", "ENOSYS") + &rule("mount", "", "ENOSYS"),
+            "line 8: a workspace's profile may not hide a denial: group \"mine\" answers ENOSYS to \"mount\"",
+        ),
+        (rule("socket", "{ arg = 0, is = [1] }", "EPROTONOSUPPORT"), "EPROTONOSUPPORT to \"socket\""),
+        (rule("sendmsg", "{ arg = 0, is = [7] }", "EPERM"), "may not refuse \"sendmsg\", as group \"mine\" does"),
         // Allowed already; but who could say so for rules with conditions, at a glance?
         (rule("read", "", "allow"), "line 2: a workspace's profile may only refuse"),
         (path("/proc", "\"read\", \"write\", \"create\""), "\"/proc\" would have more than its read, write: create"),
@@ -64,8 +70,20 @@ fn a_tightening_takes_away() {
 }
 
 /// Some calls that rules with conditions decide, and some others.
-const CALLS: [&str; 10] =
-    ["read", "clone", "socket", "ioctl", "prctl", "openat", "personality", "bpf", "setsockopt", "unshare"];
+const CALLS: [&str; 12] = [
+    "read",
+    "clone",
+    "socket",
+    "ioctl",
+    "prctl",
+    "openat",
+    "personality",
+    "bpf",
+    "setsockopt",
+    "unshare",
+    "ptrace",
+    "fchmodat2",
+];
 
 fn any_rules() -> impl Strategy<Value = String> {
     let condition = (
@@ -77,7 +95,7 @@ fn any_rules() -> impl Strategy<Value = String> {
     let condition = condition.prop_map(|(arg, mask, values, positive)| {
         format!("{{ arg = {arg}, mask = {mask}, {} = {values:?} }}", if positive { "is" } else { "is-not" })
     });
-    let verdict = prop_oneof![8 => Just("EPERM"), 8 => Just("ENOSYS"), 1 => Just("allow")];
+    let verdict = prop_oneof![14 => Just("EPERM"), 2 => Just("ENOSYS"), 1 => Just("allow"), 1 => Just("success")];
     let conditions = proptest::collection::vec(condition, 0..3);
     let rule = (0..CALLS.len(), conditions, verdict)
         .prop_map(|(call, when, verdict)| rule(CALLS[call], &when.join(", "), verdict));
@@ -105,13 +123,15 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
 
     #[test]
-    fn no_tightening_opens_anything(rules in any_rules(), calls in proptest::collection::vec(any_call(), 50)) {
+    fn no_tightening_opens_or_hides_anything(rules in any_rules(), calls in proptest::collection::vec(any_call(), 50)) {
         for base in BuiltIn::FOR_PAYLOADS {
             let Ok(tight) = tightened(base, &rules) else { continue };
             let base = profile(base);
             for call in &calls {
                 let is_allowed = |profile: &Profile| verdict(&profile.seccomp, Arch::X86_64, call) == Verdict::Allow;
                 prop_assert!(!is_allowed(&tight) || is_allowed(base), "{call:x?} by\n{rules}");
+                let is_denied = |profile: &Profile| verdict(&profile.seccomp, Arch::X86_64, call).is_denial();
+                prop_assert!(!is_denied(base) || is_denied(&tight), "{call:x?} is hidden by\n{rules}");
             }
             for rule in tight.paths.iter() {
                 prop_assert!(base.access(&rule.place).contains(rule.access), "{} by\n{rules}", rule.place.word());

@@ -39,6 +39,7 @@ fn filter(rule: &SeccompRule, arch: Arch) -> Vec<sock_filter> {
     let action = match rule.verdict {
         Verdict::Allow => SeccompAction::Allow,
         Verdict::Refuse(errno) => SeccompAction::Errno(errno as u32),
+        Verdict::Pretend => SeccompAction::Errno(0),
         Verdict::Kill => SeccompAction::KillProcess,
     };
     let target = match arch {

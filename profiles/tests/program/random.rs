@@ -33,6 +33,7 @@ fn verdict() -> impl Strategy<Value = Verdict> {
         Just(Verdict::Allow),
         Just(Verdict::Refuse(Errno::Eperm)),
         Just(Verdict::Refuse(Errno::Enosys)),
+        Just(Verdict::Pretend),
         Just(Verdict::Kill)
     ]
 }

@@ -126,7 +126,26 @@ impl Directories {
         own.extend(self.extra_stores.iter().cloned());
         own.dedup();
         let home = self.home.clone().filter(|home| home != Path::new("/"));
-        Surroundings { store: self.stores(), home, own }
+        let git = self.git(home.as_deref());
+        Surroundings { store: self.stores(), home, own, git }
+    }
+
+    /// Where git reads what holds in every repository (git-config(1), FILES): by this environment, and by one without
+    /// variables of git's, which the next git may run in.
+    fn git(&self, home: Option<&Path>) -> Vec<PathBuf> {
+        let named = |name: &str| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        let below_home = |below: &str| home.map(|home| home.join(below));
+        let files = [
+            named("GIT_CONFIG_SYSTEM"),
+            Some(PathBuf::from("/etc/gitconfig")),
+            named("GIT_CONFIG_GLOBAL"),
+            named("XDG_CONFIG_HOME").map(|config| config.join("git/config")),
+            below_home(".config/git/config"),
+            below_home(".gitconfig"),
+        ];
+        let mut files: Vec<PathBuf> = files.into_iter().flatten().collect();
+        files.dedup();
+        files
     }
 }
 

@@ -1,38 +1,63 @@
 //! `agentd logs`.
 
-use std::fs::File;
-use std::io::{self, IsTerminal, Read, Write};
-use std::path::Path;
+use std::io::{self, IsTerminal, Write};
+use std::time::SystemTime;
 
 use agentd_egress::Request;
 use anyhow::{Context, Result, bail};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::inotify;
 
 use super::environment::Directories;
-use super::{Format, print_json, printable};
+use super::{Format, print_json, printable, say};
 use crate::job::events::{Denial, EVENTS, Events};
+use crate::job::id::JobId;
+use crate::job::logs::{Part, Reader};
+use crate::job::spec;
+use crate::job::store::Jobs;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Name, id or beginning of an id
     job: String,
+    /// Go on until the job ends
+    #[arg(short, long)]
+    follow: bool,
+    /// Only what came since: 10m (ago), or 2026-01-31T12:00:00Z; exact to a second
+    #[arg(long, value_name = "TIME", value_parser = since)]
+    since: Option<SystemTime>,
+    /// Only the last lines of each stream
+    #[arg(short = 'n', long, value_name = "LINES")]
+    tail: Option<usize>,
     /// Print escape sequences as they are, also on a terminal
     #[arg(long)]
     raw: bool,
     /// Print instead which calls policy refused, and why
-    #[arg(long, conflicts_with = "raw")]
+    #[arg(long, conflicts_with_all = ["raw", "follow", "since", "tail"])]
     denials: bool,
     /// Print instead what it asked of the network (with --allow), and what came of it
-    #[arg(long, conflicts_with_all = ["raw", "denials"])]
+    #[arg(long, conflicts_with_all = ["raw", "denials", "follow", "since", "tail"])]
     net: bool,
     /// How --denials and --net print
     #[arg(long, value_enum, default_value = "table")]
     format: Format,
 }
 
+fn since(text: &str) -> Result<SystemTime> {
+    if let Ok(ago) = spec::parse_duration(text) {
+        return SystemTime::now().checked_sub(ago).context("that is before any job");
+    }
+    match humantime::parse_rfc3339_weak(text) {
+        Ok(time) => Ok(time),
+        Err(_) => bail!("write 10m, 2h, or 2026-01-31T12:00:00Z"),
+    }
+}
+
 /// Runs the verb.
 pub(super) fn run(args: &Args) -> Result<()> {
     let jobs = Directories::find()?.jobs();
-    let directory = jobs.directory_of(&jobs.find(&args.job)?);
+    let id = jobs.find(&args.job)?;
+    let directory = jobs.directory_of(&id);
     if args.denials {
         let denials = Events::at(directory.join(EVENTS)).denials();
         let denials = denials.with_context(|| format!("cannot read the denials of {}", args.job))?;
@@ -47,8 +72,72 @@ pub(super) fn run(args: &Args) -> Result<()> {
         bail!("--format is for --denials and --net; what a job wrote is printed as it is");
     }
     let strip = |is_terminal: bool| is_terminal && !args.raw;
-    copy(&directory.join("stdout.log"), io::stdout().lock(), strip(io::stdout().is_terminal()))?;
-    copy(&directory.join("stderr.log"), io::stderr().lock(), strip(io::stderr().is_terminal()))
+    let mut streams = [
+        Shown::new(Reader::new(&directory, "stdout"), "output", io::stdout(), strip(io::stdout().is_terminal())),
+        Shown::new(Reader::new(&directory, "stderr"), "error output", io::stderr(), strip(io::stderr().is_terminal())),
+    ];
+    for stream in &mut streams {
+        if let Some(since) = args.since {
+            stream.reader.skip_to(since)?;
+        }
+        if let Some(lines) = args.tail {
+            stream.reader.skip_to_last(lines)?;
+        }
+    }
+    if !args.follow {
+        return streams.iter_mut().try_for_each(Shown::pour);
+    }
+    follow(&jobs, &id, &mut streams)
+}
+
+/// Prints what comes until the job has ended.
+fn follow(jobs: &Jobs, id: &JobId, streams: &mut [Shown]) -> Result<()> {
+    // A file system that does not say what changes (NFS, from another machine) is looked at once a second.
+    const LOOK: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+    let watch = inotify::init(inotify::CreateFlags::CLOEXEC)?;
+    let changes = inotify::WatchFlags::MODIFY | inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
+    inotify::add_watch(&watch, jobs.directory_of(id), changes)?;
+    loop {
+        // Before what there is to read: of a job that has ended all of it is there.
+        let runs = jobs.runs(id)?;
+        streams.iter_mut().try_for_each(Shown::pour)?;
+        if !runs {
+            return Ok(());
+        }
+        let mut fds = [PollFd::new(&watch, PollFlags::IN)];
+        if poll(&mut fds, Some(&LOOK))? > 0 {
+            // What exactly changed is seen by looking.
+            rustix::io::read(&watch, &mut [0; 4096])?;
+        }
+    }
+}
+
+/// A stream and where it is printed.
+struct Shown {
+    reader: Reader,
+    name: &'static str,
+    out: Box<dyn Write>,
+}
+
+impl Shown {
+    fn new(reader: Reader, name: &'static str, out: impl Write + 'static, strip: bool) -> Self {
+        let out: Box<dyn Write> = Box::new(out);
+        let out = if strip { Box::new(anstream::StripStream::new(out)) } else { out };
+        Shown { reader, name, out }
+    }
+
+    fn pour(&mut self) -> Result<()> {
+        loop {
+            match self.reader.part()? {
+                Part::Bytes(bytes) => self.out.write_all(&bytes)?,
+                Part::Missing(bytes) => {
+                    self.out.flush()?;
+                    say(&format!("{bytes} bytes of {} are not kept here (--max-output)", self.name));
+                }
+                Part::End => return Ok(self.out.flush()?),
+            }
+        }
+    }
 }
 
 fn print_denials(denials: &[Denial]) -> Result<()> {
@@ -84,25 +173,5 @@ fn print_requests(requests: &[Request]) -> Result<()> {
             writeln!(out, "    what would allow it: agentd run {}", printable(allow))?;
         }
     }
-    Ok(())
-}
-
-fn copy(log: &Path, out: impl Write + 'static, strip: bool) -> Result<()> {
-    let mut file = match File::open(log) {
-        Ok(file) => file,
-        // Made with the first byte: there was none.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error).with_context(|| format!("cannot read {}", log.display())),
-    };
-    if strip {
-        pour(&mut file, anstream::StripStream::new(Box::new(out) as Box<dyn Write>))
-    } else {
-        pour(&mut file, out)
-    }
-}
-
-fn pour(file: &mut impl Read, mut out: impl Write) -> Result<()> {
-    io::copy(file, &mut out)?;
-    out.flush()?;
     Ok(())
 }

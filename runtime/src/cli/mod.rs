@@ -3,29 +3,38 @@
 //! Invariant: standard output carries results only; what agentd itself has to say goes to standard error as `agentd: …`.
 #![expect(clippy::print_stderr, reason = "this is where the program talks to its user")]
 
+mod attach;
 mod commit;
+mod completion;
 mod doctor;
 mod environment;
+mod exec;
 mod image;
 mod images;
 mod inspect;
 mod interrupt;
+mod kill;
 mod logs;
+mod on_exit;
 mod profile;
 mod progress;
 mod prune;
 mod ps;
 mod pull;
+mod rename;
 mod rm;
 mod rmi;
 mod run;
 mod run_network;
+mod stop;
+mod template;
+mod wait;
 mod wanted;
 
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::{ArgMatches, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
 
@@ -60,6 +69,25 @@ enum Verb {
     ///
     /// On a terminal, escape sequences are left out: the output of an agent must not move your cursor or set your title.
     Logs(Later<logs::Args>),
+    /// Make a running job's streams yours, until its end or the detach keys
+    ///
+    /// You see what it says from now on (`agentd logs` has the rest), and what you type goes to it if it was started with -i.
+    /// Several can be attached to one job. Its exit code is the job's.
+    Attach(Later<attach::Args>),
+    /// Run a command in the box of a running job
+    ///
+    /// It gets what the job's own command got: the same namespaces, user, environment, limits, Landlock rules and system-call
+    /// filter. It ends with the job, or with this program. What was given with --secret-env it does not get. Its exit code is
+    /// the command's.
+    Exec(Later<Box<exec::Args>>),
+    /// Stop jobs: SIGTERM (or what the image says), and SIGKILL for one that does not end in time
+    Stop(Later<stop::Args>),
+    /// Send a signal to the command of jobs; SIGKILL ends everything in the box
+    Kill(Later<kill::Args>),
+    /// Wait for the end of jobs; print their exit codes, and exit with the last
+    Wait(Later<wait::Args>),
+    /// Give a job another name
+    Rename(Later<rename::Args>),
     /// Forget jobs that have ended: their records, their output and their names
     Rm(Later<rm::Args>),
     /// Make an image of what a job wrote to its root, on top of the image it ran
@@ -87,6 +115,11 @@ enum Verb {
     /// chooses one. A file is TOML and mostly `extends` a built-in profile; `agentd profile check` tries it. A workspace may
     /// have a file of its own, .agentd/profile.toml, which can only refuse more.
     Profile(Later<profile::Args>),
+    /// Print a completion script for a shell, or write the manual's pages
+    ///
+    /// bash: agentd completion bash > ~/.local/share/bash-completion/completions/agentd;
+    /// manual: agentd completion man ~/.local/share/man/man1
+    Completion(Later<completion::Args>),
     /// Say what this host can and cannot do, and how to mend it
     ///
     /// Exits with 1 when the main job cannot run here, or when an attack succeeded.
@@ -152,6 +185,12 @@ pub fn main() -> ExitCode {
         Verb::Ps(Later(args)) => ps::run(&args).map(|()| 0),
         Verb::Inspect(Later(args)) => inspect::run(&args).map(|()| 0),
         Verb::Logs(Later(args)) => logs::run(&args).map(|()| 0),
+        Verb::Attach(Later(args)) => attach::run(args),
+        Verb::Exec(Later(args)) => exec::run(*args),
+        Verb::Stop(Later(args)) => stop::run(&args).map(|()| 0),
+        Verb::Kill(Later(args)) => kill::run(&args).map(|()| 0),
+        Verb::Wait(Later(args)) => wait::run(&args),
+        Verb::Rename(Later(args)) => rename::run(&args).map(|()| 0),
         Verb::Rm(Later(args)) => rm::run(&args).map(|()| 0),
         Verb::Commit(Later(args)) => commit::run(args),
         Verb::Pull(Later(args)) => pull::run(args),
@@ -159,7 +198,8 @@ pub fn main() -> ExitCode {
         Verb::Rmi(Later(args)) => rmi::run(&args),
         Verb::Prune(Later(args)) => prune::run(&args).map(|()| 0),
         Verb::Image(Later(args)) => image::run(&args),
-        Verb::Profile(Later(args)) => profile::run(&args),
+        Verb::Profile(Later(args)) => profile::run(args),
+        Verb::Completion(Later(args)) => completion::run(&args, Cli::command()).map(|()| 0),
         Verb::Doctor(Later(args)) => doctor::run(&args),
     };
     match done {

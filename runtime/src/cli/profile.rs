@@ -1,6 +1,7 @@
 //! `agentd profile`.
 
 mod explain;
+mod learn;
 
 use std::borrow::Cow;
 use std::io::Write;
@@ -11,6 +12,8 @@ use agentd_profiles::compile::compile;
 use agentd_profiles::{BuiltIn, NATIVE, Profile, SeccompRule, Verdict, tighten};
 use anyhow::{Context, Result};
 use serde::Serialize;
+
+pub(super) use learn::Learning;
 
 use super::{Format, print_json, printable};
 use crate::job::spec::ProfileChoice;
@@ -61,21 +64,32 @@ enum Verb {
     ///
     /// Says which rule decides, why it is there, and which flag or built-in profile would decide otherwise.
     Explain(explain::Args),
+    /// Run a command, let through most of what its profile refuses, and write the profile under which it needs no more
+    ///
+    /// Takes the flags of `agentd run`. What is learned are system calls: those that `default` allows, and a few harmless
+    /// ones. Namespaces, mounts, paths, Landlock, capabilities, and calls that lead out of a box (bpf, io_uring, keyctl, odd
+    /// sockets, set-user-ID bits) stay refused, and stand in the profile as comments with the reason. Each rule says which
+    /// program used it how often, and why it was refused. Read it before you use it; learn with a command you trust.
+    #[command(after_help = "Examples:
+  agentd profile learn --profile strict -o ~/.config/agentd/tests.toml --workspace . -- make test
+  agentd run --profile ~/.config/agentd/tests.toml --workspace . -- make test")]
+    Learn(Box<learn::Args>),
 }
 
 /// Runs the verb; gives the exit code.
-pub(super) fn run(args: &Args) -> Result<u8> {
-    match &args.verb {
-        Verb::List { format } => list(*format),
+pub(super) fn run(args: Args) -> Result<u8> {
+    match args.verb {
+        Verb::List { format } => list(format),
         Verb::Show { profile, format } => {
-            let (profile, filter) = profile::load(profile)?;
+            let (profile, filter) = profile::load(&profile)?;
             match format {
                 Format::Json => print_json(&Document { summary: Summary::of(&profile, &filter), profile: &profile }),
                 Format::Table => show(&profile, &filter),
             }
         }
-        Verb::Check { file, tightens, format } => check(file, tightens.as_ref(), *format),
-        Verb::Explain(args) => explain::run(args),
+        Verb::Check { file, tightens, format } => check(&file, tightens.as_ref(), format),
+        Verb::Explain(args) => explain::run(&args),
+        Verb::Learn(args) => return learn::run(*args),
     }?;
     Ok(0)
 }

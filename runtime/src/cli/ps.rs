@@ -1,15 +1,17 @@
 //! `agentd ps`.
 
 use std::io::Write;
+use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use comfy_table::{Table, presets};
 use rustix::termios::tcgetwinsize;
 
 use super::environment::Directories;
-use super::{Format, print_json, printable, say};
-use crate::job::record::{Record, State};
+use super::template::Listing;
+use super::{print_json, printable, say};
+use crate::job::record::Record;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -19,31 +21,116 @@ pub(super) struct Args {
     /// Print ids only
     #[arg(short, long)]
     quiet: bool,
-    /// How to print them; json is an array of records
-    #[arg(long, value_enum, default_value = "table")]
-    format: Format,
+    /// Only those with status=running|exited|failed|lost, name=TEXT, image=TEXT or exited=CODE; several of one kind are
+    /// alternatives
+    #[arg(short, long, value_name = "KIND=VALUE")]
+    filter: Vec<Filter>,
+    /// How to print them: table, json (an array of records), or a template with {{.ID}}, {{.Name}}, {{.State}}, {{.ExitCode}},
+    /// {{.Created}}, {{.Took}}, {{.Image}} and {{.Command}}
+    #[arg(long, value_name = "table|json|TEMPLATE", default_value = "table", value_parser = listing)]
+    format: Listing,
+}
+
+/// Fields of a template.
+const FIELDS: &[&str] =
+    &["ID", "Name", "Names", "State", "Status", "ExitCode", "Created", "CreatedAt", "Took", "Image", "Command"];
+
+fn listing(text: &str) -> Result<Listing> {
+    Listing::new(text, FIELDS)
+}
+
+/// What `--filter` lets through.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Filter {
+    Status(String),
+    Name(String),
+    Image(String),
+    Exited(u8),
+}
+
+impl FromStr for Filter {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Ok(match text.split_once('=') {
+            Some(("status", value @ ("running" | "exited" | "failed" | "lost"))) => Filter::Status(value.into()),
+            Some(("name", value)) => Filter::Name(value.into()),
+            Some(("image" | "ancestor", value)) => Filter::Image(value.into()),
+            Some(("exited", value)) => Filter::Exited(value.parse()?),
+            _ => bail!("write status=running|exited|failed|lost, name=TEXT, image=TEXT or exited=CODE"),
+        })
+    }
+}
+
+impl Filter {
+    fn lets(&self, record: &Record) -> bool {
+        match self {
+            Filter::Status(status) => record.state.word() == status,
+            Filter::Name(text) => record.name.as_ref().is_some_and(|name| name.as_str().contains(text)),
+            Filter::Image(text) => record.image.contains(text),
+            Filter::Exited(code) => record.state.exit_code() == Some(*code),
+        }
+    }
+}
+
+/// Whether each kind of filter that is given lets `record` through.
+fn passes(filters: &[Filter], record: &Record) -> bool {
+    filters.iter().all(|filter| {
+        let kind = std::mem::discriminant(filter);
+        filters.iter().any(|other| std::mem::discriminant(other) == kind && other.lets(record))
+    })
 }
 
 /// Runs the verb.
 pub(super) fn run(args: &Args) -> Result<()> {
     let jobs = Directories::find()?.jobs();
     jobs.sweep()?;
-    let (mut records, troubles) = jobs.list()?;
+    let wants_ended = args.filter.iter().any(|filter| match filter {
+        Filter::Status(status) => status != "running",
+        Filter::Exited(_) => true,
+        Filter::Name(_) | Filter::Image(_) => false,
+    });
+    let (mut records, troubles) = if args.all || wants_ended { jobs.list()? } else { jobs.list_running()? };
     for trouble in troubles {
         say(&format!("{:#}", anyhow::Error::from(trouble)));
     }
-    records.retain(|record| args.all || record.state == State::Running);
-    match (args.quiet, args.format) {
+    records.retain(|record| passes(&args.filter, record));
+    let mut out = std::io::stdout().lock();
+    match (args.quiet, &args.format) {
         (true, _) => {
-            let mut out = std::io::stdout().lock();
             for record in &records {
                 writeln!(out, "{}", record.id)?;
             }
         }
-        (false, Format::Json) => print_json(&records)?,
-        (false, Format::Table) => writeln!(std::io::stdout().lock(), "{}", table(&records))?,
+        (false, Listing::Json) => {
+            drop(out);
+            print_json(&records)?;
+        }
+        (false, Listing::Table) => writeln!(out, "{}", table(&records))?,
+        (false, Listing::Template(template)) => {
+            for record in &records {
+                writeln!(out, "{}", template.fill(|field| value(field, record)))?;
+            }
+        }
     }
     Ok(())
+}
+
+/// A field of a template.
+fn value(field: &str, record: &Record) -> Option<String> {
+    let [id, _, state, created, took, _, command] = row(record);
+    Some(match field {
+        "ID" => id,
+        "Name" | "Names" => record.name.as_ref().map(ToString::to_string).unwrap_or_default(),
+        "State" | "Status" => state,
+        "ExitCode" => record.state.exit_code().map(|code| code.to_string()).unwrap_or_default(),
+        "Created" => created,
+        "CreatedAt" => printable(&record.created),
+        "Took" => took,
+        "Image" => printable(&record.image),
+        "Command" => command,
+        _ => return None,
+    })
 }
 
 fn table(records: &[Record]) -> Table {
@@ -103,5 +190,19 @@ fn short(duration: Duration) -> String {
         120..=7199 => format!("{}m", seconds / 60),
         7200..=172_799 => format!("{}h", seconds / 3600),
         _ => format!("{}d", seconds / 86400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_are_words_that_are_known() {
+        assert_eq!("status=lost".parse::<Filter>().unwrap(), Filter::Status("lost".into()));
+        assert_eq!("exited=137".parse::<Filter>().unwrap(), Filter::Exited(137));
+        for bad in ["", "status", "status=paused", "exited=1000", "label=x", "=x"] {
+            assert!(bad.parse::<Filter>().is_err(), "{bad}");
+        }
     }
 }

@@ -5,6 +5,10 @@ use std::io::Write;
 use anyhow::Result;
 
 use super::environment::Directories;
+use crate::control::{self, Caller, ControlError, Request};
+use crate::job::id::JobId;
+use crate::job::record::State;
+use crate::job::store::Jobs;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -14,6 +18,9 @@ pub(super) struct Args {
     /// Every job that has ended
     #[arg(short, long, conflicts_with = "jobs")]
     all: bool,
+    /// Also jobs that run: SIGKILL ends them first
+    #[arg(short, long)]
+    force: bool,
 }
 
 /// Runs the verb.
@@ -23,7 +30,10 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let mut out = std::io::stdout().lock();
     if args.all {
         let (records, troubles) = jobs.list()?;
-        for record in records.iter().filter(|record| record.state != crate::job::record::State::Running) {
+        for record in records.iter().filter(|record| args.force || record.state != State::Running) {
+            if args.force {
+                kill(&jobs, &record.id)?;
+            }
             jobs.remove(&record.id)?;
             writeln!(out, "{}", record.id)?;
         }
@@ -32,8 +42,22 @@ pub(super) fn run(args: &Args) -> Result<()> {
     // All are looked up before the first is removed: a mistyped name changes nothing.
     let ids = args.jobs.iter().map(|text| jobs.find(text)).collect::<Result<Vec<_>, _>>()?;
     for id in ids {
+        if args.force {
+            kill(&jobs, &id)?;
+        }
         jobs.remove(&id)?;
         writeln!(out, "{id}")?;
     }
     Ok(())
+}
+
+/// Ends a job that runs, by its supervisor if that still answers; a record that cannot be read is of none that can be ended.
+fn kill(jobs: &Jobs, id: &JobId) -> Result<()> {
+    let told = Caller::reach(jobs, id).and_then(|caller| caller.tell(Request::Signal { number: libc::SIGKILL }));
+    match told {
+        Err(ControlError::Silent { .. }) => control::end(jobs, id)?,
+        Err(ControlError::NotRunning(..) | ControlError::Store(_)) => return Ok(()),
+        told => told?,
+    }
+    Ok(jobs.wait(id)?)
 }

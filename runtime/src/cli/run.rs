@@ -13,9 +13,12 @@ use agentd_init::plan::{Access, Hold, Network};
 use agentd_init::step::{Failure, Step};
 use agentd_rootfs::ImageRef;
 use agentd_rootfs::commit::LeftOut;
-use anyhow::{Context, Result, bail};
+use agentd_sys::descriptors::open_now;
+use anyhow::{Context, Result, bail, ensure};
 
 use super::environment::Directories;
+use super::on_exit;
+use super::profile::Learning;
 use super::progress::{Follower, INTERRUPTED};
 use super::run_network::{self, NetworkArgs};
 use super::wanted::{self, Asked, Policy, Wanted};
@@ -27,7 +30,8 @@ use crate::job::spec::{self, AskedLimits, BindMount, JobSpec, ProfileChoice, Spe
 use crate::launch::plan::Plan;
 use crate::launch::secrets::{self, AskedSecret};
 use crate::launch::write_back;
-use crate::supervisor::{self, Ending, Finished, LEAST_BYTES};
+use crate::supervisor::detach::{self, Apart};
+use crate::supervisor::{self, Ending, Finished, LEAST_BYTES, Presence};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -52,7 +56,10 @@ pub(super) struct Args {
     /// Let the command change a protected path of the workspace, such as .vscode or .git/hooks; * stands for anything
     #[arg(long, value_name = "PATTERN")]
     unprotect: Vec<String>,
-    /// Pass standard input on
+    /// Run in the background, print the job's id; it outlives this terminal
+    #[arg(short, long, conflicts_with = "dry_run")]
+    detach: bool,
+    /// Pass standard input on; with -d, what `agentd attach` gives it
     #[arg(short, long)]
     interactive: bool,
     /// Give the command a terminal
@@ -83,6 +90,10 @@ pub(super) struct Args {
     /// Who the command is inside: root, a name of the image, or UID[:GID]; outside it is always you
     #[arg(short, long)]
     user: Option<String>,
+    /// Make the command root for package managers: changes of owner, group and id that your one id cannot make are
+    /// reported as done, and set-user-ID bits are left out of modes
+    #[arg(long, requires = "writable")]
+    fake_root: bool,
     /// Working directory inside
     #[arg(short, long, value_name = "DIR", value_parser = spec::absolute)]
     workdir: Option<String>,
@@ -115,6 +126,10 @@ pub(super) struct Args {
     /// Bytes of each output stream that are kept for `agentd logs`
     #[arg(long, value_name = "SIZE", default_value = "64m", value_parser = spec::parse_size)]
     max_output: u64,
+    /// Run a program of the host when the job has ended, words apart by spaces and no shell; it gets AGENTD_JOB,
+    /// AGENTD_NAME, AGENTD_STATE and AGENTD_EXIT_CODE
+    #[arg(long, value_name = "COMMAND", value_parser = on_exit::words)]
+    on_exit: Option<on_exit::Words>,
     /// Memory limit (needs a cgroup)
     #[arg(long, value_name = "SIZE", value_parser = spec::parse_size)]
     memory: Option<u64>,
@@ -143,12 +158,24 @@ pub(super) struct Args {
 
 /// Runs the verb; gives the exit code.
 pub(super) fn run(args: Args) -> Result<u8> {
+    perform(args, None)
+}
+
+/// The same for `agentd profile learn`.
+pub(super) fn learn(args: Args, learning: &Learning) -> Result<u8> {
+    ensure!(!args.detach, "what is learned is written when the command ends; leave --detach out");
+    perform(args, Some(learning))
+}
+
+fn perform(args: Args, learning: Option<&Learning>) -> Result<u8> {
+    // Before anything of agentd's own is open.
+    let callers = if args.detach { Some(open_now().context("cannot look at the open descriptors")?) } else { None };
     let directories = Directories::find()?;
     let (quiet, remove, dry_run, format) = (args.quiet, args.rm, args.dry_run, args.format);
     let wanted = Wanted::new(args.pull.into(), directories.registries(), &args.image_limit)?;
     secrets::check_names(args.secret.iter().chain(&args.secret_env).map(|secret| secret.name.as_str()))?;
     let asked = (args.secret.clone(), args.secret_env.clone());
-    let spec = spec_of(args, &directories)?;
+    let spec = JobSpec { learn: learning.is_some(), ..spec_of(args, &directories)? };
     // A dry run needs none of their values, and prints none.
     let secrets = if dry_run { Secrets::default() } else { read_secrets(&asked.0, &asked.1)? };
     if spec.network == Network::Host && !quiet {
@@ -164,6 +191,7 @@ pub(super) fn run(args: Args) -> Result<u8> {
         hold = Some(image.hold);
     }
     plan.warnings.extend(not_redacted(&secrets));
+    learning.map_or(Ok(()), |learning| learning.check(&plan))?;
     if dry_run {
         return print_plan(&plan, format).map(|()| 0);
     }
@@ -173,7 +201,18 @@ pub(super) fn run(args: Args) -> Result<u8> {
         }
     }
     let jobs = directories.jobs();
-    let finished = supervisor::run(&plan, &jobs, hold, secrets)?;
+    let presence = match callers.map(|callers| detach::apart(&callers)).transpose().context("cannot detach")? {
+        None => Presence::Foreground,
+        Some(Apart::Supervisor(notice)) => Presence::Detached(notice),
+        Some(Apart::Ended(code)) => return Ok(code),
+        Some(Apart::Started) => {
+            writeln!(std::io::stdout().lock(), "{}", plan.id)?;
+            return Ok(0);
+        }
+    };
+    let finished = supervisor::run(&plan, &jobs, hold, secrets, presence);
+    on_exit::run(&plan, finished.as_ref().ok().map(|finished| &finished.record.state));
+    let finished = finished?;
     if !quiet {
         for left in &finished.record.left {
             say(&format!("warning: {left}"));
@@ -209,6 +248,9 @@ pub(super) fn run(args: Args) -> Result<u8> {
     }
     if remove {
         jobs.remove(&plan.id)?;
+    }
+    if let (Some(learning), Some(lessons), Ending::Exited { .. }) = (learning, &finished.lessons, &finished.ending) {
+        learning.write(lessons, &finished, quiet)?;
     }
     Ok(finished.ending.code())
 }
@@ -263,6 +305,10 @@ fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
     let workspace = args.workspace.as_deref().map(workspace).transpose()?;
     let mounts =
         args.mount.into_iter().map(|mount| Ok(BindMount { source: absolute(&mount.source, "mount source")?, ..mount }));
+    let profile = match args.profile {
+        ProfileChoice::File(path) => ProfileChoice::File(std::path::absolute(&path)?),
+        built_in => built_in,
+    };
     let image = args.image.find(&directories.stores(), args.pull.into())?;
     let image = wanted::located(image, args.pull.into())?;
     if args.keep && matches!(image, ImageRef::Host | ImageRef::Dir(_)) {
@@ -277,7 +323,8 @@ fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
         entrypoint: args.entrypoint,
         env,
         mounts: mounts.collect::<Result<_>>()?,
-        user: args.user,
+        user: user(args.user, args.fake_root)?,
+        fake_root: args.fake_root,
         workdir: args.workdir,
         name: args.name,
         hostname: args.hostname,
@@ -289,6 +336,7 @@ fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
         keep: args.keep,
         storage: args.storage,
         max_output: args.max_output,
+        on_exit: args.on_exit.map(|words| words.0).unwrap_or_default(),
         terminal: args.tty,
         interactive: args.interactive,
         limits: AskedLimits {
@@ -297,10 +345,25 @@ fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
             pids: args.pids,
             best_effort: args.best_effort_limits,
         },
-        profile: args.profile,
+        profile,
+        learn: false,
         secrets: args.secret.into_iter().map(|secret| secret.name).collect(),
         secret_env: args.secret_env.into_iter().map(|secret| secret.name).collect(),
     })
+}
+
+/// Who the command is, as asked.
+fn user(asked: Option<String>, fake_root: bool) -> Result<Option<String>> {
+    match asked.as_deref() {
+        Some("root" | "0" | "0:0") | None if fake_root => Ok(Some("root".into())),
+        Some(other) if fake_root => {
+            bail!(
+                "--fake-root makes the command root, and --user {} somebody else: leave one of them out",
+                printable(other)
+            )
+        }
+        _ => Ok(asked),
+    }
 }
 
 fn read_secrets(files: &[AskedSecret], variables: &[AskedSecret]) -> Result<Secrets> {
@@ -326,7 +389,7 @@ fn not_redacted(secrets: &Secrets) -> Option<String> {
 }
 
 /// `NAME=VALUE`, or `NAME` with this process's own value; nothing when that is not set.
-fn variable(word: &str) -> Result<Option<(String, String)>> {
+pub(super) fn variable(word: &str) -> Result<Option<(String, String)>> {
     let (name, value) = match word.split_once('=') {
         Some((name, value)) => (name, Some(value.to_owned())),
         None => match env::var(word) {
@@ -367,8 +430,12 @@ fn print_plan(plan: &Plan, format: Format) -> Result<()> {
             let ids = &inside.identity;
             writeln!(
                 out,
-                "user       {}:{} inside, {}:{} outside",
-                ids.box_uid, ids.box_gid, ids.host_uid, ids.host_gid
+                "user       {}:{} inside{}, {}:{} outside",
+                ids.box_uid,
+                ids.box_gid,
+                if plan.fake_root { " (fake root)" } else { "" },
+                ids.host_uid,
+                ids.host_gid
             )?;
             writeln!(out, "network    {}", network_of(plan))?;
             writeln!(out, "root       {}", root_of(plan))?;

@@ -137,6 +137,7 @@ pub(super) fn least() -> BoxPlan {
         },
         seccomp: Seccomp {
             told: false,
+            learning: false,
             profile: BuiltIn::Default.to_string(),
             digest: String::new(),
             filter: Filter::BuiltIn(BuiltIn::Default),

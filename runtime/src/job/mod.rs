@@ -3,6 +3,7 @@
 pub mod events;
 pub mod id;
 mod in_use;
+pub mod logs;
 pub mod record;
 pub mod spec;
 pub mod store;

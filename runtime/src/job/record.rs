@@ -165,6 +165,26 @@ pub struct Enforced {
 }
 
 impl State {
+    /// The word for it in a record and a filter.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            State::Running => "running",
+            State::Exited { .. } => "exited",
+            State::Failed { .. } => "failed",
+            State::Lost { .. } => "lost",
+        }
+    }
+
+    /// What `agentd run` exited with.
+    #[must_use]
+    pub fn exit_code(&self) -> Option<u8> {
+        match self {
+            State::Exited { exit_code, .. } | State::Failed { exit_code, .. } => Some(*exit_code),
+            State::Running | State::Lost { .. } => None,
+        }
+    }
+
     /// One word and what matters of the rest, for a table.
     #[must_use]
     pub fn summary(&self) -> String {

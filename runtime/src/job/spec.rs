@@ -33,6 +33,8 @@ pub struct JobSpec {
     pub mounts: Vec<BindMount>,
     /// `root`, a name or numbers; as the image resolves them.
     pub user: Option<String>,
+    /// Whether changes of owners and ids that one id cannot make are reported as done; the user is root then.
+    pub fake_root: bool,
     /// Absolute box path of the working directory.
     pub workdir: Option<String>,
     /// A name beside the id.
@@ -55,6 +57,8 @@ pub struct JobSpec {
     pub storage: Option<u64>,
     /// Bytes of each output stream that are kept on disk.
     pub max_output: u64,
+    /// Program and arguments that the supervisor runs on the host when the job has ended; none where empty.
+    pub on_exit: Vec<String>,
     /// A terminal of the box's own.
     pub terminal: bool,
     /// Whether standard input is passed on.
@@ -63,6 +67,8 @@ pub struct JobSpec {
     pub limits: AskedLimits,
     /// What the payload may ask of the kernel.
     pub profile: ProfileChoice,
+    /// Whether calls that the profile refuses may be carried out, to learn which it should not.
+    pub learn: bool,
     /// Names of the secrets that become files.
     pub secrets: Vec<String>,
     /// Names of the secrets that become variables.

@@ -5,14 +5,15 @@
 //! ├── live/ID                        the record while the job runs, locked by its supervisor
 //! ├── jobs/ID/record.jsonl           the same file once the job has ended
 //! │          plan.json               written once
-//! │          stdout.log stderr.log   made with the first byte
+//! │          stdout.log stderr.log   made with the first byte; further parts begin where their name says
+//! │          control.sock            while somebody talks to the supervisor (crate::control)
 //! │          root.tar.zst            what the job wrote to its root (`--keep`)
 //! │          events.jsonl            made with the first event
 //! ├── names/NAME -> ID               made at once or not at all: a name belongs to one job
 //! └── stubs                          what protected paths have made on the host (launch::protect::stubs)
 //! ```
 //!
-//! A record is appended to, never rewritten: every line is a whole record, and the last whole line counts. So a write
+//! A record is appended to, never rewritten: every line is a whole record, and the last whole line counts; one that only says a new name holds for all of them. So a write
 //! that a crash cut short loses nothing, and a short job costs three new files and no deleted one (docs/adr/0002).
 //!
 //! Invariant: a file in `live/` whose lock can be taken belongs to a supervisor that is gone: whoever takes the lock
@@ -28,6 +29,8 @@ use serde::Serialize;
 
 use super::id::{JobId, JobName, is_id_prefix};
 use super::record::{Record, SCHEMA, State};
+use crate::control::SOCKET;
+use crate::launch::plan::Plan;
 use crate::launch::protect;
 
 /// Names of a job's files.
@@ -98,8 +101,8 @@ pub enum JobStoreError {
     #[error("{} is not this user's alone; make it so with `chmod 700` (as its owner), or set XDG_STATE_HOME", .0.display())]
     NotPrivate(PathBuf),
     /// `rm` of a job that runs.
-    #[error("job {0} is running; `kill {1}` stops it")]
-    Running(JobId, u32),
+    #[error("job {0} is running; `agentd stop {0}` stops it, `agentd rm -f {0}` kills it")]
+    Running(JobId),
 }
 
 type Result<T> = std::result::Result<T, JobStoreError>;
@@ -190,8 +193,23 @@ impl Jobs {
     /// # Errors
     /// [`JobStoreError::Io`] when the directory cannot be listed.
     pub fn list(&self) -> Result<(Vec<Record>, Vec<JobStoreError>)> {
+        self.read_all(self.ids("jobs")?)
+    }
+
+    /// The same of those that run, however many have ended.
+    ///
+    /// # Errors
+    /// [`JobStoreError::Io`] when the directory cannot be listed.
+    pub fn list_running(&self) -> Result<(Vec<Record>, Vec<JobStoreError>)> {
+        let (mut records, troubles) = self.read_all(self.running()?)?;
+        // It may end between the two looks.
+        records.retain(|record| record.state == State::Running);
+        Ok((records, troubles))
+    }
+
+    fn read_all(&self, ids: Vec<JobId>) -> Result<(Vec<Record>, Vec<JobStoreError>)> {
         let (mut records, mut troubles) = (Vec::new(), Vec::new());
-        for id in self.ids("jobs")? {
+        for id in ids {
             match self.read(&id) {
                 Ok(record) => records.push(record),
                 // Removed meanwhile, or not written yet.
@@ -289,6 +307,8 @@ impl Jobs {
                         made => made.doing("create", &directory)?,
                     }
                     fs::rename(&live, directory.join(RECORD)).doing("move", &live)?;
+                    let socket = directory.join(SOCKET);
+                    fs::remove_file(&socket).or_else(ignore_missing).doing("remove", &socket)?;
                 }
                 // Not one line was written: the payload of that job never started.
                 Err(JobStoreError::BadRecord { .. }) => self.erase(&id)?,
@@ -317,6 +337,55 @@ impl Jobs {
         Ok(is_at(&file, &live)?.then_some(file))
     }
 
+    /// Waits until no supervisor runs the job, and sees to it that its record has an end.
+    ///
+    /// # Errors
+    /// [`JobStoreError::Io`].
+    pub fn wait(&self, id: &JobId) -> Result<()> {
+        let live = self.live(id);
+        match File::open(&live) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            // The supervisor has it locked as long as it lives, whatever becomes of it.
+            opened => opened.doing("open", &live)?.lock_shared().doing("wait for", &live)?,
+        }
+        self.sweep().map(drop)
+    }
+
+    /// Whether a supervisor runs the job.
+    ///
+    /// # Errors
+    /// [`JobStoreError::Io`].
+    pub fn runs(&self, id: &JobId) -> Result<bool> {
+        let live = self.live(id);
+        let file = match File::open(&live) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            opened => opened.doing("open", &live)?,
+        };
+        match file.try_lock_shared() {
+            Ok(()) => Ok(false),
+            Err(TryLockError::WouldBlock) => Ok(true),
+            Err(TryLockError::Error(error)) => Err(error).doing("look at the lock of", &live),
+        }
+    }
+
+    /// The plan of a job.
+    ///
+    /// # Errors
+    /// [`JobStoreError::Io`].
+    pub(crate) fn plan(&self, id: &JobId) -> Result<Plan> {
+        let path = self.directory_of(id).join(PLAN);
+        let text = read_bounded(&path).doing("read", &path)?;
+        serde_json::from_slice(&text).map_err(io::Error::from).doing("read", &path)
+    }
+
+    /// The ids of jobs that run.
+    ///
+    /// # Errors
+    /// [`JobStoreError::Io`].
+    pub fn running(&self) -> Result<Vec<JobId>> {
+        self.ids("live")
+    }
+
     /// Removes a job that has ended, and its name.
     ///
     /// # Errors
@@ -325,10 +394,32 @@ impl Jobs {
         let live = self.live(id);
         let lock = self.lock(id)?;
         if lock.is_none() && File::open(&live).is_ok() {
-            let supervisor = self.read(id).map_or(0, |record| record.supervisor_pid);
-            return Err(JobStoreError::Running(id.clone(), supervisor));
+            return Err(JobStoreError::Running(id.clone()));
         }
         self.erase(id)
+    }
+
+    /// Gives a job another name, whether it runs or has ended.
+    ///
+    /// # Errors
+    /// [`JobStoreError::NameTaken`]; [`JobStoreError::Io`].
+    pub fn rename(&self, id: &JobId, name: &JobName) -> Result<()> {
+        let old = self.names_of(id)?;
+        self.claim(name, id)?;
+        // A job may end between the look and the write: then the file is where ended jobs' are.
+        for path in [self.live(id), self.directory_of(id).join(RECORD)] {
+            let file = match File::options().append(true).open(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                opened => opened.doing("open", &path)?,
+            };
+            append(&file, &Renamed { renamed: name.clone() }).doing("write", &path)?;
+            break;
+        }
+        let new = self.names().join(name.as_str());
+        for link in old.into_iter().filter(|link| *link != new) {
+            fs::remove_file(&link).or_else(ignore_missing).doing("remove", &link)?;
+        }
+        Ok(())
     }
 
     /// Removes everything of a job whose lock is held here, or that has ended.
@@ -365,7 +456,7 @@ impl Jobs {
         self.directory.join("stubs")
     }
 
-    fn live(&self, id: &JobId) -> PathBuf {
+    pub(crate) fn live(&self, id: &JobId) -> PathBuf {
         self.directory.join("live").join(id.as_str())
     }
 
@@ -431,12 +522,19 @@ fn ignore_missing(error: io::Error) -> io::Result<()> {
 }
 
 /// Appends a line. It begins a line of its own even after one that a crash cut short.
-fn append(mut file: &File, record: &Record) -> io::Result<()> {
+fn append(mut file: &File, record: &impl Serialize) -> io::Result<()> {
     let mut line = serde_json::to_vec(record)?;
     line.insert(0, b'\n');
     line.push(b'\n');
     file.write_all(&line)
 }
+
+/// A line that says a job's new name, and how it begins.
+#[derive(Serialize, serde::Deserialize)]
+struct Renamed {
+    renamed: JobName,
+}
+const RENAMED: &[u8] = b"{\"renamed\":";
 
 /// The last line that is a whole record.
 fn last_record(text: &[u8], path: &Path) -> Result<Record> {
@@ -445,18 +543,27 @@ fn last_record(text: &[u8], path: &Path) -> Result<Record> {
         schema: u32,
     }
     let whole_lines = text.split_inclusive(|byte| *byte == b'\n').filter_map(|line| line.strip_suffix(b"\n")).rev();
+    let mut name = None;
+    let mut found = None;
     for line in whole_lines {
-        match serde_json::from_slice::<Version>(line) {
-            Ok(Version { schema }) if schema > SCHEMA => {
-                return Err(JobStoreError::NewerRecord { path: path.to_owned(), found: schema });
+        if line.starts_with(RENAMED) {
+            let said = || serde_json::from_slice::<Renamed>(line).ok().map(|line| line.renamed);
+            name = name.or_else(said);
+        } else if found.is_none() {
+            // A later agentd's may read as one of ours, or as none at all.
+            found = serde_json::from_slice::<Record>(line).ok();
+            let schema = match &found {
+                Some(record) => Some(record.schema),
+                None => serde_json::from_slice::<Version>(line).ok().map(|version| version.schema),
+            };
+            if let Some(found) = schema.filter(|schema| *schema > SCHEMA) {
+                return Err(JobStoreError::NewerRecord { path: path.to_owned(), found });
             }
-            Ok(_) => {
-                if let Ok(record) = serde_json::from_slice(line) {
-                    return Ok(record);
-                }
-            }
-            Err(_) => {}
         }
+    }
+    if let Some(mut record) = found {
+        record.name = name.or(record.name);
+        return Ok(record);
     }
     Err(JobStoreError::BadRecord { path: path.to_owned() })
 }
@@ -468,141 +575,4 @@ pub(super) fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::job::record::Enforced;
-
-    fn record(id: &JobId, name: Option<&str>) -> Record {
-        Record {
-            schema: SCHEMA,
-            id: id.clone(),
-            name: name.map(|name| name.parse().unwrap()),
-            image: "host".into(),
-            image_digest: None,
-            workspace: None,
-            command: vec!["true".into()],
-            created: now(),
-            finished: None,
-            duration_ms: None,
-            supervisor_pid: 1,
-            state: State::Running,
-            enforced: Enforced {
-                landlock_abi: 7,
-                landlock_rights: vec!["files".into()],
-                seccomp: "default".into(),
-                profile_digest: String::new(),
-                network: "none".into(),
-            },
-            warnings: Vec::new(),
-            left: Vec::new(),
-            root: None,
-            output_dropped: 0,
-            denials: 0,
-            network: None,
-        }
-    }
-
-    fn finished(mut record: Record) -> Record {
-        record.state = State::Exited { exit_code: 0, reason: None };
-        record
-    }
-
-    fn store() -> (tempfile::TempDir, Jobs) {
-        let directory = tempfile::tempdir().unwrap();
-        let jobs = Jobs::at(directory.path().join("agentd"));
-        (directory, jobs)
-    }
-
-    #[test]
-    fn a_job_is_running_until_it_is_finished_and_then_stays() {
-        let (_directory, jobs) = store();
-        let id = JobId::random().unwrap();
-        let first = record(&id, Some("a"));
-        let live = jobs.create(&first).unwrap();
-        assert!(jobs.sweep().unwrap().is_empty());
-        assert_eq!(jobs.read(&id).unwrap(), first);
-        assert!(matches!(jobs.remove(&id), Err(JobStoreError::Running(..))));
-        let other = JobId::random().unwrap();
-        assert!(matches!(jobs.create(&record(&other, Some("a"))), Err(JobStoreError::NameTaken(_))));
-        assert!(matches!(jobs.find(other.as_str()), Err(JobStoreError::NotFound(_))));
-        let last = finished(first);
-        live.finish(&last).unwrap();
-        assert_eq!(jobs.read(&jobs.find("a").unwrap()).unwrap(), last);
-        assert_eq!(jobs.list().unwrap().0, [last]);
-        jobs.remove(&id).unwrap();
-        assert!(jobs.list().unwrap().0.is_empty());
-        assert!(jobs.find("a").is_err());
-    }
-
-    #[test]
-    fn a_supervisor_that_is_gone_leaves_a_lost_job() {
-        let (_directory, jobs) = store();
-        let id = JobId::random().unwrap();
-        drop(jobs.create(&record(&id, None)).unwrap());
-        assert_eq!(jobs.sweep().unwrap(), std::slice::from_ref(&id));
-        assert!(matches!(jobs.read(&id).unwrap().state, State::Lost { .. }));
-        assert!(jobs.sweep().unwrap().is_empty());
-        jobs.remove(&id).unwrap();
-    }
-
-    #[test]
-    fn a_supervisor_that_is_killed_before_it_makes_the_directory_leaves_a_lost_job_too() {
-        let (_directory, jobs) = store();
-        let id = JobId::random().unwrap();
-        drop(jobs.create(&record(&id, None)).unwrap());
-        fs::remove_dir(jobs.directory_of(&id)).unwrap();
-        assert_eq!(jobs.sweep().unwrap(), std::slice::from_ref(&id));
-        assert!(matches!(jobs.read(&id).unwrap().state, State::Lost { .. }));
-        jobs.remove(&id).unwrap();
-        assert!(entries(&jobs.directory.join("live")).unwrap().is_empty());
-    }
-
-    #[test]
-    fn a_final_record_that_was_not_moved_is_final() {
-        let (_directory, jobs) = store();
-        let id = JobId::random().unwrap();
-        let live = jobs.create(&record(&id, None)).unwrap();
-        let last = finished(record(&id, None));
-        append(&live.file, &last).unwrap();
-        drop(live);
-        assert!(jobs.sweep().unwrap().is_empty());
-        assert_eq!(jobs.read(&id).unwrap(), last);
-    }
-
-    #[test]
-    fn a_line_that_was_cut_short_does_not_count() {
-        let (_directory, jobs) = store();
-        let id = JobId::random().unwrap();
-        let first = record(&id, None);
-        let mut live = jobs.create(&first).unwrap();
-        let line = serde_json::to_vec(&finished(first.clone())).unwrap();
-        live.file.write_all(&line[..line.len() / 2]).unwrap();
-        assert_eq!(jobs.read(&id).unwrap(), first);
-        drop(live);
-        assert_eq!(jobs.sweep().unwrap(), std::slice::from_ref(&id));
-        assert!(matches!(jobs.read(&id).unwrap().state, State::Lost { .. }));
-    }
-
-    #[test]
-    fn a_job_without_a_whole_line_never_was() {
-        let (_directory, jobs) = store();
-        let id = JobId::random().unwrap();
-        let live = jobs.create(&record(&id, None)).unwrap();
-        live.file.set_len(10).unwrap();
-        assert!(jobs.list().unwrap().1.is_empty());
-        drop(live);
-        assert!(jobs.sweep().unwrap().is_empty());
-        assert!(matches!(jobs.find(id.as_str()), Err(JobStoreError::NotFound(_))));
-    }
-
-    #[test]
-    fn a_later_schema_is_named_and_left_alone() {
-        let (_directory, jobs) = store();
-        let id = JobId::random().unwrap();
-        let mut newer = record(&id, None);
-        newer.schema = SCHEMA + 1;
-        drop(jobs.create(&newer).unwrap());
-        assert!(jobs.sweep().unwrap().is_empty());
-        assert!(matches!(jobs.read(&id), Err(JobStoreError::NewerRecord { found, .. }) if found == SCHEMA + 1));
-    }
-}
+mod tests;

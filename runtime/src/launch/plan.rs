@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::image_root::{ImageRoot, InStore};
 use super::protect::{self, Protection};
-use super::{PlanError, host_root, image_config, image_root, network, profile, secrets};
+use super::{PlanError, fake_root, host_root, image_config, image_root, network, policy, profile, secrets};
 use crate::job::id::{JobId, JobName};
 use crate::job::record::SCHEMA;
 use crate::job::spec::JobSpec;
@@ -91,6 +91,9 @@ pub struct Plan {
     pub grace_ms: u64,
     /// Bytes of each output stream that are kept.
     pub max_output: u64,
+    /// Program and arguments that are run on the host when the job has ended.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub on_exit: Vec<String>,
     /// What was asked for and is not done, and why: said, and recorded.
     pub warnings: Vec<String>,
     /// What is usual and cannot be done here, and why: recorded.
@@ -101,6 +104,12 @@ pub struct Plan {
     /// What the filter was compiled from. Not part of the document: its digest and its profile's name are.
     #[serde(skip)]
     pub rules: Option<Cow<'static, SeccompRules>>,
+    /// The profile to learn on, where the job is for learning. Not part of the document: `seccomp.learning` is.
+    #[serde(skip)]
+    pub learning: Option<Cow<'static, Profile>>,
+    /// Whether the filter pretends changes of owners and ids, and the supervisor clears set-user-ID bits.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub fake_root: bool,
     /// Names of the secrets that become variables of the payload.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub secret_env: Vec<String>,
@@ -121,6 +130,8 @@ pub struct Surroundings {
     pub home: Option<PathBuf>,
     /// agentd's own directories: never visible inside.
     pub own: Vec<PathBuf>,
+    /// The configurations of git that hold in every repository: the machine's and the user's.
+    pub git: Vec<PathBuf>,
 }
 
 impl Plan {
@@ -138,8 +149,7 @@ impl Plan {
         let mut warnings = Vec::new();
         keep_apart(&spec, &surroundings.own)?;
         unenforced(&spec, &mut warnings)?;
-        let workspace = spec.workspace.as_ref().map(|workspace| workspace.path.as_path());
-        let chosen = profile::find(&spec.profile, workspace, abi, &mut warnings)?;
+        let chosen = profile::find(&spec, abi, &mut warnings)?;
         let image = image_root::find(&spec.image, &surroundings.store, fetch)?;
         if let Some(dropped) = image.as_ref().map(|image| image.config.dropped_env).filter(|dropped| *dropped > 0) {
             warnings.push(format!("{dropped} entries of the image's Env are no NAME=VALUE and were left out"));
@@ -186,11 +196,22 @@ impl Plan {
             replacements
                 .retain(|file| !matches!(file, Addition::File { path, .. } if path == "passwd" || path == "group"));
         }
+        let storage = spec.storage.map_or_else(half_of_memory, Ok)?;
+        let note = policy::Note {
+            spec: &spec,
+            home: &home,
+            volumes: &volumes,
+            profile: &chosen.profile,
+            chosen: chosen.chosen.as_deref(),
+            storage,
+        };
+        replacements.push(note.file());
+        let learning = spec.learn.then(|| chosen.chosen.unwrap_or_else(|| chosen.profile.clone()));
         let root = Root {
             layers: image.as_ref().map_or_else(Vec::new, |image| image.layers.clone()),
             writable: spec.writable,
             keep: spec.keep,
-            storage: spec.storage.map_or_else(half_of_memory, Ok)?,
+            storage,
             additions: Vec::new(),
             ensure: ensure(&spec, &process.cwd),
         };
@@ -210,6 +231,9 @@ impl Plan {
         if image.is_some() {
             let in_etc = replacements.into_iter().map(|file| below("etc", file));
             inside.root.additions.extend(in_etc);
+            if spec.fake_root {
+                inside.root.additions.extend(fake_root::settings(&inside.root.layers)?);
+            }
         } else {
             let private: Vec<PathBuf> = surroundings.own.iter().chain(&surroundings.home).cloned().collect();
             let host = host_root::plan(geteuid().is_root(), spec.writable, &private, replacements)?;
@@ -229,6 +253,7 @@ impl Plan {
             timeout_ms: spec.timeout.map(milliseconds),
             grace_ms: milliseconds(spec.grace),
             max_output: spec.max_output,
+            on_exit: spec.on_exit,
             warnings,
             notes,
             protection,
@@ -236,6 +261,8 @@ impl Plan {
                 Cow::Borrowed(profile) => Cow::Borrowed(&profile.seccomp),
                 Cow::Owned(profile) => Cow::Owned(profile.seccomp),
             }),
+            learning,
+            fake_root: spec.fake_root,
             secret_env: spec.secret_env,
             reach,
             inside,
@@ -332,7 +359,8 @@ fn process(spec: &JobSpec, image: Option<&ImageRoot>, home: &str) -> Result<Proc
         return Err(PlanError::NoCommand { image: spec.image.to_string() });
     }
     let mut env: Vec<(String, String)> = vec![("PATH".into(), PATH.into())];
-    let layers = [config.env.as_slice(), spec.env.as_slice()];
+    let own = [policy::VARIABLE].map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let layers = [config.env.as_slice(), &own, spec.env.as_slice()];
     let layered = layers.into_iter().flatten().cloned().chain([("HOME".to_owned(), home.to_owned())]);
     // The value of such a name comes another way.
     for (name, value) in layered.filter(|(name, _)| !spec.secret_env.contains(name)) {

@@ -19,7 +19,7 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
 use rustix::io::Errno;
 use rustix::process::geteuid;
 
-use crate::job::spec::ProfileChoice;
+use crate::job::spec::{JobSpec, ProfileChoice};
 
 /// Where a workspace may say what it does not need.
 pub const OF_WORKSPACE: &str = ".agentd/profile.toml";
@@ -64,6 +64,24 @@ pub enum ProfileError {
         "profile {0} lets the command make namespaces, and root's jobs cannot: their /proc is read-only, since its files are root's; run agentd as an ordinary user"
     )]
     OfRoot(String),
+    /// Nobody would be asked about what it refuses.
+    #[error(
+        "nothing can be learned on profile {0}, whose refusals nobody hears of (docs/denials.md); start from default or strict"
+    )]
+    Untold(String),
+    /// Modes with set-user-ID bits come to whoever listens to the filter.
+    #[error(
+        "profile {0} goes with no --fake-root: agentd would have to hear of set-user-ID modes, and under this profile it hears of no call; choose default or strict"
+    )]
+    FakeRoot(String),
+    /// With the rules of `--fake-root` before its own.
+    #[error("profile {profile} with --fake-root: {cause}; leave rules out of it")]
+    Pretended {
+        /// The profile.
+        profile: String,
+        /// What is wrong.
+        cause: agentd_profiles::compile::CompileError,
+    },
     /// The kernel is too old for it.
     #[error(
         "profile {profile} cannot be enforced: {cause}; boot a newer kernel, or give the right up in a profile of your own ([[landlock.may-miss]])"
@@ -82,22 +100,28 @@ pub(crate) struct Chosen {
     pub(crate) profile: Cow<'static, Profile>,
     pub(crate) seccomp: Seccomp,
     pub(crate) rights: Vec<LandlockRight>,
+    /// What the user chose, where the workspace has tightened it.
+    pub(crate) chosen: Option<Cow<'static, Profile>>,
 }
 
-/// Finds the profile and what of it this kernel, with Landlock's `abi`, enforces.
-pub(crate) fn find(
-    choice: &ProfileChoice,
-    workspace: Option<&Path>,
-    abi: u32,
-    warnings: &mut Vec<String>,
-) -> Result<Chosen, ProfileError> {
-    let (mut profile, mut filter) = load(choice)?;
+/// Finds the profile of `spec` and what of it this kernel, with Landlock's `abi`, enforces.
+pub(crate) fn find(spec: &JobSpec, abi: u32, warnings: &mut Vec<String>) -> Result<Chosen, ProfileError> {
+    let workspace = spec.workspace.as_ref().map(|workspace| workspace.path.as_path());
+    let (mut profile, mut filter) = load(&spec.profile)?;
+    let mut chosen = None;
+    if spec.fake_root {
+        let faked = agentd_profiles::fake_root(&profile);
+        let program = compile(&faked.seccomp, NATIVE)
+            .map_err(|cause| ProfileError::Pretended { profile: profile.name.to_string(), cause })?;
+        (profile, filter) = (Cow::Owned(faked), compiled(&program));
+    }
     if let Some(text) = workspace.map(of_workspace).transpose()?.flatten() {
         let error = |cause| ProfileError::Workspace { profile: profile.name.to_string(), cause };
         let tightened = tighten(&profile, &text).map_err(|cause| error(cause.into()))?;
         let program = compile(&tightened.seccomp, NATIVE).map_err(|cause| error(cause.into()))?;
         warnings.push(format!("the workspace's {OF_WORKSPACE} tightens profile {}", profile.name));
-        (profile, filter) = (Cow::Owned(tightened), compiled(&program));
+        chosen = Some(std::mem::replace(&mut profile, Cow::Owned(tightened)));
+        filter = compiled(&program);
     }
     let name = profile.name.to_string();
     let rights = profile.landlock(abi).map_err(|cause| ProfileError::Kernel { profile: name.clone(), cause })?;
@@ -113,12 +137,21 @@ pub(crate) fn find(
     // A sandbox made inside may want a listener of its own, and there is one a process. And what tells needs `sendmsg`.
     let may_send = profile.rules_of("sendmsg").all(|rule| rule.verdict == Verdict::Allow);
     let told = !profile.namespaces.allowed && may_send && profile.rules_of("sendmsg").next().is_some();
+    if spec.fake_root && !told {
+        return Err(ProfileError::FakeRoot(name));
+    }
     if !may_send {
         // Said aloud: the file that does it may be the workspace's.
         warnings.push(format!("profile {name} refuses sendmsg: what the command is denied is not told"));
     }
-    let seccomp = Seccomp { digest: digest(&profile, &filter), profile: name, filter, told };
-    Ok(Chosen { profile, seccomp, rights })
+    if spec.learn {
+        if !told {
+            return Err(ProfileError::Untold(name));
+        }
+        warnings.push(format!("learning: calls that profile {name} refuses may be carried out in this job"));
+    }
+    let seccomp = Seccomp { digest: digest(&profile, &filter), profile: name, filter, told, learning: spec.learn };
+    Ok(Chosen { profile, seccomp, rights, chosen })
 }
 
 /// The profile that was chosen, and its filter.

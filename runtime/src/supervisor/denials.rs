@@ -1,7 +1,8 @@
 //! System calls that policy refuses: answered here, so that they can be told.
 //!
 //! The payload's filter leaves its denials to this process (seccomp_unotify(2)). What a call is answered with follows from
-//! the same rules the filter was compiled from, and is always an error; calls that are allowed never come here.
+//! the same rules the filter was compiled from, and is always an error, but in a job that learns (`agentd profile learn`);
+//! calls that are allowed never come here.
 //!
 //! Invariant: a call that cannot be looked at is refused like any other. However many are refused, and whatever the payload
 //! calls itself, what is kept has a bound.
@@ -11,9 +12,10 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use agentd_profiles::evaluate::{Call, deciding};
-use agentd_profiles::{NATIVE, SeccompRules, Verdict};
+use agentd_profiles::{Lessons, NATIVE, SeccompRules, Verdict};
 use agentd_sys::notify;
 
+use super::set_id::SetId;
 use crate::job::events::{Argument, Denial, Event, Events};
 use crate::job::store::now;
 use crate::launch::plan::Plan;
@@ -34,11 +36,16 @@ pub(super) struct Denials<'a> {
     found: Vec<Denial>,
     total: u64,
     events: Events,
+    lessons: Option<Lessons>,
+    /// Under `--fake-root`: what becomes of modes with set-user-ID bits.
+    set_id: Option<SetId>,
 }
 
 impl<'a> Denials<'a> {
     pub(super) fn new(plan: &'a Plan, events: Events) -> Self {
-        Denials { plan, listener: None, told: false, found: Vec::new(), total: 0, events }
+        let lessons = plan.learning.clone().map(Lessons::new);
+        let set_id = plan.fake_root.then(SetId::default);
+        Denials { plan, listener: None, told: false, found: Vec::new(), total: 0, events, lessons, set_id }
     }
 
     /// From now on refused calls wait for [`Denials::answer`].
@@ -62,27 +69,52 @@ impl<'a> Denials<'a> {
         self.plan.inside.seccomp.told && !self.told
     }
 
+    /// A process that this one waits for has stopped or ended.
+    pub(super) fn settle(&mut self) {
+        if let Some(set_id) = &mut self.set_id {
+            set_id.settle();
+        }
+    }
+
+    /// The box was killed.
+    pub(super) fn bury(&mut self) {
+        if let Some(set_id) = &mut self.set_id {
+            set_id.bury();
+        }
+    }
+
     /// Answers one call that waits.
     pub(super) fn answer(&mut self) -> io::Result<()> {
         let Some(listener) = &self.listener else { return Ok(()) };
         let Some(call) = notify::receive(listener.as_fd())? else { return Ok(()) };
-        let verdict = self.plan.rules.as_deref().map(|rules| {
-            let seen = Call { arch: call.arch, nr: call.nr, args: call.args };
-            (rules, deciding(rules, NATIVE, &seen))
-        });
+        let seen = Call { arch: call.arch, nr: call.nr, args: call.args };
+        let verdict = self.plan.rules.as_deref().map(|rules| (rules, deciding(rules, NATIVE, &seen)));
         let answer = match verdict {
             Some((_, Some(rule))) => rule.verdict,
             Some((rules, None)) => Verdict::Refuse(rules.unlisted),
             None => Verdict::Refuse(agentd_profiles::Errno::Eperm),
         };
+        let (rules, rule) = verdict.unzip();
+        let rule = rule.flatten();
+        let named = rule.and_then(|rule| rule.syscalls.iter().find(|named| named.number(NATIVE) == Some(call.nr)));
+        if let (Some(set_id), Some(named)) = (&mut self.set_id, named)
+            && set_id.mend(&call, &named.name)
+        {
+            return Ok(());
+        }
         // The filter asks about denials only; were it ever otherwise, the call is denied all the same.
         let errno = if let Verdict::Refuse(errno) = answer { i32::from(errno as u16) } else { libc::EPERM };
         // Before the answer, while the caller still waits: afterwards its number may be somebody else's.
         let untrusted_program = program(call.pid);
+        if let (Some(lessons), Some(rules)) = (&mut self.lessons, self.plan.rules.as_deref()) {
+            if lessons.judge(rules, &seen, &untrusted_program) {
+                return notify::let_through(listener.as_fd(), &call);
+            }
+            if !answer.is_denial() {
+                return notify::refuse(listener.as_fd(), &call, errno);
+            }
+        }
         notify::refuse(listener.as_fd(), &call, errno)?;
-        let (rules, rule) = verdict.unzip();
-        let rule = rule.flatten();
-        let named = rule.and_then(|rule| rule.syscalls.iter().find(|named| named.number(NATIVE) == Some(call.nr)));
         let syscall = named.map_or_else(|| format!("number {}", call.nr), |named| named.name.to_string());
         let mut tested: Vec<u8> = rules.into_iter().flat_map(|rules| tested(rules, call.nr)).collect();
         tested.sort_unstable();
@@ -121,6 +153,11 @@ impl<'a> Denials<'a> {
         if let Err(error) = self.events.append(event) {
             tracing::debug!(%error, "a denial could not be written");
         }
+    }
+
+    /// What a job that learns has learned.
+    pub(super) fn lessons(&mut self) -> Option<Lessons> {
+        self.lessons.take()
     }
 
     /// Writes the counts; gives each denial, and how many there were.

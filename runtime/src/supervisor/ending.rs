@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use crate::job::record::State;
 
 /// Exit code for a failure of agentd's own.
-pub(super) const AGENTD_FAILED: u8 = 125;
+pub(crate) const AGENTD_FAILED: u8 = 125;
 const TIMED_OUT: u8 = 124;
 const NOT_EXECUTABLE: u8 = 126;
 const NOT_FOUND: u8 = 127;
@@ -28,6 +28,10 @@ pub(super) enum Reason {
     Terminated,
     /// SIGINT or SIGQUIT to the supervisor before the payload ran.
     Interrupted,
+    /// `agentd stop`.
+    Asked,
+    /// `agentd kill`, with SIGKILL.
+    Killed,
 }
 
 /// A stop under way.
@@ -87,6 +91,8 @@ impl Ending {
             Some(Reason::Hangup) => (code, Some("stopped: the terminal or the process that started it is gone".into())),
             Some(Reason::Terminated) => (code, Some("stopped by SIGTERM".into())),
             Some(Reason::Interrupted) => (code, Some("interrupted before it ran".into())),
+            Some(Reason::Asked) => (code, Some("stopped by `agentd stop`".into())),
+            Some(Reason::Killed) => (code, Some("killed by `agentd kill`".into())),
             None if status.is_none() => (code, Some("PID 1 of the box was killed from outside".into())),
             None => (code, None),
         };

@@ -4,13 +4,23 @@
 //! reader that does not read, delays neither a timeout nor a signal. It reads from inside only PID 1's reports (bounded,
 //! checked), bytes of output, which it copies and never interprets, and the registers of refused calls, which it answers.
 
+pub mod attached;
+mod control;
 mod denials;
+pub mod detach;
 mod ending;
+pub mod guest;
 mod keep;
+pub mod keys;
+mod log;
 mod network;
+mod obey;
+mod ready;
 mod redact;
+mod set_id;
 mod streams;
 mod terminal;
+mod viewers;
 
 use std::borrow::Cow;
 use std::io;
@@ -24,18 +34,19 @@ use agentd_init::plan::Network;
 use agentd_init::reaper::RELAYED;
 use agentd_init::report::{self, Report};
 use agentd_init::step::Failure;
+use agentd_profiles::Lessons;
 use agentd_rootfs::Hold;
 use agentd_rootfs::commit::Upper;
 use agentd_sys::memory::BEFORE_FORGETTING;
 use agentd_sys::process::{BOX_NAMESPACES, Cloned, clone};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{
     Pid, PidfdFlags, WaitId, WaitIdOptions, getppid, kill_process, pidfd_open, pidfd_send_signal, waitid,
 };
 
+pub(crate) use ending::AGENTD_FAILED as FAILED;
 pub use ending::Ending;
 pub(crate) use redact::LEAST_BYTES;
 
@@ -45,11 +56,13 @@ use crate::job::store::{JobStoreError, Jobs, LiveJob, now};
 use crate::launch::plan::Plan;
 use crate::launch::protect;
 use crate::launch::protect::stubs::{StubError, Stubs};
+use control::Control;
 use denials::Denials;
+use detach::Notice;
 use ending::{Reason, Stop};
 use network::Broker;
 use redact::Redactor;
-use streams::Streams;
+use streams::{Own, Streams, Wanted};
 
 /// A job that could not be supervised. What fails inside the box is an [`Ending`], not an error.
 #[derive(Debug, thiserror::Error)]
@@ -93,18 +106,35 @@ pub struct Finished {
     pub record: Record,
     /// The calls that policy refused.
     pub denials: Vec<Denial>,
+    /// What a job that learns has learned.
+    pub lessons: Option<Lessons>,
     /// What was asked of the network and refused.
     pub refusals: Vec<Request>,
 }
 
-/// Runs a job in the foreground, from clone to record; `hold` keeps its layers in the store until its plan is written.
+/// Whose a job is while it runs.
+#[derive(Debug)]
+pub enum Presence {
+    /// Of the process that started it: its streams are the job's, and its end is the job's.
+    Foreground,
+    /// Nobody's, from the moment that its start is told.
+    Detached(Notice),
+}
+
+/// Runs a job, from clone to record; `hold` keeps its layers in the store until its plan is written.
 /// Of `secrets` nothing is kept but what a record or log would have to be cleaned of.
 ///
 /// # Errors
 /// [`SuperviseError`]; nothing of the box is left then.
-pub fn run(plan: &Plan, jobs: &Jobs, hold: Option<Hold>, secrets: Secrets) -> Result<Finished, SuperviseError> {
+pub fn run(
+    plan: &Plan,
+    jobs: &Jobs,
+    hold: Option<Hold>,
+    secrets: Secrets,
+    presence: Presence,
+) -> Result<Finished, SuperviseError> {
     let begun = Instant::now();
-    let mut supervisor = Supervisor::start(plan, &jobs.directory_of(&plan.id), secrets)?;
+    let mut supervisor = Supervisor::start(plan, &jobs.directory_of(&plan.id), secrets, presence)?;
     // Written while PID 1 builds the box on another core; the payload starts only when they are there.
     let kept = supervisor.kept();
     let mut record = first_record(&kept);
@@ -127,10 +157,12 @@ pub fn run(plan: &Plan, jobs: &Jobs, hold: Option<Hold>, secrets: Secrets) -> Re
         false => supervisor.release(),
     });
     let supervised = released.and_then(|()| supervisor.supervise());
+    supervisor.streams.last_words();
     record.output_dropped = supervisor.streams.close_logs();
     let refusals = supervisor.end_network(&mut record);
     let redactor = supervisor.redactor.take();
     let (denials, total) = supervisor.denials.finish();
+    let lessons = supervisor.denials.lessons();
     record.denials = total;
     if supervisor.started && supervisor.denials.is_silent() {
         let why = "agentd itself runs under a filter that another program listens to";
@@ -152,7 +184,7 @@ pub fn run(plan: &Plan, jobs: &Jobs, hold: Option<Hold>, secrets: Secrets) -> Re
                 record.root = upper.map(|upper| keep::keep(upper, &jobs.directory_of(&plan.id)));
             }
             finish(job, &mut record, begun, redactor.as_ref())?;
-            Ok(Finished { ending, record, denials, refusals })
+            Ok(Finished { ending, record, denials, lessons, refusals })
         }
         Err(error) => {
             let reason = match std::error::Error::source(&error) {
@@ -218,6 +250,11 @@ struct Supervisor<'a> {
     signals: SignalFd,
     /// Whoever started this program; its end counts as a hang-up unless hang-ups are ignored (`nohup`).
     parent: Option<OwnedFd>,
+    /// What tells whoever started it, if it is to be detached, that the job runs.
+    notice: Option<Notice>,
+    /// A pidfd of the payload, once it runs.
+    payload: Option<OwnedFd>,
+    control: Control,
     init: OwnedFd,
     channel: Option<OwnedFd>,
     streams: Streams,
@@ -244,13 +281,20 @@ struct Supervisor<'a> {
 }
 
 impl<'a> Supervisor<'a> {
-    fn start(plan: &'a Plan, directory: &Path, secrets: Secrets) -> Result<Self, SuperviseError> {
+    fn start(plan: &'a Plan, directory: &Path, secrets: Secrets, presence: Presence) -> Result<Self, SuperviseError> {
+        let (own, notice) = match presence {
+            Presence::Foreground => (Own::Standard, None),
+            Presence::Detached(notice) => (Own::Nothing, Some(notice)),
+        };
         let parent = watch_parent()?;
         let mut watched: SigSet = RELAYED.iter().copied().collect();
-        watched.extend([Signal::SIGCHLD, Signal::SIGWINCH]);
+        watched.extend([Signal::SIGCHLD, Signal::SIGWINCH, Signal::SIGURG]);
         let signals = agentd_sys::signal::descriptor(&watched).to("block signals")?;
         let (channel, inside) = agentd_sys::channel::pair().to("make a channel")?;
-        let (streams, stdio) = Streams::new(plan, directory).to("set the streams up")?;
+        let process = &plan.inside.process;
+        let kept = Some((directory, plan.max_output));
+        let wanted = Wanted { terminal: process.terminal, input: process.input, own, kept };
+        let (streams, stdio) = Streams::new(&wanted).to("set the streams up")?;
         let init = match clone(BOX_NAMESPACES).map_err(SuperviseError::Clone)? {
             Cloned::Child => {
                 agentd_init::run(&plan.inside, secrets, agentd_init::Descriptors { channel: inside, stdio });
@@ -262,6 +306,9 @@ impl<'a> Supervisor<'a> {
             plan,
             signals,
             parent,
+            notice,
+            payload: None,
+            control: Control::new(directory.to_owned()),
             init,
             channel: Some(channel),
             streams,
@@ -336,6 +383,9 @@ impl<'a> Supervisor<'a> {
                 self.stop(Reason::Hangup)?;
             }
             self.keep_time()?;
+            if ready.callers {
+                self.serve()?;
+            }
             if ready.streams {
                 self.streams.pass().to("pass the output on")?;
             }
@@ -345,52 +395,6 @@ impl<'a> Supervisor<'a> {
         }
         let timeout = self.plan.timeout_ms.map(Duration::from_millis);
         Ok(Ending::new(self.failure.take(), self.status, self.stop, timeout))
-    }
-
-    fn wait(&self) -> Result<Ready, SuperviseError> {
-        let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
-        let mut places = [None; 5];
-        for (place, fd) in places.iter_mut().zip([
-            self.alive.then_some(self.init.as_fd()),
-            self.channel.as_ref().map(AsFd::as_fd),
-            self.parent.as_ref().map(AsFd::as_fd),
-            self.denials.listener(),
-            self.network.as_ref().and_then(Broker::channel),
-        ]) {
-            if let Some(fd) = fd {
-                *place = Some(fds.len());
-                fds.push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
-            }
-        }
-        let own = fds.len();
-        self.streams.interest(&mut fds);
-        let timeout = self.next_deadline().into_iter().chain(self.forget_at).min().map(|deadline| {
-            let left = deadline.saturating_duration_since(Instant::now());
-            Timespec {
-                tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
-                tv_nsec: i64::from(left.subsec_nanos()),
-            }
-        });
-        match poll(&mut fds, timeout.as_ref()) {
-            Ok(_) => {}
-            Err(Errno::INTR) => return Ok(Ready::default()),
-            Err(error) => return Err(error).to("wait for the box"),
-        }
-        let streams = fds.iter().skip(own).any(|fd| !fd.revents().is_empty());
-        let is_ready =
-            |place: Option<usize>| place.and_then(|at| fds.get(at)).is_some_and(|fd| !fd.revents().is_empty());
-        let [init, channel, parent, listener, network] = places;
-        let denials = listener.and_then(|at| fds.get(at)).map_or(PollFlags::empty(), PollFd::revents);
-        Ok(Ready {
-            signals: is_ready(Some(0)),
-            init: is_ready(init),
-            channel: is_ready(channel),
-            parent: is_ready(parent),
-            denials: denials.contains(PollFlags::IN),
-            all_denied: is_ready(listener),
-            network: is_ready(network),
-            streams,
-        })
     }
 
     fn next_deadline(&self) -> Option<Instant> {
@@ -425,11 +429,18 @@ impl<'a> Supervisor<'a> {
 
     /// SIGTERM now, SIGKILL after the grace period: a short one as long as no payload is known to run.
     fn stop(&mut self, reason: Reason) -> Result<(), SuperviseError> {
-        if self.stop.is_some() {
+        self.stop_within(reason, self.grace())
+    }
+
+    /// The same with a grace period of its own; who asks again can only shorten the first one's.
+    fn stop_within(&mut self, reason: Reason, grace: Duration) -> Result<(), SuperviseError> {
+        let grace = if self.started { grace } else { grace.min(GRACE_OF_A_START) };
+        let end = Instant::now().checked_add(grace);
+        if let Some(stop) = &mut self.stop {
+            stop.kill_at = stop.kill_at.map(|at| end.map_or(at, |end| end.min(at)));
             return Ok(());
         }
-        let grace = if self.started { self.grace() } else { self.grace().min(GRACE_OF_A_START) };
-        self.stop = Some(Stop { reason, kill_at: Some(Instant::now() + grace) });
+        self.stop = Some(Stop { reason, kill_at: end });
         pidfd_send_signal(&self.init, rustix::process::Signal::TERM).or_else(gone).to("stop the box")
     }
 
@@ -444,7 +455,14 @@ impl<'a> Supervisor<'a> {
             };
             match signal {
                 Signal::SIGWINCH => self.streams.resize(),
-                Signal::SIGCHLD => {}
+                Signal::SIGCHLD => self.denials.settle(),
+                // Somebody looks for the socket.
+                Signal::SIGURG => {
+                    if let Err(error) = self.control.open() {
+                        // It is the caller's to say that nobody answers: the job has no part in it.
+                        tracing::debug!(%error, "no control socket");
+                    }
+                }
                 // Only a reader that does not read keeps this program here.
                 _ if !self.alive => self.abandoned = true,
                 Signal::SIGHUP => self.stop(Reason::Hangup)?,
@@ -470,8 +488,14 @@ impl<'a> Supervisor<'a> {
         let Some(channel) = &self.channel else { return Ok(()) };
         match report::receive(channel).to("hear from the box")? {
             None => self.channel = None,
-            Some((Report::Started, _)) => {
+            Some((Report::Started, payload)) => {
                 self.started = true;
+                self.payload = payload;
+                if let Some(notice) = self.notice.take() {
+                    // From here on it is nobody's.
+                    self.parent = None;
+                    notice.tell().to("detach")?;
+                }
                 self.forget_at = Instant::now().checked_add(BEFORE_FORGETTING);
                 if self.stop.is_some_and(|stop| stop.reason == Reason::Interrupted && stop.kill_at.is_some()) {
                     self.stop = None;
@@ -524,6 +548,7 @@ impl<'a> Supervisor<'a> {
     /// No process of the box is left to speak or to be stopped.
     fn box_is_gone(&mut self) {
         self.alive = false;
+        self.payload = None;
         self.denials.close();
         if let Some(broker) = &self.network {
             broker.box_is_gone();
@@ -538,25 +563,11 @@ impl Drop for Supervisor<'_> {
     fn drop(&mut self) {
         // On the way out of an error the box must not be left behind, not even as something that is about to end.
         if self.alive && pidfd_send_signal(&self.init, rustix::process::Signal::KILL).is_ok() {
+            self.denials.bury();
             // Nobody else waits for it; there is nothing better to do about an error here than to go.
             waitid(WaitId::PidFd(self.init.as_fd()), WaitIdOptions::EXITED).unwrap_or_default();
         }
     }
-}
-
-/// What the poll found.
-#[derive(Debug, Default)]
-struct Ready {
-    signals: bool,
-    init: bool,
-    channel: bool,
-    parent: bool,
-    /// A refused call waits.
-    denials: bool,
-    /// None waits, and none will: the filter has no process left.
-    all_denied: bool,
-    network: bool,
-    streams: bool,
 }
 
 fn gone(error: Errno) -> Result<(), Errno> {

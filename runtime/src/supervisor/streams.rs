@@ -3,15 +3,15 @@
 //! The box never gets agentd's own descriptors: through a terminal it could push input (TIOCSTI), through a file it could
 //! reach what the shell redirected to with other rights than were meant.
 //!
+//! Beside agentd's own, anybody who is attached to the job sees its output and may type ([`super::viewers`]).
+//!
 //! Invariant: a read happens only when the poll said so and the last bytes are written; a write only when the poll said
 //! that PIPE_BUF bytes fit (a pipe), or on a terminal that does not block. So a copy holds at most one buffer, and nothing
 //! here waits but the disk the log is on.
 
-use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, fcntl_getfl, fcntl_setfl, open};
@@ -20,22 +20,60 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::stdio::{stderr, stdin, stdout};
 use rustix::termios::isatty;
 
-use super::redact::{Redacted, Redactor};
+use super::keys::Keys;
+use super::log::Log;
+use super::redact::Redactor;
 use super::terminal::Terminal;
-use crate::launch::plan::Plan;
+use super::viewers::{self, Viewer};
+use crate::control::Stream;
 
 /// Bytes a poll guarantees room for when it calls a pipe writable (pipe(7)).
-const PIPE_BUF: usize = 4096;
+pub(super) const PIPE_BUF: usize = 4096;
 const BUFFER: usize = 64 * 1024;
 /// VEOF, as a terminal has it by default (termios(3)): closing one end of a terminal's input would close all of it.
 const END_OF_INPUT: &[u8] = &[4];
 /// Reads and writes of each stream between two looks at signals and clock.
 const ROUNDS: usize = 64;
 
+/// Where output goes and input comes from, beside those who are attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Own {
+    /// agentd's own standard streams.
+    Standard,
+    /// Nowhere: the job is detached.
+    Nothing,
+}
+
+/// What streams a command gets.
+#[derive(Debug)]
+pub(super) struct Wanted<'a> {
+    /// A terminal of the box's own.
+    pub(super) terminal: bool,
+    /// Whether input is passed on.
+    pub(super) input: bool,
+    pub(super) own: Own,
+    /// Where output is kept, and how many bytes of each stream.
+    pub(super) kept: Option<(&'a Path, u64)>,
+}
+
+/// The other ends of streams that somebody else copies (`agentd attach`).
+#[derive(Debug)]
+pub(super) struct Remote {
+    pub(super) out: Option<OwnedFd>,
+    pub(super) err: Option<OwnedFd>,
+    pub(super) into: Option<OwnedFd>,
+    /// Whether keys go there one by one.
+    pub(super) raw: bool,
+    /// The keys that end it.
+    pub(super) keys: Option<Keys>,
+}
+
 /// One direction of one stream.
 #[derive(Debug)]
 struct Copy {
+    stream: Stream,
     from: Option<OwnedFd>,
+    /// `None` at first means that nobody but the log and the viewers get it; later, that its reader is gone.
     to: Option<OwnedFd>,
     /// Bytes read and not yet written: `buffer[written..]`.
     buffer: Vec<u8>,
@@ -43,21 +81,14 @@ struct Copy {
     /// Bytes to ask for; few until a read fills them, because most jobs say little and fresh memory costs a fault a page.
     ask: usize,
     log: Option<Log>,
+    viewers: Vec<Viewer>,
     /// Bytes that say at the destination that there is no more.
     farewell: &'static [u8],
-    /// Whether the source is the box, whose end means that no more bytes will come.
-    is_output: bool,
-}
-
-/// What is kept of a stream.
-#[derive(Debug)]
-struct Log {
-    path: PathBuf,
-    file: Option<File>,
-    left: u64,
-    dropped: u64,
-    /// Takes the job's secrets out, where it has any.
-    redacted: Option<Redacted>,
+    /// Whether nothing of agentd's own takes the bytes.
+    sink: bool,
+    /// Keys that are not passed on, and end it.
+    keys: Option<Keys>,
+    detached: bool,
 }
 
 /// All streams of a job.
@@ -66,97 +97,190 @@ pub(super) struct Streams {
     copies: Vec<Copy>,
     terminal: Option<Terminal>,
     interactive: bool,
+    own: Own,
+    /// The payload's input, kept open for those who attach.
+    input: Option<OwnedFd>,
     /// The terminal's log, until there is a terminal.
     log: Option<Log>,
     dropped: u64,
+    /// Those whose stream has ended before they took all of it.
+    leaving: Vec<Viewer>,
 }
 
 impl Streams {
-    /// The streams of `plan`, and what the payload gets as 0, 1 and 2.
-    pub(super) fn new(plan: &Plan, directory: &Path) -> io::Result<(Self, [OwnedFd; 3])> {
-        let log = |name: &str| Log {
-            path: directory.join(name),
-            file: None,
-            left: plan.max_output,
-            dropped: 0,
-            redacted: None,
-        };
+    /// The streams that are wanted, and what the command gets as 0, 1 and 2.
+    pub(super) fn new(wanted: &Wanted<'_>) -> io::Result<(Self, [OwnedFd; 3])> {
+        let log = |name| wanted.kept.map(|(directory, bound)| Log::new(directory, name, bound));
         let null = || open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
-        if plan.inside.process.terminal {
+        let (own_streams, interactive) = (wanted.own, wanted.input);
+        let mut streams = Streams {
+            copies: Vec::new(),
+            terminal: None,
+            interactive,
+            own: own_streams,
+            input: None,
+            log: None,
+            dropped: 0,
+            leaving: Vec::new(),
+        };
+        if wanted.terminal {
             // What the payload gets instead is the box's own pty, which does not exist yet.
-            let streams = Streams {
-                copies: Vec::new(),
-                terminal: None,
-                interactive: plan.inside.process.input,
-                log: Some(log("stdout.log")),
-                dropped: 0,
-            };
+            streams.log = log("stdout");
             return Ok((streams, [null()?, null()?, null()?]));
         }
         let (out, payload_out) = pipe_with(PipeFlags::CLOEXEC)?;
         let (err, payload_err) = pipe_with(PipeFlags::CLOEXEC)?;
-        let mut copies = vec![
-            Copy::new(out, own(stdout())?, Some(log("stdout.log")), true),
-            Copy::new(err, own(stderr())?, Some(log("stderr.log")), true),
-        ];
-        let interactive = plan.inside.process.input;
+        let (out_to, err_to) = match own_streams {
+            Own::Standard => (Some(own(stdout())?), Some(own(stderr())?)),
+            Own::Nothing => (None, None),
+        };
+        streams.copies.push(Copy::new(Stream::Stdout, out, out_to, log("stdout")));
+        streams.copies.push(Copy::new(Stream::Stderr, err, err_to, log("stderr")));
         let payload_in = if interactive {
             let (payload_in, into) = pipe_with(PipeFlags::CLOEXEC)?;
-            copies.push(Copy::new(own(stdin())?, into, None, false));
+            match own_streams {
+                Own::Standard => streams.copies.push(Copy::new(Stream::Stdin, own(stdin())?, Some(into), None)),
+                Own::Nothing => streams.input = Some(into),
+            }
             payload_in
         } else {
             null()?
         };
-        let streams = Streams { copies, terminal: None, interactive, log: None, dropped: 0 };
         Ok((streams, [payload_in, payload_out, payload_err]))
+    }
+
+    /// Copies between agentd's own streams and those of somebody else.
+    pub(super) fn remote(remote: Remote) -> io::Result<Self> {
+        let mut copies = Vec::new();
+        for (stream, from, to) in [(Stream::Stdout, remote.out, stdout()), (Stream::Stderr, remote.err, stderr())] {
+            if let Some(from) = from {
+                copies.push(Copy::new(stream, from, Some(own(to)?), None));
+            }
+        }
+        if let Some(into) = remote.into {
+            let mut input = Copy::new(Stream::Stdin, own(stdin())?, Some(into), None);
+            input.keys = remote.keys;
+            copies.push(input);
+        }
+        Ok(Streams {
+            copies,
+            terminal: Some(Terminal::of_another(remote.raw)?),
+            interactive: false,
+            own: Own::Standard,
+            input: None,
+            log: None,
+            dropped: 0,
+            leaving: Vec::new(),
+        })
+    }
+
+    /// Whether the keys that end it were typed.
+    pub(super) fn is_detached(&self) -> bool {
+        self.copies.iter().any(|copy| copy.detached)
+    }
+
+    /// Whether all that has come so far is passed on, and nothing more is there now.
+    pub(super) fn drained(&self) -> io::Result<bool> {
+        let mut fds: Vec<PollFd<'_>> = Vec::new();
+        for copy in self.copies.iter().filter(|copy| copy.is_output()) {
+            if copy.written < copy.buffer.len() {
+                return Ok(false);
+            }
+            fds.extend(copy.from.as_ref().map(|from| PollFd::new(from, PollFlags::IN)));
+        }
+        Ok(poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))? == 0)
     }
 
     /// The box's terminal has come: copies between it and agentd's own, which goes raw if it is one.
     pub(super) fn attach(&mut self, controller: OwnedFd) -> io::Result<()> {
         // A payload that does not read its terminal must not hold this process up.
         fcntl_setfl(&controller, fcntl_getfl(&controller)? | OFlags::NONBLOCK)?;
-        self.copies.push(Copy::new(controller.try_clone()?, own(stdout())?, self.log.take(), true));
+        let is_own = self.own == Own::Standard;
+        let to = if is_own { Some(own(stdout())?) } else { None };
+        self.copies.push(Copy::new(Stream::Stdout, controller.try_clone()?, to, self.log.take()));
         if self.interactive {
-            let mut input = Copy::new(own(stdin())?, controller.try_clone()?, None, false);
+            self.input = Some(controller.try_clone()?);
+        }
+        if self.interactive && is_own {
+            let mut input = Copy::new(Stream::Stdin, own(stdin())?, Some(controller.try_clone()?), None);
             input.farewell = END_OF_INPUT;
             self.copies.push(input);
         }
-        self.terminal = Some(Terminal::new(controller, self.interactive)?);
-        self.resize();
+        self.terminal = Some(Terminal::new(controller, self.interactive && is_own)?);
+        if is_own {
+            self.resize();
+        }
         Ok(())
     }
 
     /// Tells the box's terminal how large agentd's own is.
     pub(super) fn resize(&self) {
-        if let Some(terminal) = &self.terminal {
+        if let (Some(terminal), Own::Standard) = (&self.terminal, self.own) {
             terminal.resize();
+        }
+    }
+
+    /// Gives the box's terminal the size of a viewer's: the last who says so has it.
+    pub(super) fn resize_to(&self, rows: u16, columns: u16) {
+        if let Some(terminal) = &self.terminal {
+            terminal.resize_to(rows, columns);
+        }
+    }
+
+    /// Shows `stream` to somebody more, or takes input from there; what `pipe` is has been looked at.
+    pub(super) fn view(&mut self, stream: Stream, pipe: OwnedFd) -> Result<(), &'static str> {
+        let output = self.copies.iter_mut().find(|copy| copy.stream == stream && copy.is_output());
+        match (stream, output) {
+            (Stream::Stdin, _) => {
+                let into = self.input.as_ref().or_else(|| {
+                    let own = self.copies.iter().find(|copy| copy.stream == Stream::Stdin);
+                    own.and_then(|copy| copy.to.as_ref())
+                });
+                let into = into.and_then(|into| into.try_clone().ok());
+                let into = into.ok_or("its input has ended, or it was started without -i")?;
+                self.copies.push(Copy::new(Stream::Stdin, pipe, Some(into), None));
+                Ok(())
+            }
+            (_, Some(copy)) if copy.viewers.len() < viewers::MOST => {
+                copy.viewers.push(Viewer::new(pipe));
+                Ok(())
+            }
+            (_, Some(_)) => Err("too many are attached to it"),
+            // A terminal has one stream for both; a stream that has ended shows nothing more.
+            (_, None) => Ok(()),
         }
     }
 
     /// What the supervisor's poll must wait for.
     pub(super) fn interest<'a>(&'a self, fds: &mut Vec<PollFd<'a>>) {
-        fds.extend(self.copies.iter().filter_map(Copy::interest));
+        fds.extend(self.copies.iter().flat_map(Copy::interest));
     }
 
     /// Copies whatever can be copied without blocking; comes back after a while even if there is always more.
     pub(super) fn pass(&mut self) -> io::Result<()> {
         for _ in 0..ROUNDS {
-            let mut fds: Vec<PollFd<'_>> = self.copies.iter().filter_map(Copy::interest).collect();
+            let mut fds: Vec<PollFd<'_>> = self.copies.iter().flat_map(Copy::interest).collect();
             let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
             if fds.is_empty() || poll(&mut fds, Some(&at_once))? == 0 {
                 break;
             }
             let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
             let mut ready = ready.into_iter();
-            for copy in self.copies.iter_mut().filter(|copy| copy.interest().is_some()) {
-                if ready.next() == Some(true) {
+            for copy in &mut self.copies {
+                let waited = copy.interest().count();
+                let own = copy.waits() && ready.next() == Some(true);
+                let viewers = waited - usize::from(copy.waits());
+                let ready: Vec<bool> = ready.by_ref().take(viewers).collect();
+                copy.show(&ready);
+                if own {
                     copy.step();
                 }
             }
-            let (dropped, copies) = (&mut self.dropped, &mut self.copies);
-            copies.retain_mut(|copy| {
+            let (dropped, leaving) = (&mut self.dropped, &mut self.leaving);
+            self.copies.retain_mut(|copy| {
                 if copy.is_done() {
                     *dropped += copy.log.as_mut().map_or(0, Log::close);
+                    leaving.append(&mut copy.viewers);
                 }
                 !copy.is_done()
             });
@@ -166,24 +290,31 @@ impl Streams {
 
     /// No process of the box is left: input has nobody to go to, and output ends with what the pipes hold.
     pub(super) fn box_is_gone(&mut self) {
-        self.copies.retain(|copy| copy.is_output);
+        self.copies.retain(Copy::is_output);
+        self.input = None;
     }
 
     /// Whether every byte of output is passed on.
     pub(super) fn done(&self) -> bool {
-        !self.copies.iter().any(|copy| copy.is_output)
+        !self.copies.iter().any(Copy::is_output)
     }
 
     /// Has `redactor` clean what is kept from now on.
     pub(super) fn redact(&mut self, redactor: &Redactor) {
         let logs = self.copies.iter_mut().filter_map(|copy| copy.log.as_mut()).chain(&mut self.log);
-        logs.for_each(|log| log.redacted = Some(Redacted::new(redactor.clone())));
+        logs.for_each(|log| log.redact(redactor));
     }
 
     /// Keeps what was held back; gives the bytes that were passed on but not kept.
     pub(super) fn close_logs(&mut self) -> u64 {
         let open: u64 = self.copies.iter_mut().filter_map(|copy| copy.log.as_mut()).map(Log::close).sum();
         self.dropped + open
+    }
+
+    /// Those who are attached get a moment to take what they have not yet.
+    pub(super) fn last_words(&mut self) {
+        let open = self.copies.iter_mut().flat_map(|copy| copy.viewers.drain(..));
+        viewers::flush(std::mem::take(&mut self.leaving).into_iter().chain(open).collect());
     }
 }
 
@@ -201,30 +332,52 @@ fn own(stream: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 }
 
 impl Copy {
-    fn new(from: OwnedFd, to: OwnedFd, log: Option<Log>, is_output: bool) -> Self {
+    fn new(stream: Stream, from: OwnedFd, to: Option<OwnedFd>, log: Option<Log>) -> Self {
         Copy {
+            stream,
             from: Some(from),
-            to: Some(to),
+            sink: to.is_none(),
+            to,
             buffer: Vec::new(),
             written: 0,
             ask: PIPE_BUF,
             log,
+            viewers: Vec::new(),
             farewell: &[],
-            is_output,
+            keys: None,
+            detached: false,
         }
     }
 
-    /// What this copy waits for: room for the bytes it holds, or more bytes.
-    fn interest(&self) -> Option<PollFd<'_>> {
-        if self.written < self.buffer.len() {
+    /// Whether the source is the box, whose end means that no more bytes will come.
+    fn is_output(&self) -> bool {
+        self.stream != Stream::Stdin
+    }
+
+    /// What this copy waits for: room for the bytes it holds, or more bytes; and its viewers.
+    fn interest(&self) -> impl Iterator<Item = PollFd<'_>> {
+        let own = if self.written < self.buffer.len() {
             self.to.as_ref().map(|to| PollFd::new(to, PollFlags::OUT))
         } else {
             self.from.as_ref().map(|from| PollFd::new(from, PollFlags::IN))
-        }
+        };
+        own.into_iter().chain(self.viewers.iter().map(Viewer::interest))
+    }
+
+    /// Whether the first that it waits for is its own.
+    fn waits(&self) -> bool {
+        if self.written < self.buffer.len() { self.to.is_some() } else { self.from.is_some() }
     }
 
     fn is_done(&self) -> bool {
-        self.to.is_none() || (self.from.is_none() && self.written == self.buffer.len())
+        let nobody = self.to.is_none() && !self.sink;
+        nobody || (self.from.is_none() && self.written == self.buffer.len())
+    }
+
+    /// Gives viewers what waits for them; one that is gone is forgotten.
+    fn show(&mut self, ready: &[bool]) {
+        let mut ready = ready.iter();
+        self.viewers.retain_mut(|viewer| ready.next() != Some(&true) || viewer.take_some());
     }
 
     /// One read or one write; the poll said that it will not block.
@@ -250,8 +403,16 @@ impl Copy {
                     self.ask = BUFFER;
                 }
                 self.buffer.truncate(bytes);
+                if let Some(keys) = &mut self.keys {
+                    self.detached |= keys.filter(&mut self.buffer);
+                }
                 if let Some(log) = &mut self.log {
                     log.take(&self.buffer);
+                }
+                let buffer = &self.buffer;
+                self.viewers.retain_mut(|viewer| viewer.give(buffer));
+                if self.sink {
+                    self.buffer.clear();
                 }
                 return;
             }
@@ -264,48 +425,9 @@ impl Copy {
             self.buffer.extend_from_slice(self.farewell);
             return;
         }
-        if self.from.is_none() && !self.is_output {
+        if self.from.is_none() && !self.is_output() {
             // End of input: the payload sees it when the last writing end is closed.
             self.to = None;
         }
-    }
-}
-
-impl Log {
-    fn take(&mut self, bytes: &[u8]) {
-        match &mut self.redacted {
-            Some(redacted) => {
-                let clean = redacted.push(bytes);
-                self.keep(&clean);
-            }
-            None => self.keep(bytes),
-        }
-    }
-
-    /// Keeps what was held back; gives the bytes that were not kept.
-    fn close(&mut self) -> u64 {
-        if let Some(mut redacted) = self.redacted.take() {
-            self.keep(&redacted.finish());
-        }
-        self.dropped
-    }
-
-    /// Keeps as much of `bytes` as the bound allows. A disk that takes no more costs output on disk, not the job.
-    fn keep(&mut self, bytes: &[u8]) {
-        let room = usize::try_from(self.left).unwrap_or(usize::MAX).min(bytes.len());
-        let kept = if room > 0 && self.append(&bytes[..room]).is_ok() { room } else { 0 };
-        self.left -= kept as u64;
-        self.dropped += (bytes.len() - kept) as u64;
-    }
-
-    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let file = match &mut self.file {
-            Some(file) => file,
-            none => {
-                let opened = File::options().append(true).create_new(true).mode(0o600).open(&self.path)?;
-                none.insert(opened)
-            }
-        };
-        file.write_all(bytes)
     }
 }

@@ -1,5 +1,5 @@
 //! Writes the seeds that fuzzing starts from: every crafted layer of `agentd_tests::oci` as the targets `layer` and
-//! `blob` of `fuzz/` take them, and two archives for `archive`. The text seeds of the other targets lie in `fuzz/seeds`.
+//! `blob` of `fuzz/` take them, two archives for `archive`, refused calls for `lessons`. The text seeds of the other targets lie in `fuzz/seeds`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use clap::Parser;
 /// Larger ones are slow to mutate and say nothing that small ones do not.
 const MOST: usize = 64 << 10;
 
-/// Write the seeds of the fuzz targets `layer` and `blob`
+/// Write the seeds of the fuzz targets that are no text
 #[derive(Parser)]
 struct Args {
     /// Directory that gets a directory for each target
@@ -20,7 +20,7 @@ struct Args {
 
 fn main() -> Result<()> {
     let out = Args::parse().out;
-    for target in ["layer", "blob", "archive"] {
+    for target in ["layer", "blob", "archive", "lessons"] {
         fs::create_dir_all(out.join(target)).with_context(|| format!("make {}", out.join(target).display()))?;
     }
     let honest = honest::cases()?.into_iter().flat_map(|case| case.layers);
@@ -47,7 +47,16 @@ fn main() -> Result<()> {
     }
     fs::write(out.join("archive/oci"), oci_archive(&out.join("layout"))?)?;
     fs::write(out.join("archive/docker"), docker_archive()?)?;
+    fs::write(out.join("lessons/calls"), refused_calls())?;
     Ok(())
+}
+
+/// Refused calls as `lessons` takes them: a byte of choices, then number, bits, value and name of each.
+fn refused_calls() -> Vec<u8> {
+    let call = |nr: u32, value: u32| [&nr.to_le_bytes()[..], &[0; 4], &value.to_le_bytes(), b"a\"\n\xff"].concat();
+    // ptrace, personality, socket, unshare and name_to_handle_at of x86_64.
+    let calls = [(101, 0), (135, 8), (41, 16), (272, 0x1000_0000), (303, 0), (135, 0x4_0000)];
+    calls.into_iter().fold(vec![1], |seed, (nr, value)| [seed, call(nr, value)].concat())
 }
 
 fn small() -> Layer {

@@ -21,23 +21,24 @@ fn set(words: &[&str]) -> BTreeSet<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
 }
 
+const POLICY: &str = "AGENTD_POLICY=/etc/agentd-policy.txt";
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 #[test]
 fn nothing_of_the_hosts_environment_is_inside() {
     let Some(home) = home() else { return };
-    assert_eq!(environment(&home, &[]), set(&[PATH, "HOME=/home/agent"]));
+    assert_eq!(environment(&home, &[]), set(&[PATH, POLICY, "HOME=/home/agent"]));
 }
 
 #[test]
 fn variables_are_set_passed_on_and_overridden_in_order() {
     let Some(home) = home() else { return };
     let flags = ["--env", "A=1", "-e", "A=2", "-e", "EMPTY=", "-e", "EQUALS=a=b c", "-e", "SECRET", "-e", "NOT_SET"];
-    let expected = set(&[PATH, "HOME=/home/agent", "A=2", "EMPTY=", "EQUALS=a=b c", "SECRET=sesame"]);
+    let expected = set(&[PATH, POLICY, "HOME=/home/agent", "A=2", "EMPTY=", "EQUALS=a=b c", "SECRET=sesame"]);
     assert_eq!(environment(&home, &flags), expected);
     assert_eq!(
         environment(&home, &["-e", "HOME=/tmp/h", "-e", "PATH=/usr/bin"]),
-        set(&["HOME=/tmp/h", "PATH=/usr/bin"])
+        set(&["HOME=/tmp/h", "PATH=/usr/bin", POLICY])
     );
     let strange = environment(&home, &["-e", "LINES=one\ntwo", "-e", "ACCENT=é"]);
     assert!(strange.contains("LINES=one") && strange.contains("two") && strange.contains("ACCENT=é"), "{strange:?}");
@@ -50,7 +51,7 @@ fn a_file_of_variables_may_have_comments_and_gives_way_to_flags() {
     write(&file, "# comment\n\nA=1\n  # also one\nB=x # not one\nSECRET\nQUOTED=\"as is\"\nE=\n", 0o600);
     let file = file.display().to_string();
     let expected =
-        set(&[PATH, "HOME=/home/agent", "A=flag", "B=x # not one", "SECRET=sesame", "QUOTED=\"as is\"", "E="]);
+        set(&[PATH, POLICY, "HOME=/home/agent", "A=flag", "B=x # not one", "SECRET=sesame", "QUOTED=\"as is\"", "E="]);
     assert_eq!(environment(&home, &["--env-file", &file, "-e", "A=flag"]), expected);
 }
 
@@ -59,7 +60,7 @@ fn an_images_environment_is_below_the_users_own() {
     let Some(home) = busybox_home() else { return };
     let ran = run(home.run_busybox().args(["-e", "B=2", "--", "env"])).expect_success();
     let words: BTreeSet<_> = ran.stdout.lines().map(str::to_owned).collect();
-    assert_eq!(words, set(&["PATH=/bin", "HOME=/home/user", "B=2"]));
+    assert_eq!(words, set(&["PATH=/bin", "HOME=/home/user", "B=2", POLICY]));
 }
 
 #[test]

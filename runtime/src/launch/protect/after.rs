@@ -40,8 +40,7 @@ fn of(plan: &Plan, area: &Area, unprotect: &Unprotect<'_>, bounds: Bounds) -> Ve
     let host = plan.host_of(&area.target);
     let name = |path: &str| host.map(|host| host.join(path).display().to_string()).unwrap_or_default();
     let Some(host) = host else { return Vec::new() };
-    let home = plan.protection.home.as_deref();
-    let looked = Survey::new(host, unprotect, home, bounds).and_then(|mut survey| {
+    let looked = Survey::new(host, unprotect, plan.protection.user(), bounds).and_then(|mut survey| {
         area.look(&mut survey)?;
         Ok(survey)
     });

@@ -6,7 +6,7 @@ use agentd_init::plan::{Access, Addition, BoxPlan, Kind, Mount};
 
 use super::outside::{self, Outside};
 use super::{Area, AreaKind, Protection};
-use crate::job::spec::JobSpec;
+use crate::job::spec::{JobSpec, ProfileChoice};
 use crate::launch::PlanError;
 use crate::launch::plan::{Surroundings, WORKSPACE};
 
@@ -38,11 +38,16 @@ pub(crate) fn protect(
     let mounts: Vec<Area> =
         mounts.map(|mount| Area { target: mount.target().to_owned(), kind: AreaKind::Mount }).collect();
     areas.extend(mounts);
-    let places = areas.iter().filter_map(|area| Some((area, host_of(inside, &area.target)?)));
-    let protected = super::find(places, &spec.unprotect, surroundings.home.as_deref())?;
+    let profile = match &spec.profile {
+        ProfileChoice::File(path) => Some(path.clone()),
+        ProfileChoice::BuiltIn(_) => None,
+    };
+    let (home, git) = (surroundings.home.clone(), surroundings.git.clone());
+    let protection = Protection { unprotect: spec.unprotect.clone(), home, git, profile, areas };
+    let protected = super::find(&protection, |area| host_of(inside, &area.target))?;
     inside.guards = protected.guards;
     warnings.extend(protected.warnings);
-    Ok(Protection { unprotect: spec.unprotect.clone(), home: surroundings.home.clone(), areas })
+    Ok(protection)
 }
 
 /// Binds the git directory of a worktree or submodule where git looks for it.

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use super::PlanError;
 use super::plan::Plan;
 use rules::Unprotect;
-use survey::{Bounds, Survey};
+use survey::{Bounds, Survey, User};
 
 /// What a start looks through. 1,000 directories are about 5 ms.
 const BOUNDS: Bounds = Bounds { directories: 1_000, repositories: 64, steps: 50_000, ends: None };
@@ -39,8 +39,20 @@ pub struct Protection {
     /// What `~` in a configuration of git stands for, on the host.
     #[serde(default)]
     pub home: Option<std::path::PathBuf>,
+    /// The configurations of git that hold in every repository.
+    #[serde(default)]
+    pub git: Vec<std::path::PathBuf>,
+    /// The user's file that the job has its profile from.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub profile: Option<std::path::PathBuf>,
     /// The writable binds.
     pub areas: Vec<Area>,
+}
+
+impl Protection {
+    fn user(&self) -> User<'_> {
+        User { home: self.home.as_deref(), git: &self.git, profile: self.profile.as_deref() }
+    }
 }
 
 /// A writable bind of a host directory.
@@ -81,23 +93,20 @@ struct Protected {
     warnings: Vec<String>,
 }
 
-/// Finds the protected paths of `areas`, each with its place on the host.
-fn find<'p>(
-    areas: impl Iterator<Item = (&'p Area, &'p Path)>,
-    patterns: &[String],
-    home: Option<&Path>,
-) -> Result<Protected, PlanError> {
+/// Finds the protected paths of the areas; `place` says where one is on the host.
+fn find<'p>(protection: &Protection, place: impl Fn(&Area) -> Option<&'p Path>) -> Result<Protected, PlanError> {
+    let (patterns, user) = (&protection.unprotect, protection.user());
     let unprotect = Unprotect::new(patterns);
     let mut protected = Protected { guards: Vec::new(), warnings: Vec::new() };
     let mut opened: Vec<(String, String)> = Vec::new();
-    for (area, host) in areas {
+    for (area, host) in protection.areas.iter().filter_map(|area| Some((area, place(area)?))) {
         let error = |(path, errno): (std::path::PathBuf, rustix::io::Errno)| PlanError::HostPath {
             what: "protected path",
             path,
             cause: errno.into(),
             hint: None,
         };
-        let mut survey = Survey::new(host, &unprotect, home, BOUNDS).map_err(error)?;
+        let mut survey = Survey::new(host, &unprotect, user, BOUNDS).map_err(error)?;
         area.look(&mut survey).map_err(error)?;
         if let Some(linked) = survey.linked.first() {
             return Err(PlanError::Linked { path: host.join(linked.join("/")), relative: linked.join("/") });
@@ -131,6 +140,12 @@ fn find<'p>(
         });
     }
     Ok(protected)
+}
+
+/// What is protected by its name, to show to people: in repositories and at the top of a workspace.
+pub(super) fn names() -> Vec<&'static str> {
+    let of_git = [".git/hooks", ".git/config"];
+    of_git.into_iter().chain(rules::NAMES.iter().map(|(name, _)| *name)).collect()
 }
 
 impl Plan {

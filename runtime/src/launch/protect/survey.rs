@@ -72,12 +72,23 @@ enum Tree<'t> {
     Later,
 }
 
+/// What of the user's own has a say in his repositories.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct User<'a> {
+    /// What `~` stands for.
+    pub(super) home: Option<&'a Path>,
+    /// The configurations that hold in every repository, his and the machine's.
+    pub(super) git: &'a [PathBuf],
+    /// The profile that he gave the job, and may give the next one.
+    pub(super) profile: Option<&'a Path>,
+}
+
 /// What was found below one directory.
 pub(super) struct Survey<'a> {
     pub(super) base: Rc<OwnedFd>,
     pub(super) host: PathBuf,
     pub(super) unprotect: &'a Unprotect<'a>,
-    home: Option<&'a Path>,
+    user: User<'a>,
     pub(super) bounds: Bounds,
     pub(super) directories: BTreeMap<Names, Rc<OwnedFd>>,
     pub(super) unwritable: BTreeMap<Names, bool>,
@@ -100,19 +111,14 @@ pub(super) type Result<T> = std::result::Result<T, (PathBuf, Errno)>;
 
 impl<'a> Survey<'a> {
     /// A survey of the directory at `host`, a path without links.
-    pub(super) fn new(
-        host: &Path,
-        unprotect: &'a Unprotect<'a>,
-        home: Option<&'a Path>,
-        bounds: Bounds,
-    ) -> Result<Self> {
+    pub(super) fn new(host: &Path, unprotect: &'a Unprotect<'a>, user: User<'a>, bounds: Bounds) -> Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let base = openat2(CWD, host, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS);
         Ok(Survey {
             base: Rc::new(base.map_err(|errno| (host.to_owned(), errno))?),
             host: host.to_owned(),
             unprotect,
-            home,
+            user,
             bounds,
             directories: BTreeMap::new(),
             unwritable: BTreeMap::new(),
@@ -154,6 +160,11 @@ impl<'a> Survey<'a> {
 
     /// Looks at what the walk finds.
     pub(super) fn below(&mut self) -> Result<()> {
+        if let Some(profile) = self.user.profile {
+            self.reach(&[], profile, Goal::Keep(Stub::Empty))?;
+        }
+        // What is relative in these has a meaning in a repository only; what is not may lie in here, with one or without.
+        self.of_user(Path::new("/"))?;
         let walked = walk::walk(self.base.as_fd(), self.bounds);
         self.unseen.extend(walked.unseen);
         let mut repositories = 0;
@@ -316,11 +327,19 @@ impl<'a> Survey<'a> {
 
     fn configurations(&mut self, shared: &Path, own: &Path, top: &Path) -> Result<()> {
         for file in [shared.join("config"), own.join("config.worktree")] {
-            if self.configured.insert((file.clone(), top.to_owned())) {
-                self.configuration(&file, top, 0)?;
-            }
+            self.once(&file, top)?;
         }
-        Ok(())
+        self.of_user(top)
+    }
+
+    /// The user's own configurations, for a working tree.
+    fn of_user(&mut self, top: &Path) -> Result<()> {
+        self.user.git.iter().try_for_each(|file| self.once(file, top))
+    }
+
+    fn once(&mut self, file: &Path, top: &Path) -> Result<()> {
+        let is_new = self.configured.insert((file.to_owned(), top.to_owned()));
+        if is_new { self.configuration(file, top, 0) } else { Ok(()) }
     }
 
     /// The files and directories that a configuration file names and git takes programs from; `file` is a host path.
@@ -372,7 +391,7 @@ impl<'a> Survey<'a> {
     /// The host path that a value of a configuration is for git (`interpolate_path`).
     fn named(&mut self, file: &Path, value: &str, from: &Path) -> Option<PathBuf> {
         let below_home = value.strip_prefix("~/").or_else(|| (value == "~").then_some(""));
-        let path = match (below_home, self.home) {
+        let path = match (below_home, self.user.home) {
             (Some(below), Some(home)) => Some(home.join(below)),
             (Some(_), None) => None,
             (None, _) if value.starts_with(['~']) || value.starts_with("%(prefix)/") => None,
@@ -422,7 +441,9 @@ mod tests {
 
     fn survey(host: &Path, patterns: &[String], and: impl FnOnce(&Survey<'_>)) {
         let unprotect = Unprotect::new(patterns);
-        let mut survey = Survey::new(host, &unprotect, Some(Path::new("/nowhere")), BOUNDS).unwrap();
+        let mut survey =
+            Survey::new(host, &unprotect, User { home: Some(Path::new("/nowhere")), git: &[], profile: None }, BOUNDS)
+                .unwrap();
         survey.workspace().unwrap();
         // What PID 1 relies on: each path's parents come before it, and are directories that stay.
         let mut seen: BTreeSet<Names> = BTreeSet::new();

@@ -6,13 +6,18 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
 use crate::account::{Account, succeed};
+use crate::demo::images::quiet;
 
 /// Gigabytes: what containers-storage needs for the image, twice.
 const SIZE: &str = "4G";
+
+/// How long a file system may be busy after its run.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A mounted file system that goes away with the value.
 #[derive(Debug)]
@@ -43,8 +48,14 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        if let Err(error) = succeed(Command::new("umount").arg(&self.place)) {
-            eprintln!("xtask: {error:#}");
+        // agentd writes a new layer back in a process of its own (docs/adr/0006), and nothing tells when that has ended.
+        let deadline = Instant::now() + PATIENCE;
+        while let Err(error) = quiet(Command::new("umount").arg(&self.place)) {
+            if Instant::now() > deadline {
+                eprintln!("xtask: {error:#}");
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(100));
         }
         if let Err(error) = fs::remove_file(&self.file) {
             eprintln!("xtask: remove {}: {error}", self.file.display());

@@ -1,0 +1,67 @@
+//! `agentd kill`.
+
+use std::io::Write;
+
+use anyhow::{Result, bail};
+use nix::sys::signal::Signal;
+
+use super::environment::Directories;
+use super::printable;
+use super::stop::{named, running};
+use crate::control::{Caller, Request};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Names, ids or beginnings of ids
+    #[arg(required_unless_present = "all")]
+    jobs: Vec<String>,
+    /// Every job that runs
+    #[arg(short, long, conflicts_with = "jobs")]
+    all: bool,
+    /// The signal, by name or number
+    #[arg(short, long, default_value = "KILL", value_parser = signal)]
+    signal: i32,
+}
+
+fn signal(text: &str) -> Result<i32> {
+    if let Ok(number) = text.parse::<i32>() {
+        if (1..=64).contains(&number) {
+            return Ok(number);
+        }
+        bail!("signals are numbered from 1 to 64");
+    }
+    let name = text.to_ascii_uppercase();
+    let name = if name.starts_with("SIG") { name } else { format!("SIG{name}") };
+    Ok(name.parse::<Signal>()? as i32)
+}
+
+/// Runs the verb.
+pub(super) fn run(args: &Args) -> Result<()> {
+    let jobs = Directories::find()?.jobs();
+    jobs.sweep()?;
+    let wanted = if args.all { running(&jobs)? } else { named(&jobs, &args.jobs)? };
+    let mut out = std::io::stdout().lock();
+    for (text, id) in wanted {
+        Caller::reach(&jobs, &id)?.tell(Request::Signal { number: args.signal })?;
+        if args.signal == libc::SIGKILL {
+            jobs.wait(&id)?;
+        }
+        writeln!(out, "{}", printable(&text))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_have_names_and_numbers() {
+        for (text, number) in [("KILL", 9), ("sigterm", 15), ("SIGUSR1", 10), ("1", 1), ("64", 64), ("winch", 28)] {
+            assert_eq!(signal(text).unwrap(), number, "{text}");
+        }
+        for bad in ["", "0", "65", "-9", "SIG", "NOPE"] {
+            assert!(signal(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! `agentd wait`.
+
+use std::io::Write;
+
+use anyhow::Result;
+
+use super::environment::Directories;
+use super::{say, stop::named};
+use crate::job::id::JobId;
+use crate::job::record::State;
+use crate::job::store::Jobs;
+
+/// Exit code of a job whose supervisor was killed: the kernel killed its command as well.
+const LOST: u8 = 137;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Names, ids or beginnings of ids
+    #[arg(required = true)]
+    jobs: Vec<String>,
+}
+
+/// Runs the verb; gives the exit code of the last job.
+pub(super) fn run(args: &Args) -> Result<u8> {
+    let jobs = Directories::find()?.jobs();
+    let mut last = 0;
+    for (_, id) in named(&jobs, &args.jobs)? {
+        last = outcome(&jobs, &id)?;
+        writeln!(std::io::stdout().lock(), "{last}")?;
+    }
+    Ok(last)
+}
+
+/// Waits for a job's end; gives its exit code.
+pub(super) fn outcome(jobs: &Jobs, id: &JobId) -> Result<u8> {
+    jobs.wait(id)?;
+    Ok(match jobs.read(id)?.state {
+        State::Exited { exit_code, .. } | State::Failed { exit_code, .. } => exit_code,
+        State::Lost { reason } => {
+            say(&format!("job {id} is lost: {reason}"));
+            LOST
+        }
+        // It was started again under this id by nobody: there is no such thing.
+        State::Running => LOST,
+    })
+}

@@ -1,0 +1,211 @@
+//! The side that asks.
+//!
+//! Invariant: no process is signalled by a bare number. The supervisor is found by a pidfd, and is the one only if it holds
+//! the job's file open, looked up after that pidfd was there.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use agentd_sys::channel;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags, inotify, open};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use super::{Answer, Request, SOCKET, decode, encode};
+use crate::job::id::JobId;
+use crate::job::record::State;
+use crate::job::store::{JobStoreError, Jobs};
+
+/// How long a supervisor may take for an answer: it never waits for anything itself, but the machine may be busy.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A job that cannot be talked to.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// The record.
+    #[error(transparent)]
+    Store(#[from] JobStoreError),
+    /// It has ended.
+    #[error("job {0} does not run: {1}")]
+    NotRunning(JobId, String),
+    /// Nobody answers.
+    #[error("the supervisor of job {id} (pid {pid}) does not answer; `agentd rm -f {id}` ends it and forgets the job")]
+    Silent {
+        /// The job.
+        id: JobId,
+        /// The process.
+        pid: u32,
+    },
+    /// It says no.
+    #[error("job {id}: {reason}")]
+    Refused {
+        /// The job.
+        id: JobId,
+        /// Its words.
+        reason: String,
+    },
+    /// The operating system.
+    #[error("cannot {what} of job {id}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// The job.
+        id: JobId,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// A connection to a job's supervisor.
+#[derive(Debug)]
+pub struct Caller {
+    id: JobId,
+    pid: u32,
+    socket: OwnedFd,
+}
+
+impl Caller {
+    /// Reaches the supervisor of a job.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub fn reach(jobs: &Jobs, id: &JobId) -> Result<Self, ControlError> {
+        let (pid, supervisor) = supervisor(jobs, id)?;
+        let to = |what| move |source: io::Error| ControlError::Io { what, id: id.clone(), source };
+        let silent = || ControlError::Silent { id: id.clone(), pid };
+        let directory = jobs.directory_of(id);
+        let begun = Instant::now();
+        let watch = inotify::init(inotify::CreateFlags::CLOEXEC).map_err(|e| to("wait for the socket")(e.into()))?;
+        inotify::add_watch(&watch, &directory, inotify::WatchFlags::MOVED_TO)
+            .map_err(|e| to("wait for the socket")(e.into()))?;
+        let mut has_asked = false;
+        loop {
+            match reach(&directory) {
+                Ok(socket) => return Ok(Caller { id: id.clone(), pid, socket }),
+                // Not made yet; or of a supervisor that is gone, if this one has none.
+                Err(Errno::NOENT | Errno::CONNREFUSED) => {}
+                Err(error) => return Err(to("reach the supervisor")(error.into())),
+            }
+            if !has_asked {
+                pidfd_send_signal(&supervisor, Signal::URG).map_err(|e| to("call the supervisor")(e.into()))?;
+                has_asked = true;
+                continue;
+            }
+            let fds = &mut [PollFd::new(&watch, PollFlags::IN), PollFd::new(&supervisor, PollFlags::IN)];
+            let ready = wait(fds, begun).map_err(to("wait for the socket"))?;
+            let [made, gone] = fds;
+            if !ready {
+                return Err(silent());
+            }
+            if !gone.revents().is_empty() {
+                return Err(ControlError::NotRunning(id.clone(), "it has just ended".into()));
+            }
+            if !made.revents().is_empty() {
+                // What is said does not matter: the next round looks. More than fits would wake it again.
+                rustix::io::read(&watch, &mut [0; 4096]).map_err(|e| to("wait for the socket")(e.into()))?;
+            }
+        }
+    }
+
+    /// Asks, and waits for the answer; the descriptor that came with it.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub fn ask(
+        &self,
+        request: Request,
+        descriptor: Option<BorrowedFd<'_>>,
+    ) -> Result<(Answer, Option<OwnedFd>), ControlError> {
+        let to = |source: io::Error| ControlError::Io { what: "talk to the supervisor", id: self.id.clone(), source };
+        let line = encode(&request).map_err(|error| to(error.into()))?;
+        let ended = || ControlError::NotRunning(self.id.clone(), "it has just ended".into());
+        match channel::send(self.socket.as_fd(), &line, descriptor) {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET)) => return Err(ended()),
+            sent => sent.map_err(to)?,
+        }
+        let answered = wait(&mut [PollFd::new(&self.socket, PollFlags::IN)], Instant::now()).map_err(to)?;
+        if !answered {
+            return Err(ControlError::Silent { id: self.id.clone(), pid: self.pid });
+        }
+        let Some(message) = channel::receive(&self.socket).map_err(to)? else {
+            return Err(ended());
+        };
+        match decode(&message.bytes).map_err(|error| to(error.into()))? {
+            Answer::Refused { reason } => Err(ControlError::Refused { id: self.id.clone(), reason }),
+            answer => Ok((answer, message.descriptor)),
+        }
+    }
+
+    /// Asks for something that is answered by [`Answer::Done`].
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub fn tell(&self, request: Request) -> Result<(), ControlError> {
+        self.ask(request, None).map(drop)
+    }
+}
+
+/// Ends a job whose supervisor does not answer: SIGKILL for that process, with which the kernel ends the box.
+///
+/// # Errors
+/// [`ControlError::NotRunning`].
+pub fn end(jobs: &Jobs, id: &JobId) -> Result<(), ControlError> {
+    let (_, supervisor) = supervisor(jobs, id)?;
+    match pidfd_send_signal(&supervisor, Signal::KILL) {
+        Ok(()) | Err(Errno::SRCH) => Ok(()),
+        Err(error) => Err(ControlError::Io { what: "end the supervisor", id: id.clone(), source: error.into() }),
+    }
+}
+
+/// A pidfd of a job's supervisor.
+///
+/// # Errors
+/// [`ControlError::NotRunning`].
+fn supervisor(jobs: &Jobs, id: &JobId) -> Result<(u32, OwnedFd), ControlError> {
+    let record = jobs.read(id)?;
+    if record.state != State::Running {
+        return Err(ControlError::NotRunning(id.clone(), record.state.summary()));
+    }
+    let number = record.supervisor_pid;
+    let not_there = || ControlError::NotRunning(id.clone(), "its supervisor is gone".into());
+    let pid = i32::try_from(number).ok().and_then(Pid::from_raw).ok_or_else(not_there)?;
+    let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|_gone| not_there())?;
+    // A number is used again; what only the supervisor has open is not.
+    let live = jobs.live(id);
+    let holds = |entry: io::Result<fs::DirEntry>| fs::read_link(entry?.path()).map(|target| target == live);
+    let mut open = fs::read_dir(format!("/proc/{number}/fd")).map_err(|_gone| not_there())?;
+    if open.any(|entry| holds(entry).unwrap_or(false)) { Ok((number, pidfd)) } else { Err(not_there()) }
+}
+
+/// The socket by its directory: the whole path may be longer than an address can be (unix(7)).
+fn reach(directory: &Path) -> Result<OwnedFd, Errno> {
+    let directory = open(directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    connect(&socket, &address(&directory, SOCKET)?)?;
+    Ok(socket)
+}
+
+/// The address of a socket in `directory`.
+pub(crate) fn address(directory: &OwnedFd, name: &str) -> Result<SocketAddrUnix, Errno> {
+    SocketAddrUnix::new(format!("/proc/self/fd/{}/{name}", directory.as_raw_fd()))
+}
+
+/// Whether anything came within [`PATIENCE`] after `begun`.
+fn wait(fds: &mut [PollFd<'_>], begun: Instant) -> io::Result<bool> {
+    loop {
+        let left = PATIENCE.saturating_sub(begun.elapsed());
+        let timeout = Timespec {
+            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(left.subsec_nanos()),
+        };
+        match poll(fds, Some(&timeout)) {
+            Err(Errno::INTR) => {}
+            ready => return Ok(ready? > 0),
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! What scripts build on: filters and templates of `ps`, `--on-exit`, completion scripts and the manual.
+#![expect(clippy::unwrap_used, reason = "these are tests, helpers included")]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+use std::time::Duration;
+
+use agentd_tests::{Feature, Home, require, run, wait_until};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+#[test]
+fn ps_shows_what_is_asked_for_as_it_is_asked_for() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let home = Home::new();
+    let _ran = run(home.run().args(["--name", "one", "--", "sh", "-c", "exit 3"])).expect_code(3);
+    let _ran = run(home.run().args(["--name", "two", "--", "/no/such/program"])).expect_code(127);
+    let three = home.detached(&["--name", "three"], "exec sleep 1000");
+    let names = |words: &[&str]| {
+        let words = [&["ps", "--format", "{{.Name}}"], words].concat();
+        home.say(&words).expect_silent_success().stdout.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(names(&[]), ["three"]);
+    assert_eq!(names(&["-a"]), ["three", "two", "one"]);
+    assert_eq!(names(&["--filter", "status=exited"]), ["one"], "what has ended is looked at without -a");
+    assert_eq!(names(&["-f", "status=exited", "-f", "status=failed"]), ["two", "one"], "alternatives");
+    assert_eq!(names(&["-f", "exited=127"]), ["two"]);
+    assert_eq!(names(&["-a", "-f", "name=t", "-f", "status=running"]), ["three"], "kinds are all wanted");
+    assert_eq!(names(&["-a", "-f", "image=host", "-f", "name=wo"]), ["two"]);
+    assert_eq!(names(&["-f", "status=lost"]), Vec::<String>::new());
+    let line = home.say(&["ps", "--format", "{{.ID}}\\t{{ .State }}\\t{{.Image}}"]).expect_silent_success().stdout;
+    assert_eq!(line, format!("{three}\trunning\thost\n"));
+    for (flag, value, word) in [
+        ("--format", "{{.Nope}}", ".ID"),
+        ("--format", "yaml", "template"),
+        ("--format", "{{.ID", "}}"),
+        ("--filter", "status=paused", "running|exited"),
+        ("--filter", "label=x", "name=TEXT"),
+    ] {
+        let refused = home.say(&["ps", flag, value]).expect_code(125);
+        assert!(refused.stderr.contains(word), "{value}: {refused}");
+    }
+}
+
+/// A state directory grows for years: what runs is found without looking at what has ended.
+#[test]
+fn ps_does_not_read_what_has_ended() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let home = Home::new();
+    let id = home.detached(&[], "exec sleep 1000");
+    // To open this one would wait for a writer that never comes.
+    let job = home.state().join("jobs/aaaaaaaaaaaa");
+    fs::create_dir(&job).unwrap();
+    let _made = run(Command::new("mkfifo").arg(job.join("record.jsonl"))).expect_success();
+    assert_eq!(home.say(&["ps", "-q"]).expect_silent_success().stdout, format!("{id}\n"));
+    fs::remove_dir_all(job).unwrap();
+    let _ran = home.say(&["stop", &id]).expect_silent_success();
+}
+
+#[test]
+fn on_exit_hears_of_the_end_and_no_shell_sees_what_a_job_says() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let home = Home::new();
+    let (hook, heard) = (home.path().join("hook"), home.path().join("heard"));
+    let script = "#!/bin/sh\necho \"$# $1 $2|$AGENTD_NAME $AGENTD_STATE $AGENTD_EXIT_CODE|$AGENTD_JOB\"\n\
+                  echo \"$# $1 $2|$AGENTD_NAME $AGENTD_STATE $AGENTD_EXIT_CODE|$AGENTD_JOB\" > \"$0.tmp\"; mv \"$0.tmp\" \"${0%hook}heard\"\n";
+    fs::write(&hook, script).unwrap();
+    fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).unwrap();
+    let on_exit = format!("{} a $(touch${{IFS}}never)", hook.display());
+    let id = home.detached(&["--name", "x", "--on-exit", &on_exit], "exit 7");
+    assert!(wait_until(PATIENCE, || heard.metadata().is_ok()));
+    assert_eq!(fs::read_to_string(&heard).unwrap(), format!("2 a $(touch${{IFS}}never)|x exited 7|{id}\n"));
+    fs::remove_file(&heard).unwrap();
+    let ran = run(home.run().args(["-q", "--on-exit", &on_exit, "--", "echo", "the job"])).expect_success();
+    assert_eq!(ran.stdout, "the job\n", "standard output is the job's alone");
+    assert!(ran.stderr.contains("| exited 0|"), "{ran}");
+    let ran = run(home.run().args(["--on-exit", "/no/such/hook", "--", "true"])).expect_success();
+    ran.expect_one_error_line(&["--on-exit", "/no/such/hook"]);
+    let _ran = run(home.run().args(["--on-exit", " ", "--", "true"])).expect_code(125);
+    assert!(home.path().join("never").metadata().is_err());
+}
+
+#[test]
+fn completion_and_manual_know_every_verb() {
+    let home = Home::new();
+    let man = home.path().join("man");
+    let _ran = home.say(&["completion", "man", man.to_str().unwrap()]).expect_silent_success();
+    let run_page = fs::read_to_string(man.join("agentd-run.1")).unwrap();
+    assert!(run_page.contains("workspace") && run_page.contains("detach"), "the options are there, not only the verb");
+    let _ran = home.say(&["completion", "man"]).expect_code(125);
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = home.say(&["completion", shell]).expect_silent_success().stdout;
+        for word in ["attach", "exec", "stop", "workspace", "detach-keys"] {
+            assert!(script.contains(word), "{shell}: {word}");
+        }
+    }
+    let _ran = home.say(&["completion", "csh"]).expect_code(125);
+}
