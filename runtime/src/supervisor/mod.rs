@@ -552,6 +552,9 @@ impl<'a> Supervisor<'a> {
         self.alive = false;
         self.payload = None;
         self.denials.close_all();
+        if let Some(broker) = &self.network {
+            broker.box_is_gone();
+        }
         // A job that was stopped ends even if nobody reads what it had still to say.
         self.abandon_at = self.stop.map(|_| Instant::now() + self.grace());
         self.streams.box_is_gone();
