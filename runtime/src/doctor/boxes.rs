@@ -16,7 +16,7 @@ use super::host::Host;
 use super::trial::{Reached, reach};
 use super::{Finding, refusal, trial};
 use crate::job::id::JobId;
-use crate::job::spec::{AskedLimits, JobSpec, ProfileChoice};
+use crate::job::spec::{JobSpec, ProfileChoice};
 use crate::launch::network::{self, AskedNetwork};
 use crate::launch::plan::{NEWEST_ABI, Plan, Surroundings};
 
@@ -179,7 +179,8 @@ fn spec(command: Vec<String>) -> JobSpec {
         on_exit: Vec::new(),
         terminal: false,
         interactive: false,
-        limits: AskedLimits::default(),
+        limits: crate::cgroup::Limits::default(),
+        best_effort_limits: false,
         profile: ProfileChoice::BuiltIn(BuiltIn::Default),
         learn: false,
         secrets: Vec::new(),

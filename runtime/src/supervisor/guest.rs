@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use agentd_init::Descriptors;
 use agentd_init::guest::{self, Joined};
@@ -16,7 +17,7 @@ use agentd_init::reaper::RELAYED;
 use agentd_init::report::{self, Report};
 use agentd_init::step::Failure;
 use agentd_sys::namespace::{owner, parent};
-use agentd_sys::process::{Cloned, clone};
+use agentd_sys::process::{Cloned, clone_into};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -27,6 +28,7 @@ use rustix::thread::LinkNameSpaceType;
 
 use super::ending::Ending;
 use super::streams::{Own, Streams, Wanted};
+use crate::cgroup::leaf::{self, LeafError};
 use crate::control::{Caller, Request};
 use crate::launch::plan::Plan;
 
@@ -42,6 +44,9 @@ pub enum GuestError {
     /// Somebody else's job.
     #[error("the box runs as uid {0}; only that user can start a command in it")]
     NotOurs(u32),
+    /// The job's cgroup.
+    #[error("cannot go into the job's cgroup")]
+    Cgroup(#[from] LeafError),
     /// A call on the host.
     #[error("cannot {what}")]
     Host {
@@ -67,7 +72,7 @@ impl<T, E: Into<io::Error>> To<T> for Result<T, E> {
 ///
 /// # Errors
 /// [`GuestError`].
-pub fn run(mut plan: Plan, payload: &OwnedFd, caller: &Caller) -> Result<Ending, GuestError> {
+pub fn run(mut plan: Plan, payload: &OwnedFd, caller: &Caller, leaf: Option<&Path>) -> Result<Ending, GuestError> {
     let ids = plan.inside.identity;
     if ids.host_uid != rustix::process::geteuid().as_raw() {
         return Err(GuestError::NotOurs(ids.host_uid));
@@ -92,7 +97,8 @@ pub fn run(mut plan: Plan, payload: &OwnedFd, caller: &Caller) -> Result<Ending,
     let process = &plan.inside.process;
     let wanted = Wanted { terminal: process.terminal, input: process.input, own: Own::Standard, kept: None };
     let (streams, stdio) = Streams::new(&wanted).to("set the streams up")?;
-    let usher = match clone(0).to("start a process")? {
+    let leaf = plan.cgroup.as_ref().zip(leaf).map(|(cgroup, leaf)| leaf::visit(cgroup, leaf)).transpose()?;
+    let usher = match clone_into(0, leaf.as_ref().map(AsFd::as_fd)).to("start a process in the job's cgroup")? {
         Cloned::Child => guest::run(&plan.inside, namespaces, Descriptors { channel: inside, stdio }),
         Cloned::Parent { pidfd, .. } => pidfd,
     };

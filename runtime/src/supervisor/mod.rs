@@ -39,7 +39,7 @@ use agentd_profiles::Lessons;
 use agentd_rootfs::Hold;
 use agentd_rootfs::commit::Upper;
 use agentd_sys::memory::BEFORE_FORGETTING;
-use agentd_sys::process::{BOX_NAMESPACES, Cloned, clone};
+use agentd_sys::process::{BOX_NAMESPACES, CGROUP_NAMESPACE, Cloned, clone_into};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
 use rustix::io::Errno;
@@ -51,6 +51,7 @@ pub(crate) use ending::AGENTD_FAILED as FAILED;
 pub use ending::Ending;
 pub(crate) use redact::LEAST_BYTES;
 
+use crate::cgroup::leaf::{Leaf, LeafError};
 use crate::job::events::{Denial, EVENTS, Events};
 use crate::job::record::{Enforced, Record, SCHEMA, State};
 use crate::job::store::{JobStoreError, Jobs, LiveJob, now};
@@ -74,6 +75,9 @@ pub enum SuperviseError {
     /// Protected paths.
     #[error(transparent)]
     Stubs(#[from] StubError),
+    /// The job's cgroup.
+    #[error("cannot enforce the limits")]
+    Cgroup(#[from] LeafError),
     /// `clone3`.
     #[error("cannot create namespaces for the box; `agentd doctor` says what this host allows")]
     Clone(#[source] io::Error),
@@ -139,6 +143,7 @@ pub fn run(
     // Written while PID 1 builds the box on another core; the payload starts only when they are there.
     let kept = supervisor.kept();
     let mut record = first_record(&kept);
+    record.cgroup = supervisor.leaf.as_ref().map(|leaf| leaf.path().display().to_string());
     supervisor.redact(&mut record);
     let job = jobs.create(&record)?;
     let written = job.write_plan(&*kept).map_err(SuperviseError::from);
@@ -170,6 +175,7 @@ pub fn run(
         record.warnings.push(format!("refused calls are not told: {why}"));
     }
     let upper = supervisor.upper.take();
+    record.usage = supervisor.leaf.as_mut().map(Leaf::usage);
     // Here at the latest the terminal has its modes back and no process of the box is left.
     drop(supervisor);
     record.left = protect::after::findings(plan);
@@ -180,6 +186,7 @@ pub fn run(
     }
     match supervised {
         Ok(ending) => {
+            let ending = ending.told_of(record.usage.as_ref(), plan.cgroup.as_ref());
             record.state = ending.state();
             if matches!(ending, Ending::Exited { .. }) {
                 record.root = upper.map(|upper| keep::keep(upper, &jobs.directory_of(&plan.id)));
@@ -236,6 +243,8 @@ fn first_record(plan: &Plan) -> Record {
         warnings: plan.warnings.iter().chain(&plan.notes).cloned().collect(),
         left: Vec::new(),
         root: None,
+        cgroup: None,
+        usage: None,
         output_dropped: 0,
         denials: 0,
         network: None,
@@ -257,6 +266,8 @@ struct Supervisor<'a> {
     payload: Option<OwnedFd>,
     control: Control,
     init: OwnedFd,
+    /// The box's cgroup, where it has limits; after `init`, which has to end before it can be removed.
+    leaf: Option<Leaf>,
     channel: Option<OwnedFd>,
     streams: Streams,
     /// What takes the job's secrets out of what is kept, where it has any.
@@ -296,7 +307,10 @@ impl<'a> Supervisor<'a> {
         let kept = Some((directory, plan.max_output));
         let wanted = Wanted { terminal: process.terminal, input: process.input, own, kept };
         let (streams, stdio) = Streams::new(&wanted).to("set the streams up")?;
-        let init = match clone(BOX_NAMESPACES).map_err(SuperviseError::Clone)? {
+        let leaf = plan.cgroup.as_ref().map(|cgroup| Leaf::make(cgroup, &plan.id)).transpose()?;
+        let namespaces = if leaf.is_some() { BOX_NAMESPACES & !CGROUP_NAMESPACE } else { BOX_NAMESPACES };
+        let cloned = clone_into(namespaces, leaf.as_ref().map(Leaf::as_fd));
+        let init = match cloned.map_err(SuperviseError::Clone)? {
             Cloned::Child => {
                 agentd_init::run(&plan.inside, secrets, agentd_init::Descriptors { channel: inside, stdio });
             }
@@ -311,6 +325,7 @@ impl<'a> Supervisor<'a> {
             payload: None,
             control: Control::new(directory.to_owned()),
             init,
+            leaf,
             channel: Some(channel),
             streams,
             redactor: None,
@@ -372,6 +387,9 @@ impl<'a> Supervisor<'a> {
                 self.denials.answer().to("answer a refused call")?;
             } else if ready.all_denied {
                 self.denials.close();
+            }
+            if let (true, Some(leaf)) = (ready.memory, &mut self.leaf) {
+                leaf.look();
             }
             if ready.network {
                 self.hear_network();

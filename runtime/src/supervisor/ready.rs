@@ -8,6 +8,7 @@ use rustix::io::Errno;
 
 use super::network::Broker;
 use super::{SuperviseError, Supervisor, To};
+use crate::cgroup::leaf::Leaf;
 
 /// What the poll found.
 #[derive(Debug, Default)]
@@ -20,6 +21,8 @@ pub(super) struct Ready {
     pub(super) denials: bool,
     /// None waits, and none will: the filter has no process left.
     pub(super) all_denied: bool,
+    /// The job is at its memory limit, or the kernel killed for it.
+    pub(super) memory: bool,
     /// The network broker reports.
     pub(super) network: bool,
     /// Somebody asks for something, or a call of a command of theirs was refused.
@@ -43,6 +46,10 @@ impl Supervisor<'_> {
                 fds.push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
             }
         }
+        let alarm = self.leaf.as_ref().and_then(Leaf::alarm).map(|alarm| {
+            fds.push(PollFd::from_borrowed_fd(alarm, PollFlags::PRI));
+            fds.len() - 1
+        });
         let own = fds.len();
         self.control.interest(&mut fds);
         self.denials.guests(&mut fds);
@@ -75,6 +82,7 @@ impl Supervisor<'_> {
             parent: is_ready(parent),
             denials: denials.contains(PollFlags::IN),
             all_denied: is_ready(listener),
+            memory: is_ready(alarm),
             network: is_ready(network),
             callers,
             streams,
