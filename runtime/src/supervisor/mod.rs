@@ -298,6 +298,7 @@ impl<'a> Supervisor<'a> {
             Presence::Foreground => (Own::Standard, None),
             Presence::Detached(notice) => (Own::Nothing, Some(notice)),
         };
+        agentd_sys::signal::hear_of_children().to("hear of children")?;
         let parent = watch_parent()?;
         let mut watched: SigSet = RELAYED.iter().copied().collect();
         watched.extend([Signal::SIGCHLD, Signal::SIGWINCH, Signal::SIGURG]);
