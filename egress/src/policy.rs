@@ -124,9 +124,12 @@ impl Policy {
     }
 
     /// Whether `name` exists as far as the box may know.
-    pub(crate) fn knows(&self, name: &Name) -> bool {
-        let is_denied = self.deny.iter().any(|rule| rule.ports.is_none() && rule.matches_name(name));
-        !is_denied && self.allow.iter().any(|rule| rule.matches_name(name))
+    pub(crate) fn knows(&self, name: &Name) -> Result<(), Refusal> {
+        if let Some(rule) = self.deny.iter().find(|rule| rule.ports.is_none() && rule.matches_name(name)) {
+            return Err(denied(rule));
+        }
+        let is_allowed = self.allow.iter().any(|rule| rule.matches_name(name));
+        is_allowed.then_some(()).ok_or_else(|| Refusal::because("no rule allows this name").unless(name))
     }
 
     /// The rule that allows `target` at `port`.
@@ -139,7 +142,7 @@ impl Policy {
             return Err(denied(rule));
         }
         let means = |rule: &&Rule| match (&rule.hosts, target) {
-            (Hosts::Net(net), Target::Address(address)) => address::names(*net, *address),
+            (Hosts::Net(net), Target::Address(address)) => names(*net, *address),
             _ => true,
         };
         let allowing = self.allow.iter().filter(|rule| matches(rule) && rule.allows_port(port)).find(means);
@@ -158,21 +161,17 @@ impl Policy {
         if let Some(rule) = self.deny.iter().find(|rule| rule.matches_address(address) && rule.denies_port(port)) {
             return Err(denied(rule));
         }
-        let special = address::special(address);
-        let (where_it_is, named_by_a_network) = match special {
-            Some((_, what)) => (what, !address.is_loopback()),
-            // Any service of the host would be reached there, one that listens for the local network too.
-            None if address::is_own(address) => ("this host's own address", false),
+        let where_it_is = match address::special(address) {
+            Some((_, what)) => what,
+            None if address::is_own(address) => "this host's own address",
             None => return Ok(()),
         };
-        let is_own = named_by_a_network && address::is_own(address);
-        let names = |rule: &&Rule| match rule.hosts {
-            Hosts::Net(net) if is_own || special.is_none() => net == IpNet::from(address),
-            Hosts::Net(net) => address::names(net, address),
+        let is_named = self.allow.iter().any(|rule| match rule.hosts {
+            Hosts::Net(net) => names(net, address) && rule.allows_port(port),
             Hosts::Name(_) | Hosts::Below(_) => false,
-        };
+        });
         let is_pinned = self.hosts.iter().any(|entry| entry.name == *name && entry.address == address);
-        if is_pinned || self.allow.iter().filter(names).any(|rule| rule.allows_port(port)) {
+        if is_pinned || is_named {
             return Ok(());
         }
         let host = if address.is_ipv6() { format!("[{address}]") } else { address.to_string() };
@@ -184,6 +183,12 @@ impl Policy {
     pub(crate) fn pinned(&self, name: &Name) -> Vec<IpAddr> {
         self.hosts.iter().filter(|entry| entry.name == *name).map(|entry| entry.address).collect()
     }
+}
+
+/// Whether a rule's network names `address`. This host's own addresses it names only one by one: whatever listens for the
+/// local network would be reached there, by whoever only meant the others in it.
+fn names(net: IpNet, address: IpAddr) -> bool {
+    address::names(net, address) && (net == IpNet::from(address) || address.is_loopback() || !address::is_own(address))
 }
 
 fn denied(rule: &Rule) -> Refusal {
@@ -211,7 +216,7 @@ mod tests {
     #[test]
     fn an_empty_list_allows_nothing() {
         let none = policy(&[], &[], &["a.org:127.0.0.1"]);
-        assert!(!none.knows(&name("a.org")) && !allows(&none, "a.org", 443) && !allows(&none, "1.1.1.1", 443));
+        assert!(none.knows(&name("a.org")).is_err() && !allows(&none, "a.org", 443) && !allows(&none, "1.1.1.1", 443));
         assert!(none.judge(&name("a.org"), "10.0.0.1".parse().unwrap(), 443).is_err());
     }
 
@@ -240,7 +245,9 @@ mod tests {
         ] {
             assert!(!allows(&some, host, port), "{host}:{port}");
         }
-        assert!(some.knows(&name("a.org")) && some.knows(&name("q.b.org")) && !some.knows(&name("x.b.org")));
+        assert!(some.knows(&name("a.org")).is_ok() && some.knows(&name("q.b.org")).is_ok());
+        assert_eq!(some.knows(&name("x.b.org")).unwrap_err().why, "denied by --deny x.b.org");
+        assert_eq!(some.knows(&name("d.org")).unwrap_err().allow.as_deref(), Some("--allow d.org"));
         let refusal = some.decide(&Target::Name(name("a.org")), 80).unwrap_err();
         assert_eq!(refusal.allow.as_deref(), Some("--allow a.org:80"));
     }
@@ -261,6 +268,20 @@ mod tests {
         let named = policy(&["a.org", "10.0.0.0/8", "0.0.0.0/0"], &["10.0.0.9"], &[]);
         assert!(judge(&named, "10.0.0.1") && !judge(&named, "10.0.0.9") && !judge(&named, "127.0.0.1"));
         assert!(!judge(&policy(&["a.org", "10.0.0.0/8:80"], &[], &[]), "10.0.0.1"));
+    }
+
+    #[test]
+    fn a_network_does_not_name_the_hosts_own_addresses() {
+        // The address that this host would use to reach others; it may have none.
+        let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+        let Ok(own) = socket.connect("192.0.2.1:9").and_then(|()| socket.local_addr()) else { return };
+        let own = own.ip();
+        let around = format!("{}", IpNet::new(own, 24).unwrap().trunc());
+        for (rule, is_named) in [(around, false), (own.to_string(), true)] {
+            let rules = policy(&["a.org", &rule], &[], &[]);
+            assert_eq!(allows(&rules, &own.to_string(), 443), is_named, "{rule}");
+            assert_eq!(rules.judge(&name("a.org"), own, 443).is_ok(), is_named, "{rule}");
+        }
     }
 
     #[test]

@@ -68,9 +68,8 @@ pub(super) fn run(args: Args) -> Result<u8> {
     }
     let (_, payload) = caller.ask(Request::Enter, None)?;
     let payload = payload.context("the supervisor sent no pidfd of its command: it is of another version")?;
-    drop(caller);
     let cgroup = jobs.read(&id)?.cgroup;
-    match guest::run(plan, &payload, cgroup.as_deref().map(Path::new)) {
+    match guest::run(plan, &payload, &caller, cgroup.as_deref().map(Path::new)) {
         Ok(ending) => {
             if let Ending::Failed { failure, .. } = &ending {
                 say(&failure.to_string());

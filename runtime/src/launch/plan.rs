@@ -205,12 +205,12 @@ impl Plan {
             spec: &spec,
             home: &home,
             volumes: &volumes,
+            reach: reach.as_ref(),
             profile: &chosen.profile,
             chosen: chosen.chosen.as_deref(),
             storage,
         };
         replacements.push(note.file());
-        let learning = spec.learn.then(|| chosen.chosen.unwrap_or_else(|| chosen.profile.clone()));
         let root = Root {
             layers: image.as_ref().map_or_else(Vec::new, |image| image.layers.clone()),
             writable: spec.writable,
@@ -267,7 +267,7 @@ impl Plan {
                 Cow::Owned(profile) => Cow::Owned(profile.seccomp),
             }),
             cgroup,
-            learning,
+            learning: chosen.learning,
             fake_root: spec.fake_root,
             secret_env: spec.secret_env,
             reach,

@@ -2,7 +2,8 @@
 //!
 //! Invariant: single-threaded, and it never blocks on anything but its one `poll`: a payload that floods its output, or a
 //! reader that does not read, delays neither a timeout nor a signal. It reads from inside only PID 1's reports (bounded,
-//! checked), bytes of output, which it copies and never interprets, and the registers of refused calls, which it answers.
+//! checked), bytes of output, which it copies and never interprets, and the registers of refused calls, which it answers;
+//! under `--fake-root` it clears bits in one of them.
 
 pub mod attached;
 mod control;
@@ -297,6 +298,7 @@ impl<'a> Supervisor<'a> {
             Presence::Foreground => (Own::Standard, None),
             Presence::Detached(notice) => (Own::Nothing, Some(notice)),
         };
+        agentd_sys::signal::hear_of_children().to("hear of children")?;
         let parent = watch_parent()?;
         let mut watched: SigSet = RELAYED.iter().copied().collect();
         watched.extend([Signal::SIGCHLD, Signal::SIGWINCH, Signal::SIGURG]);
@@ -403,6 +405,7 @@ impl<'a> Supervisor<'a> {
             self.keep_time()?;
             if ready.callers {
                 self.serve()?;
+                self.denials.answer_guests();
             }
             if ready.streams {
                 self.streams.pass().to("pass the output on")?;
@@ -567,7 +570,10 @@ impl<'a> Supervisor<'a> {
     fn box_is_gone(&mut self) {
         self.alive = false;
         self.payload = None;
-        self.denials.close();
+        self.denials.close_all();
+        if let Some(broker) = &self.network {
+            broker.box_is_gone();
+        }
         // A job that was stopped ends even if nobody reads what it had still to say.
         self.abandon_at = self.stop.map(|_| Instant::now() + self.grace());
         self.streams.box_is_gone();

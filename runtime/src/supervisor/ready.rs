@@ -25,7 +25,7 @@ pub(super) struct Ready {
     pub(super) memory: bool,
     /// The network broker reports.
     pub(super) network: bool,
-    /// Somebody asks for something.
+    /// Somebody asks for something, or a call of a command of theirs was refused.
     pub(super) callers: bool,
     pub(super) streams: bool,
 }
@@ -52,6 +52,7 @@ impl Supervisor<'_> {
         });
         let own = fds.len();
         self.control.interest(&mut fds);
+        self.denials.guests(&mut fds);
         let streams = fds.len();
         self.streams.interest(&mut fds);
         let timeout = self.next_deadline().into_iter().chain(self.forget_at).min().map(|deadline| {
