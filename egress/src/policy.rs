@@ -139,7 +139,7 @@ impl Policy {
             return Err(denied(rule));
         }
         let means = |rule: &&Rule| match (&rule.hosts, target) {
-            (Hosts::Net(net), Target::Address(address)) => address::names(*net, *address),
+            (Hosts::Net(net), Target::Address(address)) => means(*net, *address),
             _ => true,
         };
         let allowing = self.allow.iter().filter(|rule| matches(rule) && rule.allows_port(port)).find(means);
@@ -158,19 +158,12 @@ impl Policy {
         if let Some(rule) = self.deny.iter().find(|rule| rule.matches_address(address) && rule.denies_port(port)) {
             return Err(denied(rule));
         }
-        let special = address::special(address);
-        let (where_it_is, named_by_a_network) = match special {
-            Some((_, what)) => (what, !address.is_loopback()),
-            // Any service of the host would be reached there, one that listens for the local network too.
-            None if address::is_own(address) => ("this host's own address", false),
+        let where_it_is = match address::special(address) {
+            Some((_, what)) => what,
+            None if address::is_own(address) => "this host's own address",
             None => return Ok(()),
         };
-        let is_own = named_by_a_network && address::is_own(address);
-        let names = |rule: &&Rule| match rule.hosts {
-            Hosts::Net(net) if is_own || special.is_none() => net == IpNet::from(address),
-            Hosts::Net(net) => address::names(net, address),
-            Hosts::Name(_) | Hosts::Below(_) => false,
-        };
+        let names = |rule: &&Rule| matches!(rule.hosts, Hosts::Net(net) if means(net, address));
         let is_pinned = self.hosts.iter().any(|entry| entry.name == *name && entry.address == address);
         if is_pinned || self.allow.iter().filter(names).any(|rule| rule.allows_port(port)) {
             return Ok(());
@@ -184,6 +177,12 @@ impl Policy {
     pub(crate) fn pinned(&self, name: &Name) -> Vec<IpAddr> {
         self.hosts.iter().filter(|entry| entry.name == *name).map(|entry| entry.address).collect()
     }
+}
+
+/// Whether a rule's network means `address`. One of this host's own is meant by a rule that names it and no other: any
+/// service of the host would be reached there, one that listens for the local network too.
+fn means(net: IpNet, address: IpAddr) -> bool {
+    net == IpNet::from(address) || address::names(net, address) && (address.is_loopback() || !address::is_own(address))
 }
 
 fn denied(rule: &Rule) -> Refusal {
@@ -261,6 +260,21 @@ mod tests {
         let named = policy(&["a.org", "10.0.0.0/8", "0.0.0.0/0"], &["10.0.0.9"], &[]);
         assert!(judge(&named, "10.0.0.1") && !judge(&named, "10.0.0.9") && !judge(&named, "127.0.0.1"));
         assert!(!judge(&policy(&["a.org", "10.0.0.0/8:80"], &[], &[]), "10.0.0.1"));
+    }
+
+    #[test]
+    fn a_network_does_not_name_this_host_in_it() {
+        let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+        // Nothing is sent: the kernel only says which of its addresses it would use. Without a route there is none to test.
+        let Ok(own) = socket.connect("192.0.0.8:9").and_then(|()| socket.local_addr()) else { return };
+        let own = own.ip().to_string();
+        let net = IpNet::new(own.parse().unwrap(), 24).unwrap().trunc();
+        let wide = policy(&[&format!("{net}:8080"), "a.org:8080"], &[], &[]);
+        assert!(!allows(&wide, &own, 8080), "{own} by {net}");
+        assert!(wide.judge(&name("a.org"), own.parse().unwrap(), 8080).is_err());
+        let exact = policy(&[&format!("{own}:8080"), "a.org:8080"], &[], &[]);
+        assert!(allows(&exact, &own, 8080) && exact.judge(&name("a.org"), own.parse().unwrap(), 8080).is_ok());
+        assert!(allows(&policy(&["127.0.0.0/8:80"], &[], &[]), "127.0.0.1", 80));
     }
 
     #[test]
