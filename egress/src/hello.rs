@@ -61,7 +61,7 @@ pub(crate) fn length(bytes: &[u8]) -> usize {
 
 /// Whether a server's answer to a hello asks for another one. What it says in smaller pieces than servers do may.
 pub(crate) fn asks_again(untrusted_answer: &[u8]) -> bool {
-    let [HANDSHAKE, _, _, high, low, rest @ ..] = untrusted_answer else { return false };
+    let [HANDSHAKE, 3, _, high, low, rest @ ..] = untrusted_answer else { return false };
     let is_whole = usize::from(u16::from_be_bytes([*high, *low])) >= ANSWER - 5;
     !is_whole || rest.get(ANSWER - 5 - 32..ANSWER - 5).is_none_or(|random| random == ANOTHER)
 }
@@ -270,7 +270,12 @@ pub(crate) mod tests {
 
         let answer = |random: [u8; 32]| [&[22, 3, 3, 0, 80, 2, 0, 0, 76, 3, 3][..], &random].concat();
         assert!(asks_again(&answer(ANOTHER)) && !asks_again(&answer([7; 32])) && asks_again(&[22, 3, 3, 0, 1, 2]));
-        assert!(!asks_again(&[]) && !asks_again(&[21, 3, 3, 0, 2, 2, 40]) && !asks_again(b"220 a.org ESMTP"));
+        assert!(
+            !asks_again(&[])
+                && !asks_again(&[21, 3, 3, 0, 2, 2, 40])
+                && !asks_again(b"220 a.org ESMTP")
+                && !asks_again(&[22, 0, 0, 0, 10])
+        );
         assert_eq!(answer(ANOTHER).len(), ANSWER);
     }
 

@@ -206,7 +206,7 @@ async fn send(to: &TcpStream, bytes: &[u8], count: &Cell<u64>) -> io::Result<()>
 async fn answer_to_hello(server: &TcpStream) -> io::Result<Vec<u8>> {
     let mut answer = Vec::new();
     while answer.len() < hello::ANSWER
-        && answer.first().is_none_or(|kind| *kind == 22)
+        && answer.iter().zip([22, 3]).all(|(byte, of_tls)| *byte == of_tls)
         && passing::read(server, &mut answer, hello::ANSWER).await?
     {}
     Ok(answer)
