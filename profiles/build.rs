@@ -10,7 +10,7 @@ use std::{env, fs};
 use compile::compile;
 use path::{MayMiss, PathRule, Place};
 use profile::{Namespaces, Profile};
-use rule::{Arch, SeccompRule, Syscall, Test};
+use rule::{Arch, SeccompRule, SeccompRules, Syscall, Test};
 
 #[path = "src/assemble.rs"]
 mod assemble;
@@ -61,6 +61,13 @@ fn main() -> Result<(), Failure> {
     writeln!(source, "pub(crate) static FAKE_ROOT: [SeccompRule; {}] = [", rules.len())?;
     rules.iter().try_for_each(|rule| write_rule(&mut source, rule))?;
     writeln!(source, "];")?;
+    for profile in made.iter().filter(|profile| !["init", "broker"].contains(&&*profile.name)) {
+        let SeccompRules { unlisted, unlisted_reason, .. } = profile.seccomp.clone();
+        let rules = schema::before(rules.clone(), &profile.seccomp.rules).into();
+        let program = compile(&SeccompRules { rules, unlisted, unlisted_reason }, arch)
+            .map_err(|error| format!("{file} before {}: {error}", profile.name))?;
+        write_program(&mut source, &format!("{}_FAKE_ROOT", profile.name.to_uppercase()), &program)?;
+    }
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=src");
     fs::write(Path::new(&env::var("OUT_DIR")?).join("built_in.rs"), source)?;
@@ -87,12 +94,18 @@ fn rules(text: &str) -> Result<Vec<SeccompRule>, schema::SchemaError> {
     schema::each(text, seccomp.rule, "rules", schema::rule)
 }
 
-fn write_statics(to: &mut String, name: &str, profile: &Profile, program: &[libc::sock_filter]) -> Result<(), Failure> {
+fn write_program(to: &mut String, name: &str, program: &[libc::sock_filter]) -> Result<(), Failure> {
     writeln!(to, "pub(crate) static {name}_PROGRAM: [libc::sock_filter; {}] = [", program.len())?;
     for libc::sock_filter { code, jt, jf, k } in program {
         writeln!(to, "libc::sock_filter {{ code: {code}, jt: {jt}, jf: {jf}, k: {k} }},")?;
     }
-    writeln!(to, "];\npub(crate) static {name}: Profile = Profile {{")?;
+    writeln!(to, "];")?;
+    Ok(())
+}
+
+fn write_statics(to: &mut String, name: &str, profile: &Profile, program: &[libc::sock_filter]) -> Result<(), Failure> {
+    write_program(to, name, program)?;
+    writeln!(to, "pub(crate) static {name}: Profile = Profile {{")?;
     writeln!(to, "name: {}, about: {},", text(&profile.name), text(&profile.about))?;
     let Namespaces { allowed, reason } = &profile.namespaces;
     writeln!(to, "namespaces: Namespaces {{ allowed: {allowed}, reason: {} }},", text(reason))?;

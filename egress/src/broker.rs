@@ -28,8 +28,9 @@ use agentd_sys::process::exit_now;
 use rustix::net::{SocketType, sockopt};
 use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream, UdpSocket, UnixDatagram};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::LocalSet;
+use tokio::time::timeout;
 
 use crate::name::Name;
 use crate::names::Issued;
@@ -80,6 +81,9 @@ struct Shared {
     ledger: Ledger,
     pipes: Pipes,
     connections: Cell<usize>,
+    /// Connections on which the box may have sent what is not yet passed on.
+    sending: Cell<usize>,
+    sent: Notify,
     most: usize,
 }
 
@@ -100,6 +104,8 @@ fn serve(policy: Policy, channel: OwnedFd, most: usize) -> io::Result<()> {
         ledger: Ledger::default(),
         pipes: Pipes::default(),
         connections: Cell::new(0),
+        sending: Cell::new(0),
+        sent: Notify::new(),
         most,
     });
     let tasks = LocalSet::new();
@@ -135,9 +141,45 @@ async fn until_the_end(shared: &Rc<Shared>, channel: &OwnedFd) -> io::Result<()>
             }
         }
     };
+    let work = async {
+        listen.await?;
+        // Programs are gone, but what they had sent is to arrive, as it would without a broker.
+        timeout(LAST_BYTES, all_is_sent(shared)).await.unwrap_or_default();
+        Ok(())
+    };
     tokio::select! {
         told = tell => told,
-        ended = listen => ended,
+        ended = work => ended,
+    }
+}
+
+/// For bytes of a box that is gone.
+const LAST_BYTES: Duration = Duration::from_secs(1);
+
+async fn all_is_sent(shared: &Shared) {
+    // What waits to be accepted is accepted meanwhile.
+    for _ in 0..3 {
+        tokio::task::yield_now().await;
+    }
+    while shared.sending.get() > 0 {
+        shared.sent.notified().await;
+    }
+}
+
+/// A connection on which the box sends.
+struct Sending<'a>(&'a Shared);
+
+impl<'a> Sending<'a> {
+    fn on(shared: &'a Shared) -> Self {
+        shared.sending.set(shared.sending.get() + 1);
+        Sending(shared)
+    }
+}
+
+impl Drop for Sending<'_> {
+    fn drop(&mut self) {
+        self.0.sending.set(self.0.sending.get() - 1);
+        self.0.sent.notify_one();
     }
 }
 

@@ -124,9 +124,12 @@ impl Policy {
     }
 
     /// Whether `name` exists as far as the box may know.
-    pub(crate) fn knows(&self, name: &Name) -> bool {
-        let is_denied = self.deny.iter().any(|rule| rule.ports.is_none() && rule.matches_name(name));
-        !is_denied && self.allow.iter().any(|rule| rule.matches_name(name))
+    pub(crate) fn knows(&self, name: &Name) -> Result<(), Refusal> {
+        if let Some(rule) = self.deny.iter().find(|rule| rule.ports.is_none() && rule.matches_name(name)) {
+            return Err(denied(rule));
+        }
+        let is_allowed = self.allow.iter().any(|rule| rule.matches_name(name));
+        is_allowed.then_some(()).ok_or_else(|| Refusal::because("no rule allows this name").unless(name))
     }
 
     /// The rule that allows `target` at `port`.
@@ -139,7 +142,7 @@ impl Policy {
             return Err(denied(rule));
         }
         let means = |rule: &&Rule| match (&rule.hosts, target) {
-            (Hosts::Net(net), Target::Address(address)) => means(*net, *address),
+            (Hosts::Net(net), Target::Address(address)) => names(*net, *address),
             _ => true,
         };
         let allowing = self.allow.iter().filter(|rule| matches(rule) && rule.allows_port(port)).find(means);
@@ -163,9 +166,12 @@ impl Policy {
             None if address::is_own(address) => "this host's own address",
             None => return Ok(()),
         };
-        let names = |rule: &&Rule| matches!(rule.hosts, Hosts::Net(net) if means(net, address));
+        let is_named = self.allow.iter().any(|rule| match rule.hosts {
+            Hosts::Net(net) => names(net, address) && rule.allows_port(port),
+            Hosts::Name(_) | Hosts::Below(_) => false,
+        });
         let is_pinned = self.hosts.iter().any(|entry| entry.name == *name && entry.address == address);
-        if is_pinned || self.allow.iter().filter(names).any(|rule| rule.allows_port(port)) {
+        if is_pinned || is_named {
             return Ok(());
         }
         let host = if address.is_ipv6() { format!("[{address}]") } else { address.to_string() };
@@ -179,10 +185,10 @@ impl Policy {
     }
 }
 
-/// Whether a rule's network means `address`. One of this host's own is meant by a rule that names it and no other: any
-/// service of the host would be reached there, one that listens for the local network too.
-fn means(net: IpNet, address: IpAddr) -> bool {
-    net == IpNet::from(address) || address::names(net, address) && (address.is_loopback() || !address::is_own(address))
+/// Whether a rule's network names `address`. This host's own addresses it names only one by one: whatever listens for the
+/// local network would be reached there, by whoever only meant the others in it.
+fn names(net: IpNet, address: IpAddr) -> bool {
+    address::names(net, address) && (net == IpNet::from(address) || address.is_loopback() || !address::is_own(address))
 }
 
 fn denied(rule: &Rule) -> Refusal {
@@ -210,7 +216,7 @@ mod tests {
     #[test]
     fn an_empty_list_allows_nothing() {
         let none = policy(&[], &[], &["a.org:127.0.0.1"]);
-        assert!(!none.knows(&name("a.org")) && !allows(&none, "a.org", 443) && !allows(&none, "1.1.1.1", 443));
+        assert!(none.knows(&name("a.org")).is_err() && !allows(&none, "a.org", 443) && !allows(&none, "1.1.1.1", 443));
         assert!(none.judge(&name("a.org"), "10.0.0.1".parse().unwrap(), 443).is_err());
     }
 
@@ -239,7 +245,9 @@ mod tests {
         ] {
             assert!(!allows(&some, host, port), "{host}:{port}");
         }
-        assert!(some.knows(&name("a.org")) && some.knows(&name("q.b.org")) && !some.knows(&name("x.b.org")));
+        assert!(some.knows(&name("a.org")).is_ok() && some.knows(&name("q.b.org")).is_ok());
+        assert_eq!(some.knows(&name("x.b.org")).unwrap_err().why, "denied by --deny x.b.org");
+        assert_eq!(some.knows(&name("d.org")).unwrap_err().allow.as_deref(), Some("--allow d.org"));
         let refusal = some.decide(&Target::Name(name("a.org")), 80).unwrap_err();
         assert_eq!(refusal.allow.as_deref(), Some("--allow a.org:80"));
     }
@@ -263,18 +271,17 @@ mod tests {
     }
 
     #[test]
-    fn a_network_does_not_name_this_host_in_it() {
+    fn a_network_does_not_name_the_hosts_own_addresses() {
+        // The address that this host would use to reach others; it may have none.
         let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
-        // Nothing is sent: the kernel only says which of its addresses it would use. Without a route there is none to test.
-        let Ok(own) = socket.connect("192.0.0.8:9").and_then(|()| socket.local_addr()) else { return };
-        let own = own.ip().to_string();
-        let net = IpNet::new(own.parse().unwrap(), 24).unwrap().trunc();
-        let wide = policy(&[&format!("{net}:8080"), "a.org:8080"], &[], &[]);
-        assert!(!allows(&wide, &own, 8080), "{own} by {net}");
-        assert!(wide.judge(&name("a.org"), own.parse().unwrap(), 8080).is_err());
-        let exact = policy(&[&format!("{own}:8080"), "a.org:8080"], &[], &[]);
-        assert!(allows(&exact, &own, 8080) && exact.judge(&name("a.org"), own.parse().unwrap(), 8080).is_ok());
-        assert!(allows(&policy(&["127.0.0.0/8:80"], &[], &[]), "127.0.0.1", 80));
+        let Ok(own) = socket.connect("192.0.2.1:9").and_then(|()| socket.local_addr()) else { return };
+        let own = own.ip();
+        let around = format!("{}", IpNet::new(own, 24).unwrap().trunc());
+        for (rule, is_named) in [(around, false), (own.to_string(), true)] {
+            let rules = policy(&["a.org", &rule], &[], &[]);
+            assert_eq!(allows(&rules, &own.to_string(), 443), is_named, "{rule}");
+            assert_eq!(rules.judge(&name("a.org"), own, 443).is_ok(), is_named, "{rule}");
+        }
     }
 
     #[test]

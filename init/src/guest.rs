@@ -137,7 +137,9 @@ fn see_through(plan: &BoxPlan, channel: &OwnedFd, terminal: Option<OwnedFd>) -> 
     release_streams()?;
     lockdown::clear_capabilities()?;
     agentd_sys::seccomp::load(agentd_profiles::seccomp(BuiltIn::Init)).at(Step::Seccomp, "the guest's host")?;
-    command.started(|_listener| Ok(()))?;
+    command.started(|listener| {
+        report::send(channel, &Report::Denials, Some(listener.as_fd())).at(Step::Seccomp, "agentd exec")
+    })?;
     report::send(channel, &Report::Started, None).at(Step::Exec, "agentd exec")?;
     let mut caller_is_gone = false;
     loop {

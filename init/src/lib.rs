@@ -25,6 +25,7 @@ mod tree;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use agentd_sys::process::exit_now;
+use nix::sched::{CloneFlags, unshare};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::Mode;
 use rustix::process::{
@@ -77,6 +78,10 @@ fn start(plan: &BoxPlan, mut secrets: Secrets, channel: &OwnedFd, stdio: [OwnedF
     // Modes of what PID 1 makes are exactly those it asks for.
     umask(Mode::empty());
     write_id_maps(plan)?;
+    if plan.own_cgroup {
+        // Not by the clone: the root would be the supervisor's cgroup, and /proc/self/cgroup would lead to it.
+        unshare(CloneFlags::CLONE_NEWCGROUP).at(Step::CgroupNamespace, "unshare")?;
+    }
     // `pivot_root` takes a process along only from the old root itself: a working directory anywhere else on the host
     // would stay open in both processes, and /proc/self/cwd would lead there (CVE-2024-21626).
     chdir("/").at(Step::TieToSupervisor, "/")?;
@@ -107,6 +112,9 @@ fn start(plan: &BoxPlan, mut secrets: Secrets, channel: &OwnedFd, stdio: [OwnedF
         doors::open(doors, channel)?;
     }
     targets.push(mounts::sys(plan, &stage, &root, sys)?);
+    if plan.own_cgroup {
+        targets.push(mounts::cgroup(&root)?);
+    }
     if plan.root.keep {
         // What is in there so far is agentd's own; the supervisor takes note of it before it releases the box.
         root::hand_over(&upper, channel)?;

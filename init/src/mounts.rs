@@ -251,6 +251,19 @@ pub(crate) fn sys(plan: &BoxPlan, stage: &Stage, root: &OwnedFd, sys: OwnedFd) -
     Ok(target)
 }
 
+/// Mounts the box's own cgroup, the root of its cgroup namespace; gives its place. Read-only: a process of the box has the
+/// user's id outside, to whom the files belong.
+pub(crate) fn cgroup(root: &OwnedFd) -> Result<String, Failure> {
+    let at = Step::MountSys;
+    let context = fsopen("cgroup2", FsOpenFlags::FSOPEN_CLOEXEC).at(at, "cgroup2")?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
+        | MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let cgroup = attach_new(&context, attributes).at(at, "cgroup2")?;
+    attach(&cgroup, root, "/sys/fs/cgroup", Kind::Directory, at)
+}
+
 /// Opens a pty of the box's own devpts and sends its controlling side to the supervisor.
 pub(crate) fn open_terminal(pts: &OwnedFd, channel: &OwnedFd) -> Result<OwnedFd, Failure> {
     let at = Step::OpenTerminal;

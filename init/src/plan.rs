@@ -27,6 +27,9 @@ pub struct BoxPlan {
     pub mounts: Vec<Mount>,
     /// Paths of writable binds that the payload must not change, parents first.
     pub guards: Vec<Guard>,
+    /// Whether PID 1 begins in a cgroup that is the box's own, which the box then sees, read-only, and nothing above it.
+    #[serde(default)]
+    pub own_cgroup: bool,
     /// Resource limits of every process of the box.
     pub limits: Vec<Limit>,
     /// Landlock rules for the payload.

@@ -41,6 +41,8 @@ steps! {
     TieToSupervisor = "tie the box to its supervisor",
     /// `setgroups` denied, one uid and one gid mapped; from here on PID 1 is not dumpable.
     WriteIdMaps = "map the user id",
+    /// A job with limits: a cgroup namespace whose root is the cgroup it is in.
+    CgroupNamespace = "make a cgroup namespace",
     /// The box's own UTS name.
     SetHostname = "set the host name",
     /// A session of its own, away from the user's terminal.
@@ -79,7 +81,7 @@ steps! {
     JoinNetwork = "join the box's network",
     /// Where something is allowed: addresses that stand for names, listening sockets, sent to the supervisor.
     OpenDoors = "open the box's way to the network",
-    /// /sys, read-only.
+    /// /sys, read-only; for a job with limits its cgroup is in it, read-only too.
     MountSys = "mount /sys",
     /// The new root becomes `/`, for both processes; the host's is gone.
     PivotRoot = "enter the root",

@@ -3,9 +3,11 @@
 //! Invariant: what they let through every profile lets through, and what they pretend is not done. So a profile with them
 //! allows no call that it does not allow without.
 
+use libc::sock_filter;
+
 use crate::profile::Profile;
 use crate::rule::{SeccompRule, SeccompRules};
-use crate::{built_in, schema};
+use crate::{BuiltIn, built_in, schema};
 
 /// The rules.
 pub static FAKE_ROOT: &[SeccompRule] = &built_in::FAKE_ROOT;
@@ -18,11 +20,23 @@ pub fn fake_root(base: &Profile) -> Profile {
     Profile { seccomp: SeccompRules { rules, unlisted, unlisted_reason }, ..base.clone() }
 }
 
+/// The filter of [`fake_root`] of a built-in profile, compiled when agentd was built.
+#[must_use]
+pub fn fake_root_seccomp(base: BuiltIn) -> &'static [sock_filter] {
+    match base {
+        BuiltIn::Default => &built_in::DEFAULT_FAKE_ROOT_PROGRAM,
+        BuiltIn::Strict => &built_in::STRICT_FAKE_ROOT_PROGRAM,
+        BuiltIn::Nested => &built_in::NESTED_FAKE_ROOT_PROGRAM,
+        // No payload has these.
+        BuiltIn::Init | BuiltIn::Broker => crate::seccomp(base),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::evaluate::{Call, verdict};
-    use crate::{Arch, BuiltIn, Verdict};
+    use crate::{Arch, Verdict};
 
     fn call(nr: u32, args: [u64; 6]) -> Call {
         Call { arch: Arch::X86_64.audit_word(), nr, args }

@@ -81,13 +81,22 @@ struct Lesson {
     refused: String,
 }
 
+/// A call that stays refused.
+#[derive(Clone, Debug)]
+struct Kept {
+    count: u64,
+    why: String,
+    /// Whether programs take the answer for a denial.
+    is_denial: bool,
+}
+
 /// What a run under a profile asked for and the profile refuses.
 #[derive(Debug)]
 pub struct Lessons {
     base: Cow<'static, Profile>,
     learned: BTreeMap<Kind, Lesson>,
-    /// Name and answer of what stays refused; how often, and why.
-    kept: BTreeMap<(String, String), (u64, String)>,
+    /// What stays refused, by name and answer.
+    kept: BTreeMap<(String, String), Kept>,
     /// Calls of kinds beyond the bound.
     missed: u64,
 }
@@ -117,10 +126,12 @@ impl Lessons {
             }
             Err(why) => {
                 let name = named(call.nr).map_or_else(|| format!("number {}", call.nr), |call| call.name.into_owned());
-                let key = (name, verdict(enforced, NATIVE, call).to_string());
+                let answer = verdict(enforced, NATIVE, call);
+                let key = (name, answer.to_string());
                 if self.kept.len() < MOST || self.kept.contains_key(&key) {
-                    let (count, _) = self.kept.entry(key).or_insert((0, why));
-                    *count = count.saturating_add(1);
+                    let kept = Kept { count: 0, why, is_denial: answer.is_denial() };
+                    let kept = self.kept.entry(key).or_insert(kept);
+                    kept.count = kept.count.saturating_add(1);
                 } else {
                     self.missed = self.missed.saturating_add(1);
                 }
@@ -171,10 +182,9 @@ impl Lessons {
         self.learned.len()
     }
 
-    /// The name and answer of each call that programs were denied all the same.
+    /// The name of each call that programs were denied all the same.
     pub fn denied(&self) -> impl Iterator<Item = &str> {
-        let is_denial = |answer: &str| matches!(answer, "EPERM" | "EAFNOSUPPORT");
-        self.kept.keys().filter(move |(_, answer)| is_denial(answer)).map(|(name, _)| name.as_str())
+        self.kept.iter().filter(|(_, kept)| kept.is_denial).map(|((name, _), _)| name.as_str())
     }
 
     /// The profile called `name` that would have let the learned calls pass, as a file; `command` is what was run.
@@ -202,12 +212,9 @@ impl Lessons {
 
     fn preface(&self, command: &str) -> String {
         let mut text = format!("# Learned by `agentd profile learn` from: {command}\n");
-        text.push_str(&format!(
-            "# It asked for {} kinds of calls that profile {} refuses.",
-            self.learned.len(),
-            self.base.name
-        ));
-        text.push_str(" Read each rule before you use it.\n");
+        let (base, kinds) = (&self.base.name, self.learned.len());
+        text.push_str(&format!("# Kinds of calls that profile {base} refuses and this run was let through: {kinds}. "));
+        text.push_str("Read each rule before you use it.\n");
         if self.missed > 0 {
             text.push_str(&format!(
                 "# NOT WHOLE: {} calls of further kinds were refused and are not in here.\n",
@@ -217,7 +224,7 @@ impl Lessons {
         if !self.kept.is_empty() {
             text.push_str("# Asked for and refused all the same; what is learned never opens these:\n");
         }
-        for ((name, answer), (count, why)) in &self.kept {
+        for ((name, answer), Kept { count, why, .. }) in &self.kept {
             text.push_str(&format!("#   {} {answer} {count}x: {}\n", line(name), line(why)));
         }
         text

@@ -29,7 +29,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 pub use assemble::AssembleError;
-pub use fake_root::{FAKE_ROOT, fake_root};
+pub use fake_root::{FAKE_ROOT, fake_root, fake_root_seccomp};
 pub use learn::Lessons;
 pub use notify::{asking, notifying};
 pub use path::{LandlockRight, MayMiss, PathAccess, PathRight, PathRule, Place};

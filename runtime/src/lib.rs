@@ -9,6 +9,7 @@
 //! Invariant: data flows one way. Only `cli` reads the command line and the environment; `launch` looks at the host and
 //! the image (and `doctor`, which runs nothing); what the supervisor does follows from the plan alone.
 
+pub mod cgroup;
 pub mod cli;
 pub mod control;
 pub mod doctor;

@@ -9,6 +9,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 mod calls {
     nix::ioctl_readwrite!(receive, b'!', 0, libc::seccomp_notif);
     nix::ioctl_readwrite!(send, b'!', 1, libc::seccomp_notif_resp);
+    nix::ioctl_write_ptr!(id_valid, b'!', 2, u64);
 }
 
 /// `SECCOMP_USER_NOTIF_FLAG_CONTINUE` (linux/seccomp.h), which libc has in another type.
@@ -64,6 +65,13 @@ pub fn receive(listener: BorrowedFd<'_>) -> io::Result<Option<Notification>> {
     }
     let libc::seccomp_data { nr, arch, args, .. } = untrusted.data;
     Ok(Some(Notification { id: untrusted.id, pid: untrusted.pid, arch, nr: nr.cast_unsigned(), args }))
+}
+
+/// Whether the call still waits: as long as it does, its thread's number is nobody else's.
+#[must_use]
+pub fn is_waiting(listener: BorrowedFd<'_>, call: &Notification) -> bool {
+    // SAFETY: SECCOMP_IOCTL_NOTIF_ID_VALID reads one u64, whose size is part of the request's number.
+    unsafe { calls::id_valid(listener.as_raw_fd(), &raw const call.id) }.is_ok()
 }
 
 /// Has the kernel carry a call out as if no filter had asked (`SECCOMP_USER_NOTIF_FLAG_CONTINUE`, Linux 5.5).

@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
@@ -36,6 +36,13 @@ pub const BOX_NAMESPACES: NamespaceFlags = (libc::CLONE_NEWUSER
     | libc::CLONE_NEWUTS
     | libc::CLONE_NEWCGROUP) as u64;
 
+/// The whole of a new namespace; a box that begins in a cgroup of its own has to make this one itself, for the kernel takes
+/// the parent's cgroup as the root of what `clone3` makes.
+pub const CGROUP_NAMESPACE: NamespaceFlags = libc::CLONE_NEWCGROUP as u64;
+
+/// `CLONE_INTO_CGROUP` of linux/sched.h, which the libc crate has as an `int` that it does not fit.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
 /// A thread that was joined has run its last line, but the kernel may still be taking it down.
 const THREADS_END_WITHIN: Duration = Duration::from_secs(1);
 
@@ -50,6 +57,16 @@ fn has_one_thread() -> io::Result<bool> {
 /// `EBUSY` when this process has, and keeps for a second, more than one thread; else the errno of `clone3(2)`: `EPERM` or `ENOSPC` where user
 /// namespaces are restricted.
 pub fn clone(namespaces: NamespaceFlags) -> io::Result<Cloned> {
+    clone_into(namespaces, None)
+}
+
+/// The same, and the child begins in `cgroup`, the descriptor of a cgroup v2 directory (Linux 5.7): it takes 0.03 ms where
+/// moving it there takes up to 7.
+///
+/// # Errors
+/// Those of [`clone`]; `EACCES` where this user may not move processes between the two cgroups, `EBUSY` where `cgroup` has
+/// cgroups with controllers below it, `EAGAIN` where its limit on processes is reached.
+pub fn clone_into(namespaces: NamespaceFlags, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
     let begun = Instant::now();
     while !has_one_thread()? {
         if begun.elapsed() > THREADS_END_WITHIN {
@@ -57,7 +74,7 @@ pub fn clone(namespaces: NamespaceFlags) -> io::Result<Cloned> {
         }
         std::thread::yield_now();
     }
-    clone_now(namespaces)
+    clone_now(namespaces, cgroup)
 }
 
 /// The same in a process that is itself a clone and has started no thread since: for where its `/proc` is not to be had.
@@ -65,16 +82,20 @@ pub fn clone(namespaces: NamespaceFlags) -> io::Result<Cloned> {
 /// # Errors
 /// The errno of `clone3(2)`.
 pub fn clone_again() -> io::Result<Cloned> {
-    clone_now(0)
+    clone_now(0, None)
 }
 
-fn clone_now(namespaces: NamespaceFlags) -> io::Result<Cloned> {
+fn clone_now(namespaces: NamespaceFlags, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
     let mut pidfd: libc::c_int = -1;
     // SAFETY: all-zero is a valid clone_args: no flags, no stacks, no pointers.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     args.flags = namespaces | libc::CLONE_PIDFD as u64;
     args.pidfd = (&raw mut pidfd) as u64;
     args.exit_signal = libc::SIGCHLD as u64;
+    if let Some(cgroup) = cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = u64::try_from(cgroup.as_raw_fd()).map_err(|_negative| io::ErrorKind::InvalidInput)?;
+    }
     // SAFETY: clone3(2) with a zero stack acts like fork; without CLONE_VM the child gets its own copy of this
     // single-threaded process (checked or promised above), so no lock can be held by a thread that does not exist there.
     let ret = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) };

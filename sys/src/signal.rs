@@ -54,6 +54,16 @@ pub fn send_by_pidfd(to: BorrowedFd<'_>, number: i32) -> io::Result<()> {
     super::check(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, to.as_raw_fd(), number, none, 0) }).map(drop)
 }
 
+/// Undoes an ignored SIGCHLD, which survives `execve(2)`: the kernel would reap every child itself and tell nobody.
+///
+/// # Errors
+/// The errno of `sigaction(2)`.
+pub fn hear_of_children() -> io::Result<()> {
+    // SAFETY: SIG_DFL installs no handler.
+    unsafe { nix::sys::signal::signal(Signal::SIGCHLD, nix::sys::signal::SigHandler::SigDfl) }?;
+    Ok(())
+}
+
 /// Whether the caller was started with SIGHUP ignored, as `nohup(1)` does.
 ///
 /// # Errors

@@ -248,6 +248,8 @@ pub enum Feature {
     Root,
     /// A static /bin/busybox.
     Busybox,
+    /// The guest of `cargo xtask e2e --vm`: pure cgroup v2, systemd as PID 1, nobody else on the machine.
+    Guest,
 }
 
 impl Feature {
@@ -259,6 +261,7 @@ impl Feature {
             Self::OrdinaryUser => "user",
             Self::Root => "root",
             Self::Busybox => "busybox",
+            Self::Guest => "guest",
         }
     }
 
@@ -268,12 +271,15 @@ impl Feature {
             Self::OrdinaryUser => !is_root(),
             Self::Root => is_root(),
             Self::Busybox => static_busybox(),
+            // Only who starts the guest's tests sets it: no machine is taken for one by its looks.
+            Self::Guest => std::env::var_os("AGENTD_TEST_GUEST").is_some(),
         };
         let reason = match self {
             Self::Userns => "this user cannot mount in a user namespace (see `agentd doctor`)",
             Self::OrdinaryUser => "root runs this test",
             Self::Root => "an ordinary user runs this test",
             Self::Busybox => "no static /bin/busybox (Debian: busybox-static)",
+            Self::Guest => "not in the guest of `cargo xtask e2e --vm`",
         };
         (!there).then_some(reason)
     }

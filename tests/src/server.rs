@@ -5,6 +5,7 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// How it answers.
 #[derive(Debug, Clone, Copy)]
@@ -13,6 +14,8 @@ pub enum Manner {
     Answers(&'static [u8]),
     /// With what it heard, once it has heard the end.
     Echoes,
+    /// As [`Manner::Echoes`], but it begins to read late.
+    ReadsLate,
     /// With these words before it has heard anything, as an SSH server does; then it echoes.
     SpeaksFirst(&'static [u8]),
 }
@@ -84,6 +87,9 @@ fn serve(mut stream: TcpStream, manner: Manner, heard: &Mutex<Heard>) {
     if let Manner::SpeaksFirst(words) = manner {
         stream.write_all(words).ok();
     }
+    if matches!(manner, Manner::ReadsLate) {
+        std::thread::sleep(Duration::from_millis(300));
+    }
     let (mut part, mut whole, mut answered) = ([0; 65536], Vec::new(), false);
     while let Ok(read @ 1..) = stream.read(&mut part) {
         heard.lock().unwrap_or_else(PoisonError::into_inner).bytes.extend_from_slice(&part[..read]);
@@ -94,7 +100,7 @@ fn serve(mut stream: TcpStream, manner: Manner, heard: &Mutex<Heard>) {
                 stream.shutdown(Shutdown::Write).ok();
             }
             Manner::Answers(_) => {}
-            Manner::Echoes | Manner::SpeaksFirst(_) => whole.extend_from_slice(&part[..read]),
+            Manner::Echoes | Manner::ReadsLate | Manner::SpeaksFirst(_) => whole.extend_from_slice(&part[..read]),
         }
     }
     stream.write_all(&whole).ok();

@@ -12,8 +12,17 @@ use crate::listing::{self, Listing};
 use crate::{Home, Ran, run};
 
 /// What agentd itself puts into the root of every box: there the image's own cannot be seen.
-pub const OWN: [&str; 8] =
-    [".", "etc", "etc/group", "etc/hostname", "etc/hosts", "etc/passwd", "etc/resolv.conf", "home"];
+pub const OWN: [&str; 9] = [
+    ".",
+    "etc",
+    "etc/agentd-policy.txt",
+    "etc/group",
+    "etc/hostname",
+    "etc/hosts",
+    "etc/passwd",
+    "etc/resolv.conf",
+    "home",
+];
 
 /// Whether `programs` are there. If not it says `skipped: …`, or fails where `AGENTD_TEST_REQUIRE` has the word `peers`.
 #[must_use]

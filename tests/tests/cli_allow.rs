@@ -4,6 +4,7 @@
 use std::process::Command;
 
 use agentd_tests::server::{Manner, OK, Server};
+use agentd_tests::unpackers::installed;
 use agentd_tests::{Feature, Home, Ran, Started, is_root, require, run};
 use serde_json::Value;
 
@@ -105,6 +106,21 @@ print('whole')",
     assert_eq!(ran.stdout, "whole\n", "{ran}");
     let network = &home.jobs()[0]["network"];
     assert_eq!((&network["up"], &network["down"]), (&(72_u64 << 20).into(), &(72_u64 << 20).into()));
+}
+
+/// A program need not wait for what it sent to arrive; without a broker the kernel sees to that.
+#[test]
+fn cli_what_was_sent_before_the_end_of_the_job_arrives() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let (home, server) = (Home::new(), Server::at("127.0.0.1", Manner::ReadsLate));
+    for number in 1..=3 {
+        let script = format!("head -c 8000000 /dev/zero > /dev/tcp/web.test/{}", server.port());
+        let _ran = run(reaching(&home, &server).args(["--", "bash", "-c", &script])).expect_success();
+        let whole = || server.heard().len() == number * 8_000_000;
+        assert!(agentd_tests::wait_until(std::time::Duration::from_secs(5), whole), "{}", server.heard().len());
+    }
 }
 
 #[test]
@@ -210,7 +226,7 @@ print(first, first == socket.getaddrinfo('web.test', 1, socket.AF_INET, flags=so
 /// Over `git://`, http and ssh from servers that the test starts; the last where the machine has one.
 #[test]
 fn cli_git_clones_through_the_broker() {
-    if !require(Feature::Userns) {
+    if !require(Feature::Userns) || !installed(&["openssl", "python3"]) {
         return;
     }
     let home = Home::new();
@@ -222,16 +238,24 @@ fn cli_git_clones_through_the_broker() {
         bare.display()
     );
     let _made = run(home_git(&home, "sh").args(["-c", &made])).expect_success();
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let mut serve = home_git(&home, "python3");
-    serve.args(["-u", "-m", "http.server", &port.to_string(), "--bind", "127.0.0.1", "--directory"]).arg(home.path());
-    let mut web = Started::new(&mut serve);
-    web.wait_for("Serving HTTP");
-    let script = format!("git clone -q http://git.test:{port}/r.git /tmp/c && git -C /tmp/c log --format=%s");
-    let mut command = home.run();
-    command.arg("--allow").arg(format!("git.test:{port}")).args(["--add-host", "git.test:127.0.0.1", "--", "sh", "-c"]);
-    let ran = run(command.arg(script)).expect_success();
-    assert_eq!(ran.stdout, "first\n", "{ran}");
+    // Root may serve the ports at which the broker expects nothing else.
+    let free = |ip: &str| std::net::TcpListener::bind((ip, 0)).unwrap().local_addr().unwrap().port();
+    let place = "127.67.1.1";
+    for (scheme, usual) in [("http", 80), ("https", 443)] {
+        let port = if is_root() { usual } else { free(place) };
+        let mut web = home_git(&home, "python3");
+        let mut web =
+            Started::new(web.args(["-u", "-c", SERVE, scheme, place, &port.to_string()]).current_dir(home.path()));
+        web.wait_for("serving");
+        let script = format!(
+            "export GIT_SSL_NO_VERIFY=1; git clone -q {scheme}://git.test:{port}/r.git /tmp/c && git -C /tmp/c log --format=%s"
+        );
+        let mut command = home.run();
+        let (rule, entry) = (format!("git.test:{port}"), format!("git.test:{place}"));
+        let ran =
+            run(command.args(["--allow", &rule, "--add-host", &entry, "--", "sh", "-c", &script])).expect_success();
+        assert_eq!(ran.stdout, "first\n", "{ran}");
+    }
     // As root it wants its own directory, which its service makes.
     let missing = |path: &str| std::fs::metadata(path).is_err();
     if missing("/usr/sbin/sshd") || is_root() && missing("/run/sshd") {
@@ -255,6 +279,20 @@ fn cli_git_clones_through_the_broker() {
     sshd.signal(rustix::process::Signal::TERM);
     assert!(agentd_tests::wait_until(std::time::Duration::from_secs(10), || sshd.has_ended()));
 }
+
+/// A web server for the current directory: scheme, address, port.
+const SERVE: &str = "
+import http.server, ssl, subprocess, sys
+scheme, place, port = sys.argv[1:]
+server = http.server.ThreadingHTTPServer((place, int(port)), http.server.SimpleHTTPRequestHandler)
+if scheme == 'https':
+    subprocess.run(['openssl', 'req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-subj', '/CN=git.test', '-keyout', 'web.key', '-out', 'web.pem'],
+                   check=True, stderr=subprocess.DEVNULL)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain('web.pem', 'web.key')
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+print('serving')
+server.serve_forever()";
 
 /// git and servers with the test's home and nobody's configuration.
 fn home_git(home: &Home, program: &str) -> Command {

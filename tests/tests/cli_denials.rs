@@ -153,4 +153,10 @@ fn escape_below_the_listener_of_another_program_calls_are_refused_all_the_same()
     assert!(ran.stdout.contains("fsopen\tEPERM") && ran.stdout.contains("bpf\tEPERM"), "{ran}");
     let job = &home.jobs()[0];
     assert!(job["denials"].is_null() && job["warnings"].to_string().contains("another program listens"), "{job}");
+    // Where nobody can be asked, nothing is learned, and nothing runs.
+    let learn = ["profile", "learn", "--", "sh", "-c", "echo ran"];
+    let mut command = std::process::Command::new("python3");
+    command.env_clear().envs(boxed.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let ran = run(command.args(["-c", LISTENED_TO]).arg(boxed.get_program()).args(learn)).expect_code(125);
+    assert!(ran.stdout.is_empty() && ran.stderr.contains("cannot load the seccomp program"), "{ran}");
 }

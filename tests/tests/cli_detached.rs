@@ -1,5 +1,4 @@
 //! Jobs in the background: `run -d` and the verbs that reach a job that runs (attach, stop, kill, wait, logs -f, rm -f).
-#![expect(clippy::unwrap_used, reason = "these are tests, helpers included")]
 
 use std::fs;
 use std::io::Write;

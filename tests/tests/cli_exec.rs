@@ -1,5 +1,4 @@
 //! `agentd exec`: a command beside the payload, in the same box.
-#![expect(clippy::unwrap_used, reason = "these are tests, helpers included")]
 
 use std::time::Duration;
 

@@ -77,6 +77,20 @@ fn cli_under_a_learned_profile_the_same_run_is_denied_nothing() {
     }
 }
 
+/// What `--fake-root` pretends is no part of what is learned.
+#[test]
+fn cli_learning_with_a_fake_root_starts_from_the_profile_without_it() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let home = Home::new();
+    let flags = ["-q", "--fake-root", "--writable", "--profile", "strict"];
+    let script = "touch /tmp/x && chown 33:33 /tmp/x && chmod 4755 /tmp/x && echo pretended";
+    let ran = run(learn(&home, &flags).args(["--", "sh", "-c", script])).expect_success();
+    assert!(ran.stdout.starts_with("pretended\n") && ran.stdout.contains("extends = \"strict\""), "{ran}");
+    assert!(!ran.stdout.contains("[[seccomp.rule]]") && !ran.stdout.contains("\"success\""), "{ran}");
+}
+
 /// What an attacker would like to be let through: the answers are those of `agentd run`, word for word.
 #[test]
 fn escape_learning_takes_no_wall_down() {

@@ -1,12 +1,11 @@
 //! What scripts build on: filters and templates of `ps`, `--on-exit`, completion scripts and the manual.
-#![expect(clippy::unwrap_used, reason = "these are tests, helpers included")]
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::time::Duration;
 
-use agentd_tests::{Feature, Home, require, run, wait_until};
+use agentd_tests::{Feature, Home, Started, require, run, wait_until};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -60,6 +59,54 @@ fn ps_does_not_read_what_has_ended() {
     assert_eq!(home.say(&["ps", "-q"]).expect_silent_success().stdout, format!("{id}\n"));
     fs::remove_dir_all(job).unwrap();
     let _ran = home.say(&["stop", &id]).expect_silent_success();
+}
+
+#[test]
+fn stats_counts_what_a_box_uses() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let home = Home::new();
+    let id = home.detached(&["--name", "busy"], "(while :; do :; done) & exec sleep 1000");
+    let _idle = home.detached(&["--name", "idle"], "exec sleep 1000");
+    let shown = home.say(&["stats", "--no-stream", "--format", "json"]).expect_silent_success();
+    let shown: serde_json::Value = serde_json::from_str(&shown.stdout).unwrap();
+    let of = |name: &str| shown.as_array().unwrap().iter().find(|row| row["name"] == name).unwrap().clone();
+    let (busy, idle) = (of("busy"), of("idle"));
+    assert_eq!(
+        (busy["id"].as_str(), busy["processes"].as_i64(), idle["processes"].as_i64()),
+        (Some(id.as_str()), Some(3), Some(2))
+    );
+    // Of a machine that is busy elsewhere the loop may get little; an idle box needs nothing.
+    assert!(busy["cpu_percent"].as_f64().unwrap() > 1.0 + idle["cpu_percent"].as_f64().unwrap(), "{shown}");
+    assert!(busy["memory_bytes"].as_u64().unwrap() > 100_000, "{shown}");
+    let line = home.say(&["stats", "--no-stream", "--format", "{{.Name}} {{.PIDs}}", "idle"]).expect_silent_success();
+    assert_eq!(line.stdout, "idle 2\n");
+    // It ends with the job that it was asked about.
+    let stats = Started::new(home.agentd().args(["stats", "idle"]));
+    let _ran = home.say(&["stop", "--all"]).expect_silent_success();
+    let _ran = stats.finish().expect_success();
+}
+
+#[test]
+fn a_renamed_job_keeps_its_new_name() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let home = Home::new();
+    let id = home.detached(&["--name", "old"], "exec sleep 1000");
+    let _other = home.detached(&["--name", "other"], "exec sleep 1000");
+    let _ran = home.say(&["rename", "old", "new"]).expect_silent_success();
+    home.say(&["rename", "new", "other"]).expect_code(125).expect_one_error_line(&["other", "another job"]);
+    let _ran = home.say(&["rename", "new", "-x"]).expect_code(125);
+    assert_eq!(home.say(&["stop", "new"]).expect_silent_success().stdout, "new\n");
+    let record = home.record("new");
+    assert_eq!(
+        (record["id"].as_str(), record["name"].as_str(), record["exit_code"].as_i64()),
+        (Some(id.as_str()), Some("new"), Some(143))
+    );
+    let _ran = home.say(&["inspect", "old"]).expect_code(125);
+    let _free = home.detached(&["--name", "old"], "true");
 }
 
 #[test]

@@ -52,6 +52,12 @@ fn cli_a_box_says_what_it_refuses_and_which_flag_would_allow_it() {
         assert!(much.contains(part), "{part}: {much}");
         assert!(!plain.contains(part), "{part}: {plain}");
     }
+    let some = note(&home, &["--allow", "one.example:8443", "--allow", "*.two.example"]);
+    for part in ["one.example:8443", "*.two.example", "other names do not resolve"] {
+        assert!(some.contains(part) && !some.contains("127.0.0.1"), "{part}: {some}");
+    }
+    let opened = note(&home, &["--workspace", &place, "--unprotect", ".vscode"]);
+    assert!(opened.contains("but what is called .vscode may be changed"), "{opened}");
     assert!(!note(&home, &["--workspace", &format!("{place}:ro")]).contains("kept: /workspace"));
 }
 

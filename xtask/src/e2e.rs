@@ -6,6 +6,7 @@
 mod execute;
 mod leftovers;
 mod tally;
+mod vm;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -23,10 +24,13 @@ use tally::Tally;
 pub(crate) struct Args {
     /// Run only tests whose name, or whose file's name, contains this; checks are left out
     filter: Option<String>,
+    /// Run only what runs in a guest: pure cgroup v2, systemd as PID 1, several kernels
+    #[arg(long)]
+    vm: bool,
 }
 
 /// Tier and user to what came of it.
-type Table = BTreeMap<(&'static str, &'static str), Tally>;
+type Table = BTreeMap<(&'static str, String), Tally>;
 
 pub(crate) fn run(arguments: &Args) -> Result<bool> {
     let account = if account::am_root()? { Some(Account::ensure()?) } else { None };
@@ -36,7 +40,8 @@ pub(crate) fn run(arguments: &Args) -> Result<bool> {
         None => vec![User::invoking()],
     };
     let mut table = Table::new();
-    if arguments.filter.is_none() {
+    let filter = arguments.filter.as_deref();
+    if filter.is_none() && !arguments.vm {
         record_checks(&mut table, users[0].name, &target_directory)?;
     }
 
@@ -44,19 +49,21 @@ pub(crate) fn run(arguments: &Args) -> Result<bool> {
     let agentd = workspace::release_program("agentd", "agentd", &target_directory)?;
     let mut build = workspace::cargo();
     build.args(["test", "--workspace", "--no-run"]).arg("--target-dir").arg(&target_directory);
-    let mut programs = workspace::programs(&mut build)?;
-    programs.retain(|program| program.path.parent().is_some_and(|directory| directory.ends_with("deps")));
+    let programs = workspace::programs(&mut build)?;
+    let (mut programs, stand_ins): (Vec<_>, Vec<_>) = programs
+        .into_iter()
+        .partition(|program| program.path.parent().is_some_and(|directory| directory.ends_with("deps")));
     programs.sort_by(|a, b| (tally::tier(a), &a.target, &a.path).cmp(&(tally::tier(b), &b.target, &b.path)));
     programs.dedup_by(|a, b| a.path == b.path);
 
     let mut reasons: BTreeMap<String, u32> = BTreeMap::new();
-    for user in &users {
+    for user in users.iter().filter(|_| !arguments.vm) {
         println!("== tests as {}", user.name);
         let before = Snapshot::take(user)?;
-        for program in &programs {
-            let ended = execute::run(user, program, &agentd, arguments.filter.as_deref())?;
+        for program in programs.iter().filter(|program| !vm::is_only_for_guests(program)) {
+            let ended = execute::run(user, program, &agentd, filter)?;
             let Some(Ended { tally, skips }) = ended else { continue };
-            *table.entry((tally::tier(program), user.name)).or_default() += tally;
+            *table.entry((tally::tier(program), user.name.to_owned())).or_default() += tally;
             for reason in skips {
                 *reasons.entry(reason).or_default() += 1;
             }
@@ -65,13 +72,24 @@ pub(crate) fn run(arguments: &Args) -> Result<bool> {
         for what in &left {
             println!("left behind: {what}");
         }
-        *table.entry(("nothing left behind", user.name)).or_default() += Tally::of(left.is_empty());
+        *table.entry(("nothing left behind", user.name.to_owned())).or_default() += Tally::of(left.is_empty());
+    }
+    // A filter is for a quick look, and a guest is not quick.
+    if arguments.vm || filter.is_none() {
+        let stand_ins = stand_ins.iter().filter(|program| program.package_directory.ends_with("tests"));
+        let stand_ins: Vec<&Path> = stand_ins.map(|program| program.path.as_path()).collect();
+        for ended in vm::run(&programs, &stand_ins, &agentd, &target_directory, filter)? {
+            *table.entry((ended.tier, ended.user)).or_default() += ended.tally;
+            for reason in ended.skips {
+                *reasons.entry(reason).or_default() += 1;
+            }
+        }
     }
     ensure!(table.keys().any(|(tier, _)| *tier != "nothing left behind"), "no test has such a name");
-    Ok(conclude(&table, &reasons, &users))
+    Ok(conclude(&table, &reasons, users.len() == 1 && !arguments.vm))
 }
 
-fn conclude(table: &Table, reasons: &BTreeMap<String, u32>, users: &[User]) -> bool {
+fn conclude(table: &Table, reasons: &BTreeMap<String, u32>, not_as_root: bool) -> bool {
     println!("\n{:<20} {:<12} {:>7} {:>7} {:>7}", "tier", "as", "passed", "failed", "skipped");
     let mut sum = Tally::default();
     for ((tier, user), tally) in table {
@@ -81,7 +99,7 @@ fn conclude(table: &Table, reasons: &BTreeMap<String, u32>, users: &[User]) -> b
     for (reason, count) in reasons {
         println!("skipped {count}: {reason}");
     }
-    if users.len() == 1 {
+    if not_as_root {
         println!("The pass as root was NOT run: an ordinary user started this.");
     }
     println!("{} passed, {} failed, {} skipped", sum.passed, sum.failed, sum.skipped);
@@ -94,7 +112,7 @@ fn record_checks(table: &mut Table, user: &'static str, target_directory: &Path)
     outcomes.extend(checks::run(target_directory)?);
     outcomes.push(("fuzz", fuzz::smoke()?));
     for (name, outcome) in outcomes {
-        let tally = table.entry(("checks", user)).or_default();
+        let tally = table.entry(("checks", user.to_owned())).or_default();
         match outcome {
             Outcome::Passed => {
                 *tally += Tally::of(true);

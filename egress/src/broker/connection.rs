@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::ledger::now;
-use super::{Shared, Slot, dial, passing, reset};
+use super::{Sending, Shared, Slot, dial, passing, reset};
 use crate::hello::{self, Hello};
 use crate::name::Name;
 use crate::names;
@@ -73,6 +73,7 @@ impl Drop for Entry<'_> {
 
 /// Serves a connection to its end.
 pub(super) async fn serve(slot: Slot, client: TcpStream) {
+    let sending = Sending::on(&slot.0);
     let Ok(meant) = client.local_addr() else { return };
     let (address, port) = (meant.ip().to_canonical(), meant.port());
     let target = target(&slot.0, address);
@@ -102,7 +103,7 @@ pub(super) async fn serve(slot: Slot, client: TcpStream) {
     };
     let mut said = Vec::new();
     let passed = match target {
-        Ok(target) => pass(&mut entry, &client, &target, port, &mut said).await,
+        Ok(target) => pass(&mut entry, &client, sending, (&target, port), &mut said).await,
         Err(refusal) => Err(Stop::Refused(refusal)),
     };
     let Err(stop) = passed else { return };
@@ -137,8 +138,8 @@ fn target(shared: &Shared, address: IpAddr) -> Result<Target, Refusal> {
 async fn pass(
     entry: &mut Entry<'_>,
     client: &TcpStream,
-    target: &Target,
-    port: u16,
+    sending: Sending<'_>,
+    (target, port): (&Target, u16),
     said: &mut Vec<u8>,
 ) -> Result<(), Stop> {
     let shared = entry.shared;
@@ -176,7 +177,9 @@ async fn pass(
         }
         send(&server, &first, &entry.up).await?;
         drop(first);
-        Ok(shared.pipes.pass(client, &server, &entry.up).await?)
+        shared.pipes.pass(client, &server, &entry.up).await?;
+        drop(sending);
+        Ok(())
     };
     let down = async {
         if let Target::Name(_) = target {

@@ -66,27 +66,22 @@ pub(super) async fn stream(slot: Slot, client: TcpStream) {
 }
 
 fn answer(shared: &Shared, untrusted_question: &[u8]) -> Option<Vec<u8>> {
-    let mut full = false;
+    let mut refusal = Refusal::because("it is no host name");
     let find = |name: &Name| {
-        if !shared.policy.knows(name) {
+        if let Err(refused) = shared.policy.knows(name) {
+            refusal = refused;
             return Found::Nowhere;
         }
-        match shared.issued.borrow_mut().issue(name) {
-            Some(addresses) => Found::At(addresses.v4, shared.v6.get().then_some(addresses.v6)),
-            None => {
-                full = true;
-                Found::Full
-            }
+        if let Some(addresses) = shared.issued.borrow_mut().issue(name) {
+            Found::At(addresses.v4, shared.v6.get().then_some(addresses.v6))
+        } else {
+            refusal = Refusal::because("too many names below one rule");
+            Found::Full
         }
     };
     let (answer, unknown) = dns::answer(untrusted_question, find)?;
     // What an address is called is asked by habit, before and after every connection.
     if let Some(untrusted_name) = unknown.filter(|name| !name.to_ascii_lowercase().ends_with(".arpa")) {
-        let refusal = match Name::new(&untrusted_name) {
-            _ if full => Refusal::because("too many names below one rule"),
-            Some(name) => Refusal::because("no rule allows this name").unless(name),
-            None => Refusal::because("it is no host name"),
-        };
         shared.ledger.refuse(&untrusted_name, None, &refusal);
     }
     Some(answer)

@@ -13,7 +13,7 @@ mod random;
 
 use agentd_profiles::compile::compile;
 use agentd_profiles::evaluate::{Call, verdict};
-use agentd_profiles::{Arch, BuiltIn, NATIVE, SeccompRules, fake_root, load, profile, seccomp};
+use agentd_profiles::{Arch, BuiltIn, NATIVE, SeccompRules, fake_root, fake_root_seccomp, load, profile, seccomp};
 use libc::sock_filter;
 use proptest::prelude::*;
 
@@ -48,16 +48,19 @@ fn agrees_with_the_rules_at_every_boundary() {
     }
 }
 
+fn words(program: &[sock_filter]) -> Vec<(u16, u8, u8, u32)> {
+    program.iter().map(|i| (i.code, i.jt, i.jf, i.k)).collect()
+}
+
 #[test]
 fn embedded_program_is_the_compiled_one() {
     for profile in PROFILES {
         let compiled = compile(rules(profile), NATIVE).unwrap();
-        let words = |program: &[sock_filter]| program.iter().map(|i| (i.code, i.jt, i.jf, i.k)).collect::<Vec<_>>();
         assert_eq!(words(seccomp(profile)), words(&compiled), "{profile:?}");
     }
 }
 
-/// The profiles with `--fake-root`, which are compiled when a job starts.
+/// The profiles with `--fake-root`.
 #[test]
 fn a_fake_root_is_compiled_as_its_rules_say() {
     for (built_in, arch) in BuiltIn::FOR_PAYLOADS.into_iter().flat_map(|profile| ARCHES.map(|arch| (profile, arch))) {
@@ -67,6 +70,9 @@ fn a_fake_root_is_compiled_as_its_rules_say() {
         let oracle = oracle::Oracle::new(&rules, arch);
         for call in calls::boundaries(&rules, arch) {
             assert_eq!(run(&program, &call), oracle.action(&call), "{built_in:?} {arch:?} {call:x?}");
+        }
+        if arch == NATIVE {
+            assert_eq!(words(fake_root_seccomp(built_in)), words(&program), "{built_in:?}");
         }
         assert!(program.len() <= seccomp(built_in).len() + 30, "{built_in:?} {arch:?}: {}", program.len());
     }

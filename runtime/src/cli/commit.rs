@@ -15,7 +15,7 @@ use crate::launch::write_back;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
-  agentd run --writable --keep --name x --user root --image oci:./debian --net host -- apt-get install -y jq
+  agentd run --writable --fake-root --keep --name x --image debian:12 --net host -- sh -c 'apt-get update && apt-get install -y jq'
   agentd commit x debian-jq
   agentd run --image debian-jq -- jq --version")]
 pub(super) struct Args {

@@ -37,11 +37,8 @@ pub(super) fn run(args: &Args) -> Result<u8> {
         })?;
         return tell_attacks(args.format, &attempted);
     }
-    let findings = doctor::examine(&Places {
-        surroundings: directories.surroundings(),
-        records: directories.state().to_owned(),
-        runtime: directories.runtime(),
-    });
+    let findings =
+        doctor::examine(&Places { surroundings: directories.surroundings(), records: directories.state().to_owned() });
     tell_findings(args.format, &findings)
 }
 

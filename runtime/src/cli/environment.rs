@@ -58,11 +58,6 @@ impl Directories {
         &self.state
     }
 
-    /// `$XDG_RUNTIME_DIR`, where a user's systemd listens.
-    pub(super) fn runtime(&self) -> Option<PathBuf> {
-        self.runtime.clone()
-    }
-
     /// Where the store of images is or may be made: `$AGENTD_STORE` and nowhere else, or with the user's data, or in
     /// /var/tmp where those lie on a file system that cannot carry it. `$AGENTD_EXTRA_STORES` are read as well.
     pub(super) fn stores(&self) -> Places {

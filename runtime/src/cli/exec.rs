@@ -1,6 +1,7 @@
 //! `agentd exec`.
 
 use std::env;
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
@@ -67,8 +68,8 @@ pub(super) fn run(args: Args) -> Result<u8> {
     }
     let (_, payload) = caller.ask(Request::Enter, None)?;
     let payload = payload.context("the supervisor sent no pidfd of its command: it is of another version")?;
-    drop(caller);
-    match guest::run(plan, &payload) {
+    let cgroup = jobs.read(&id)?.cgroup;
+    match guest::run(plan, &payload, &caller, cgroup.as_deref().map(Path::new)) {
         Ok(ending) => {
             if let Ending::Failed { failure, .. } = &ending {
                 say(&failure.to_string());

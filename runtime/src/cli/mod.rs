@@ -26,6 +26,7 @@ mod rm;
 mod rmi;
 mod run;
 mod run_network;
+mod stats;
 mod stop;
 mod template;
 mod wait;
@@ -80,6 +81,10 @@ enum Verb {
     /// filter. It ends with the job, or with this program. What was given with --secret-env it does not get. Its exit code is
     /// the command's.
     Exec(Later<Box<exec::Args>>),
+    /// Show what running jobs use: processors, memory, processes
+    ///
+    /// Counted are the processes that are there; memory that they share counts for each of them.
+    Stats(Later<stats::Args>),
     /// Stop jobs: SIGTERM (or what the image says), and SIGKILL for one that does not end in time
     Stop(Later<stop::Args>),
     /// Send a signal to the command of jobs; SIGKILL ends everything in the box
@@ -187,6 +192,7 @@ pub fn main() -> ExitCode {
         Verb::Logs(Later(args)) => logs::run(&args).map(|()| 0),
         Verb::Attach(Later(args)) => attach::run(args),
         Verb::Exec(Later(args)) => exec::run(*args),
+        Verb::Stats(Later(args)) => stats::run(&args).map(|()| 0),
         Verb::Stop(Later(args)) => stop::run(&args).map(|()| 0),
         Verb::Kill(Later(args)) => kill::run(&args).map(|()| 0),
         Verb::Wait(Later(args)) => wait::run(&args),

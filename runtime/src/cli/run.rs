@@ -23,10 +23,11 @@ use super::progress::{Follower, INTERRUPTED};
 use super::run_network::{self, NetworkArgs};
 use super::wanted::{self, Asked, Policy, Wanted};
 use super::{Format, print_json, printable, say};
+use crate::cgroup::Limits;
 use crate::job::events::Denial;
 use crate::job::id::{JobId, JobName};
 use crate::job::record::Kept;
-use crate::job::spec::{self, AskedLimits, BindMount, JobSpec, ProfileChoice, SpecError, Workspace};
+use crate::job::spec::{self, BindMount, JobSpec, ProfileChoice, SpecError, Workspace};
 use crate::launch::plan::Plan;
 use crate::launch::secrets::{self, AskedSecret};
 use crate::launch::write_back;
@@ -130,13 +131,22 @@ pub(super) struct Args {
     /// AGENTD_NAME, AGENTD_STATE and AGENTD_EXIT_CODE
     #[arg(long, value_name = "COMMAND", value_parser = on_exit::words)]
     on_exit: Option<on_exit::Words>,
-    /// Memory limit (needs a cgroup)
+    /// Memory limit, scratch places included; above it the kernel kills the largest process (needs cgroup v2)
     #[arg(long, value_name = "SIZE", value_parser = spec::parse_size)]
     memory: Option<u64>,
-    /// CPU limit (needs a cgroup)
+    /// Memory and swap together [default: no swap]
+    #[arg(long, value_name = "SIZE", value_parser = spec::parse_size)]
+    memory_swap: Option<u64>,
+    /// CPU time, in CPUs (needs cgroup v2)
     #[arg(long, value_name = "NUMBER", value_parser = spec::parse_cpus)]
     cpus: Option<u64>,
-    /// Limit on processes and threads (needs a cgroup)
+    /// Share of the CPU where others want it too, 1 to 10000; a job without has 100 (needs cgroup v2)
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    cpu_weight: Option<u64>,
+    /// CPUs to run on: 0-3 or 0,2 (needs cgroup v2)
+    #[arg(long, value_name = "LIST", value_parser = spec::parse_cpu_list)]
+    cpuset_cpus: Option<String>,
+    /// Limit on processes and threads (needs cgroup v2)
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
     pids: Option<u64>,
     /// Go without a limit that cannot be enforced here; the record says so
@@ -341,12 +351,15 @@ fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
         on_exit_files,
         terminal: args.tty,
         interactive: args.interactive,
-        limits: AskedLimits {
+        limits: Limits {
             memory: args.memory,
+            swap: spec::swap(args.memory, args.memory_swap)?,
             milli_cpus: args.cpus,
+            cpu_weight: args.cpu_weight,
+            cpus: args.cpuset_cpus,
             pids: args.pids,
-            best_effort: args.best_effort_limits,
         },
+        best_effort_limits: args.best_effort_limits,
         profile,
         learn: false,
         secrets: args.secret.into_iter().map(|secret| secret.name).collect(),

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use crate::launch::network::AskedNetwork;
 use crate::supervisor::Finished;
 
-/// `--allow`, `--deny` and `--add-host`.
+// Not a doc comment: clap would take it for what the verb does.
 #[derive(Debug, clap::Args)]
 pub(super) struct NetworkArgs {
     /// Network: none but what --allow names, or the host's with everything it reaches
@@ -20,7 +20,7 @@ pub(super) struct NetworkArgs {
     /// Refuse a host, or some ports of it, whatever --allow says
     #[arg(long, value_name = "HOST[:PORT[-PORT]]", requires = "allow")]
     deny: Vec<Rule>,
-    /// Say where an allowed name is, as this host reaches it; only so may a name lead to a private address or this host
+    /// Say where an allowed name is, as this host reaches it; it may then be a private address, or one of this host
     #[arg(long, value_name = "NAME:ADDRESS", requires = "allow")]
     add_host: Vec<HostEntry>,
 }

@@ -60,6 +60,8 @@ pub enum Request {
     },
     /// A pidfd of the payload, to start a command beside it.
     Enter,
+    /// The listener of that command's filter comes along: its refused calls are answered and told like the payload's.
+    Listen,
 }
 
 /// What is answered.

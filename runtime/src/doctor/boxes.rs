@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use agentd_egress::Policy;
 use agentd_init::plan::{Access, BoxPlan, Mount, Network, Source};
 use agentd_init::step::{Failure, Step};
 use agentd_profiles::BuiltIn;
@@ -15,8 +16,8 @@ use super::host::Host;
 use super::trial::{Reached, reach};
 use super::{Finding, refusal, trial};
 use crate::job::id::JobId;
-use crate::job::spec::{AskedLimits, JobSpec, ProfileChoice};
-use crate::launch::network::AskedNetwork;
+use crate::job::spec::{JobSpec, ProfileChoice};
+use crate::launch::network::{self, AskedNetwork};
 use crate::launch::plan::{NEWEST_ABI, Plan, Surroundings};
 
 /// Whether boxes can be used to try further things.
@@ -51,8 +52,15 @@ fn parts(host: &Host, abi: u32, findings: &mut Vec<Finding>) -> (Boxes, Option<R
     {
         return (Boxes::Fail, None);
     }
-    let network = reach(&BoxPlan { network: Network::None, ..trial::least() });
-    judge("network", "a box has a loopback interface and a /sys of its own", &network, Step::MountSys);
+    // With what `--allow` needs; the sockets come back and are closed.
+    let doors = Policy::new(Vec::new(), Vec::new(), Vec::new()).ok().map(|policy| network::doors(&policy));
+    let network = reach(&BoxPlan { network: Network::None, doors, ..trial::least() });
+    judge(
+        "network",
+        "a box has a loopback interface, a /sys and a way to a broker of its own",
+        &network,
+        Step::MountSys,
+    );
     if let Some(etc) = source("/etc") {
         judge("overlay", "mounts in a box", &reach(&trial::overlay(etc)), Step::AssembleRoot);
     }
@@ -172,7 +180,8 @@ fn spec(command: Vec<String>) -> JobSpec {
         on_exit_files: Vec::new(),
         terminal: false,
         interactive: false,
-        limits: AskedLimits::default(),
+        limits: crate::cgroup::Limits::default(),
+        best_effort_limits: false,
         profile: ProfileChoice::BuiltIn(BuiltIn::Default),
         learn: false,
         secrets: Vec::new(),

@@ -16,8 +16,6 @@ pub(super) struct Host {
     pub(super) uid: u32,
     /// `/proc/self/mountinfo`.
     pub(super) mounts: Vec<MountEntry>,
-    /// `/proc/self/cgroup`.
-    pub(super) cgroups: String,
     /// What this process runs in.
     pub(super) enclosure: Enclosure,
     /// Whether a seccomp filter is on this process.
@@ -92,7 +90,6 @@ impl Host {
             uid: geteuid().as_raw(),
             mounts: parse_mounts(&read("/proc/self/mountinfo")),
             enclosure: enclosure(&cgroups),
-            cgroups,
             filtered: status_field(&status, "Seccomp") == Some("2"),
             no_new_privs: status_field(&status, "NoNewPrivs") == Some("1"),
             apparmor: confined(&read("/proc/self/attr/current")),
@@ -176,15 +173,10 @@ fn confined(label: &str) -> Option<String> {
 
 /// The systemd service that a process is in; those of a user's own manager are no enclosure.
 fn service(cgroups: &str) -> Option<String> {
-    let path =
-        own_cgroup(cgroups).or_else(|| cgroups.lines().find_map(|line| Some(line.split_once(":name=systemd:")?.1)))?;
+    let path = crate::cgroup::own(cgroups)
+        .or_else(|| cgroups.lines().find_map(|line| Some(line.split_once(":name=systemd:")?.1)))?;
     let unit = path.rsplit('/').find(|part| part.ends_with(".service"))?;
     (!path.contains("/user@")).then(|| unit.to_owned())
-}
-
-/// The cgroup v2 path of a process, from its `/proc/PID/cgroup`.
-pub(super) fn own_cgroup(cgroups: &str) -> Option<&str> {
-    cgroups.lines().find_map(|line| line.strip_prefix("0::"))
 }
 
 fn parse_mounts(table: &str) -> Vec<MountEntry> {

@@ -70,8 +70,6 @@ pub struct Places {
     pub surroundings: Surroundings,
     /// The directory that jobs have their directories in.
     pub records: PathBuf,
-    /// `$XDG_RUNTIME_DIR`.
-    pub runtime: Option<PathBuf>,
 }
 
 /// Looks at everything. The calling process must have one thread.
@@ -82,7 +80,7 @@ pub fn examine(places: &Places) -> Vec<Finding> {
     let boxes = boxes::examine(&host, &mut findings);
     findings.push(disk::store(&places.surroundings.store, &host, boxes));
     findings.push(disk::records(&places.records, &host));
-    findings.push(cgroup::examine(&host, places.runtime.as_deref()));
+    findings.push(cgroup::examine());
     findings.extend([user::processes(), user::open_files(), user::id_ranges()]);
     // Last: what none of the above saw. Where one of them did, it would only say the same again.
     if findings.iter().all(|finding| finding.verdict != Verdict::Broken) {

@@ -115,6 +115,7 @@ const STORAGE: u64 = 16 << 20;
 /// The least box, on the host's network.
 pub(super) fn least() -> BoxPlan {
     BoxPlan {
+        own_cgroup: false,
         hostname: "doctor".into(),
         identity: Identity { host_uid: geteuid().as_raw(), host_gid: getegid().as_raw(), box_uid: 1000, box_gid: 1000 },
         network: Network::Host,

@@ -7,3 +7,4 @@ pub mod logs;
 pub mod record;
 pub mod spec;
 pub mod store;
+pub mod usage;

@@ -7,6 +7,7 @@ use agentd_rootfs::commit::KeptLayer;
 use serde::{Deserialize, Serialize};
 
 use super::id::{JobId, JobName};
+use crate::cgroup::leaf::Usage;
 
 /// Version of the document; readers accept every older one.
 pub const SCHEMA: u32 = 1;
@@ -55,6 +56,12 @@ pub struct Record {
     /// What became of what the job wrote to its root, where it was to be kept.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub root: Option<Kept>,
+    /// Path of the job's cgroup, where it has one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub cgroup: Option<String>,
+    /// What a job in a cgroup used.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub usage: Option<Usage>,
     /// Bytes of output that were not kept, above `--max-output`.
     #[serde(skip_serializing_if = "is_zero", default)]
     pub output_dropped: u64,

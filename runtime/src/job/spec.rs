@@ -12,6 +12,7 @@ use agentd_profiles::BuiltIn;
 use agentd_rootfs::ImageRef;
 
 use super::id::JobName;
+use crate::cgroup::Limits;
 use crate::launch::network::AskedNetwork;
 
 /// A job as asked for.
@@ -65,8 +66,10 @@ pub struct JobSpec {
     pub terminal: bool,
     /// Whether standard input is passed on.
     pub interactive: bool,
-    /// Limits that need cgroups.
-    pub limits: AskedLimits,
+    /// Limits that need a cgroup.
+    pub limits: Limits,
+    /// Whether such a limit that cannot be enforced is a warning instead of an error.
+    pub best_effort_limits: bool,
     /// What the payload may ask of the kernel.
     pub profile: ProfileChoice,
     /// Whether calls that the profile refuses may be carried out, to learn which it should not.
@@ -118,19 +121,6 @@ pub struct BindMount {
     pub access: Access,
 }
 
-/// Limits that only a cgroup can enforce.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct AskedLimits {
-    /// Bytes.
-    pub memory: Option<u64>,
-    /// Thousandths of a CPU.
-    pub milli_cpus: Option<u64>,
-    /// Processes and threads.
-    pub pids: Option<u64>,
-    /// Whether a limit that cannot be enforced is a warning instead of an error.
-    pub best_effort: bool,
-}
-
 /// Words of the command line that do not make a job.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
@@ -160,6 +150,12 @@ pub enum SpecError {
     /// A number of CPUs.
     #[error("`{}` is not a number of CPUs: write 2 or 0.5", .0.escape_debug())]
     Cpus(String),
+    /// A list of CPUs.
+    #[error("`{}` is not a list of CPUs: write 0-3 or 0,2", .0.escape_debug())]
+    CpuList(String),
+    /// Memory with swap.
+    #[error("--memory-swap is memory and swap together: give --memory too, and no more than this")]
+    Swap,
     /// A profile.
     #[error("`{}` is no profile: built in are default, strict and nested; a file is written with a slash, or ends in .toml", .0.escape_debug())]
     Profile(String),
@@ -259,6 +255,29 @@ pub fn parse_cpus(text: &str) -> Result<u64, SpecError> {
     if milli == 0 { Err(error()) } else { Ok(milli) }
 }
 
+/// CPUs as `cpuset.cpus` has them: numbers and ranges, with commas between.
+///
+/// # Errors
+/// [`SpecError::CpuList`].
+pub fn parse_cpu_list(text: &str) -> Result<String, SpecError> {
+    let number =
+        |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse::<u16>().ok()).flatten();
+    let range = |part: &str| match part.split_once('-') {
+        Some((first, last)) => number(first).zip(number(last)).is_some_and(|(first, last)| first <= last),
+        None => number(part).is_some(),
+    };
+    if text.split(',').all(range) { Ok(text.to_owned()) } else { Err(SpecError::CpuList(text.to_owned())) }
+}
+
+/// Bytes of swap beside `memory`, of docker's sum of the two.
+///
+/// # Errors
+/// [`SpecError::Swap`].
+pub fn swap(memory: Option<u64>, sum: Option<u64>) -> Result<Option<u64>, SpecError> {
+    let Some(sum) = sum else { return Ok(None) };
+    memory.and_then(|memory| sum.checked_sub(memory)).map(Some).ok_or(SpecError::Swap)
+}
+
 /// A host name of one label.
 ///
 /// # Errors
@@ -329,5 +348,13 @@ mod tests {
         for bad in ["", "0", "0.0", "-1", "1e3", "0.0001", "inf", "NaN"] {
             assert!(parse_cpus(bad).is_err(), "{bad}");
         }
+        for good in ["0", "0-3", "1,3-5,7"] {
+            assert_eq!(parse_cpu_list(good).unwrap(), good);
+        }
+        for bad in ["", ",", "-", "3-1", "a", "1-", "0-3/2", "99999", "1\n2", "+1"] {
+            assert!(parse_cpu_list(bad).is_err(), "{bad}");
+        }
+        assert_eq!((swap(Some(5), Some(8)).unwrap(), swap(Some(5), None).unwrap()), (Some(3), None));
+        assert!(swap(None, Some(8)).is_err() && swap(Some(9), Some(8)).is_err());
     }
 }

@@ -29,6 +29,7 @@ use serde::Serialize;
 
 use super::id::{JobId, JobName, is_id_prefix};
 use super::record::{Record, SCHEMA, State};
+use crate::cgroup;
 use crate::control::SOCKET;
 use crate::launch::plan::Plan;
 use crate::launch::protect;
@@ -293,6 +294,10 @@ impl Jobs {
                         );
                         record.state = State::Lost { reason };
                         record.finished = Some(now());
+                        if let Some(Err(error)) = record.cgroup.as_deref().map(|path| cgroup::sweep(&id, path.as_ref()))
+                        {
+                            record.warnings.push(format!("its cgroup is left: {error}"));
+                        }
                         // Without a plan nothing was started in a workspace.
                         let plan = read_bounded(&self.directory_of(&id).join(PLAN)).ok();
                         let plan = plan.and_then(|text| serde_json::from_slice(&text).ok());

@@ -21,6 +21,8 @@ use agentd_init::plan::{Kind, Source};
 use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, accessat, fstat, openat2};
 use rustix::io::Errno;
 
+use crate::cgroup;
+
 /// A spec that this host or this image cannot fulfil.
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
@@ -64,12 +66,12 @@ pub enum PlanError {
     #[error(transparent)]
     Profile(#[from] profile::ProfileError),
     /// A limit that cannot be enforced.
-    #[error("{flags} cannot be enforced: {why}; leave it out, or add --best-effort-limits to go without")]
+    #[error("{flags} cannot be enforced: {why}; or leave it out, or add --best-effort-limits to go without")]
     Limits {
         /// The flags.
         flags: String,
-        /// Why not.
-        why: &'static str,
+        /// Why not, and what would help.
+        why: cgroup::Unenforceable,
     },
     /// A process for what nobody waits for.
     #[error("cannot write the image store back")]

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::image_root::{ImageRoot, InStore};
 use super::protect::{self, Protection};
 use super::{PlanError, fake_root, host_root, image_config, image_root, network, policy, profile, secrets};
+use crate::cgroup::{self, Cgroup};
 use crate::job::id::{JobId, JobName};
 use crate::job::record::SCHEMA;
 use crate::job::spec::JobSpec;
@@ -104,6 +105,9 @@ pub struct Plan {
     /// What the filter was compiled from. Not part of the document: its digest and its profile's name are.
     #[serde(skip)]
     pub rules: Option<Cow<'static, SeccompRules>>,
+    /// What is limited by a cgroup, and where that is.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub cgroup: Option<Cgroup>,
     /// The profile to learn on, where the job is for learning. Not part of the document: `seccomp.learning` is.
     #[serde(skip)]
     pub learning: Option<Cow<'static, Profile>>,
@@ -148,7 +152,7 @@ impl Plan {
         let abi = agentd_sys::landlock::abi().map_err(|cause| PlanError::NoLandlock { cause })?.min(NEWEST_ABI);
         let mut warnings = Vec::new();
         keep_apart(&spec, &surroundings.own)?;
-        unenforced(&spec, &mut warnings)?;
+        let cgroup = cgroup(&spec, &mut warnings)?;
         let chosen = profile::find(&spec, abi, &mut warnings)?;
         let image = image_root::find(&spec.image, &surroundings.store, fetch)?;
         if let Some(dropped) = image.as_ref().map(|image| image.config.dropped_env).filter(|dropped| *dropped > 0) {
@@ -167,7 +171,7 @@ impl Plan {
             let profile = &chosen.seccomp.profile;
             notes.push(format!("calls that profile {profile} refuses are not told: see docs/denials.md"));
         }
-        if geteuid().is_root() {
+        if geteuid().is_root() && spec.limits.pids.is_none() {
             notes.push("as root the number of processes is not bounded: the kernel exempts root's".into());
         }
         if spec.network == Network::Host && abi < 6 {
@@ -201,12 +205,12 @@ impl Plan {
             spec: &spec,
             home: &home,
             volumes: &volumes,
+            reach: reach.as_ref(),
             profile: &chosen.profile,
             chosen: chosen.chosen.as_deref(),
             storage,
         };
         replacements.push(note.file());
-        let learning = spec.learn.then(|| chosen.chosen.unwrap_or_else(|| chosen.profile.clone()));
         let root = Root {
             layers: image.as_ref().map_or_else(Vec::new, |image| image.layers.clone()),
             writable: spec.writable,
@@ -223,6 +227,7 @@ impl Plan {
             root,
             mounts: Vec::new(),
             guards: Vec::new(),
+            own_cgroup: cgroup.is_some(),
             limits: limits()?,
             landlock: Landlock { abi, rights: chosen.rights, paths: Vec::new() },
             seccomp: chosen.seccomp,
@@ -261,7 +266,8 @@ impl Plan {
                 Cow::Borrowed(profile) => Cow::Borrowed(&profile.seccomp),
                 Cow::Owned(profile) => Cow::Owned(profile.seccomp),
             }),
-            learning,
+            cgroup,
+            learning: chosen.learning,
             fake_root: spec.fake_root,
             secret_env: spec.secret_env,
             reach,
@@ -310,26 +316,20 @@ fn ensure(spec: &JobSpec, cwd: &str) -> Vec<String> {
     if cwd == "/" || binds.any(|bind| Path::new(cwd).starts_with(bind)) { Vec::new() } else { vec![cwd.to_owned()] }
 }
 
-/// Refuses, or notes, the limits that need a cgroup.
-fn unenforced(spec: &JobSpec, warnings: &mut Vec<String>) -> Result<(), PlanError> {
-    let asked = &spec.limits;
-    let flags: Vec<&str> = [
-        ("--memory", asked.memory.is_some()),
-        ("--cpus", asked.milli_cpus.is_some()),
-        ("--pids", asked.pids.is_some()),
-    ]
-    .into_iter()
-    .filter_map(|(flag, is_asked)| is_asked.then_some(flag))
-    .collect();
-    if flags.is_empty() {
-        return Ok(());
+/// Where the limits that need a cgroup will be enforced; without such a place refuses them, or notes that they are not.
+fn cgroup(spec: &JobSpec, warnings: &mut Vec<String>) -> Result<Option<Cgroup>, PlanError> {
+    let limits = &spec.limits;
+    if limits.is_none() {
+        return Ok(None);
     }
-    let (flags, why) = (flags.join(", "), "this version of agentd does not place jobs in cgroups");
-    if !asked.best_effort {
-        return Err(PlanError::Limits { flags, why });
+    match cgroup::find(limits) {
+        Ok(place) => Ok(Some(Cgroup { limits: limits.clone(), place })),
+        Err(why) if spec.best_effort_limits => {
+            warnings.push(format!("{} not enforced: {why}", limits.flags()));
+            Ok(None)
+        }
+        Err(why) => Err(PlanError::Limits { flags: limits.flags(), why }),
     }
-    warnings.push(format!("{flags} not enforced: {why}"));
-    Ok(())
 }
 
 /// HOME: what was asked for, what the image says, what its passwd says, or one of agentd's own.

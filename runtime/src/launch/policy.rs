@@ -8,6 +8,7 @@
 
 use std::fmt::Write as _;
 
+use agentd_egress::{Policy, Rule};
 use agentd_init::plan::{Access, Addition, Network};
 use agentd_profiles::{Profile, SeccompRule, Verdict};
 
@@ -21,6 +22,9 @@ const NAME: &str = "agentd-policy.txt";
 /// The variable that says where it is, and its place.
 pub(crate) const VARIABLE: (&str, &str) = ("AGENTD_POLICY", "/etc/agentd-policy.txt");
 
+/// Names and addresses that are listed.
+const MOST_RULES: usize = 50;
+
 const HEAD: &str = "\
 You are in a box that agentd made. What is refused in here is refused by policy, on purpose, by whoever started it. Do not
 retry it, and do not look for a way round it: say what you needed and what for, and go on without. Who started the box can
@@ -33,6 +37,8 @@ pub(super) struct Note<'a> {
     pub(super) spec: &'a JobSpec,
     pub(super) home: &'a str,
     pub(super) volumes: &'a [String],
+    /// What it reaches through the broker.
+    pub(super) reach: Option<&'a Policy>,
     /// What is enforced.
     pub(super) profile: &'a Profile,
     /// What the user chose, where the workspace has tightened it.
@@ -87,6 +93,10 @@ impl Note<'_> {
                  \"Device or resource busy\" (--unprotect PATTERN). Commits, branches and rebases work",
                 protect::names().join(" ")
             )?;
+            if !spec.unprotect.is_empty() {
+                let opened: Vec<String> = spec.unprotect.iter().map(|pattern| quoted(pattern)).collect();
+                writeln!(text, "  but what is called {} may be changed", opened.join(" or "))?;
+            }
         }
         if !spec.secrets.is_empty() {
             writeln!(text, "  secrets are files in {}: do not print, copy or send them", secrets::DIRECTORY)?;
@@ -96,11 +106,18 @@ impl Note<'_> {
 
     fn network(&self, text: &mut String) -> std::fmt::Result {
         text.push_str("\nNetwork\n");
-        text.push_str(if self.spec.network == Network::Host {
-            "  the host's own, with everything it reaches\n"
-        } else {
-            "  none but the box's own 127.0.0.1: no name resolves and nothing can be downloaded (--net host)\n"
-        });
+        match (self.spec.network, self.reach) {
+            (Network::Host, _) => text.push_str("  the host's own, with everything it reaches\n"),
+            (Network::None, None) => text.push_str(
+                "  none but the box's own 127.0.0.1: no name resolves and nothing can be downloaded (--allow HOST, --net host)\n",
+            ),
+            (Network::None, Some(policy)) => {
+                writeln!(text, "  only {}; other names do not resolve (--allow HOST[:PORT])", rules(policy.allowed()))?;
+                if !policy.denied().is_empty() {
+                    writeln!(text, "  not {} (--deny)", rules(policy.denied()))?;
+                }
+            }
+        }
         Ok(())
     }
 
@@ -140,6 +157,15 @@ impl Note<'_> {
         }
         Ok(())
     }
+}
+
+/// Rules of the network, as many as an agent has use for.
+fn rules(rules: &[Rule]) -> String {
+    let mut shown: Vec<String> = rules.iter().take(MOST_RULES).map(ToString::to_string).collect();
+    if rules.len() > MOST_RULES {
+        shown.push("and more".into());
+    }
+    shown.join(", ")
 }
 
 /// A path: the image may have chosen it.

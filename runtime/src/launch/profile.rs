@@ -102,18 +102,26 @@ pub(crate) struct Chosen {
     pub(crate) rights: Vec<LandlockRight>,
     /// What the user chose, where the workspace has tightened it.
     pub(crate) chosen: Option<Cow<'static, Profile>>,
+    /// What the user chose and the job is to learn on, where it is.
+    pub(crate) learning: Option<Cow<'static, Profile>>,
 }
 
 /// Finds the profile of `spec` and what of it this kernel, with Landlock's `abi`, enforces.
 pub(crate) fn find(spec: &JobSpec, abi: u32, warnings: &mut Vec<String>) -> Result<Chosen, ProfileError> {
     let workspace = spec.workspace.as_ref().map(|workspace| workspace.path.as_path());
     let (mut profile, mut filter) = load(&spec.profile)?;
+    let learning = spec.learn.then(|| profile.clone());
     let mut chosen = None;
     if spec.fake_root {
         let faked = agentd_profiles::fake_root(&profile);
-        let program = compile(&faked.seccomp, NATIVE)
-            .map_err(|cause| ProfileError::Pretended { profile: profile.name.to_string(), cause })?;
-        (profile, filter) = (Cow::Owned(faked), compiled(&program));
+        filter = match &spec.profile {
+            ProfileChoice::BuiltIn(built_in) => compiled(agentd_profiles::fake_root_seccomp(*built_in)),
+            ProfileChoice::File(_) => compiled(
+                &compile(&faked.seccomp, NATIVE)
+                    .map_err(|cause| ProfileError::Pretended { profile: profile.name.to_string(), cause })?,
+            ),
+        };
+        profile = Cow::Owned(faked);
     }
     if let Some(text) = workspace.map(of_workspace).transpose()?.flatten() {
         let error = |cause| ProfileError::Workspace { profile: profile.name.to_string(), cause };
@@ -151,7 +159,7 @@ pub(crate) fn find(spec: &JobSpec, abi: u32, warnings: &mut Vec<String>) -> Resu
         warnings.push(format!("learning: calls that profile {name} refuses may be carried out in this job"));
     }
     let seccomp = Seccomp { digest: digest(&profile, &filter), profile: name, filter, told, learning: spec.learn };
-    Ok(Chosen { profile, seccomp, rights, chosen })
+    Ok(Chosen { profile, seccomp, rights, chosen, learning })
 }
 
 /// The profile that was chosen, and its filter.

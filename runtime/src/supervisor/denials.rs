@@ -2,7 +2,8 @@
 //!
 //! The payload's filter leaves its denials to this process (seccomp_unotify(2)). What a call is answered with follows from
 //! the same rules the filter was compiled from, and is always an error, but in a job that learns (`agentd profile learn`);
-//! calls that are allowed never come here.
+//! calls that are allowed never come here. Under `--fake-root` some are not
+//! answered, but begin anew ([`super::set_id`]).
 //!
 //! Invariant: a call that cannot be looked at is refused like any other. However many are refused, and whatever the payload
 //! calls itself, what is kept has a bound.
@@ -14,6 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use agentd_profiles::evaluate::{Call, deciding};
 use agentd_profiles::{Lessons, NATIVE, SeccompRules, Verdict};
 use agentd_sys::notify;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::set_id::SetId;
 use crate::job::events::{Argument, Denial, Event, Events};
@@ -23,6 +25,9 @@ use crate::launch::plan::Plan;
 /// Denials that are told apart; of further ones only the number is kept.
 const MOST: usize = 100;
 
+/// Commands beside the payload that are listened to at once.
+const MOST_GUESTS: usize = 64;
+
 /// Bytes of a thread's name (TASK_COMM_LEN, with its NUL).
 const COMM: u64 = 16;
 
@@ -31,6 +36,8 @@ const COMM: u64 = 16;
 pub(super) struct Denials<'a> {
     plan: &'a Plan,
     listener: Option<OwnedFd>,
+    /// Of commands beside the payload (`agentd exec`), under the same rules.
+    guests: Vec<OwnedFd>,
     /// Whether there ever was a listener.
     told: bool,
     found: Vec<Denial>,
@@ -45,7 +52,8 @@ impl<'a> Denials<'a> {
     pub(super) fn new(plan: &'a Plan, events: Events) -> Self {
         let lessons = plan.learning.clone().map(Lessons::new);
         let set_id = plan.fake_root.then(SetId::default);
-        Denials { plan, listener: None, told: false, found: Vec::new(), total: 0, events, lessons, set_id }
+        let (listener, guests, told, found, total) = (None, Vec::new(), false, Vec::new(), 0);
+        Denials { plan, listener, guests, told, found, total, events, lessons, set_id }
     }
 
     /// From now on refused calls wait for [`Denials::answer`].
@@ -59,9 +67,43 @@ impl<'a> Denials<'a> {
         self.listener.as_ref().map(AsFd::as_fd)
     }
 
+    /// The same for a command beside the payload; false when there are too many.
+    pub(super) fn listen_too(&mut self, listener: OwnedFd) -> bool {
+        let has_room = self.guests.len() < MOST_GUESTS;
+        if has_room {
+            self.guests.push(listener);
+        }
+        has_room
+    }
+
+    /// What to poll of those.
+    pub(super) fn guests<'f>(&'f self, fds: &mut Vec<PollFd<'f>>) {
+        fds.extend(self.guests.iter().map(|listener| PollFd::new(listener, PollFlags::IN)));
+    }
+
+    /// Answers a call of each command that has one waiting; what is no listener, or has no process left, is let go.
+    pub(super) fn answer_guests(&mut self) {
+        for listener in std::mem::take(&mut self.guests) {
+            let mut fds = [PollFd::new(&listener, PollFlags::IN)];
+            let found = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+            let revents = fds.first().map_or(PollFlags::empty(), PollFd::revents);
+            let is_over = found.is_err() || (!revents.is_empty() && !revents.contains(PollFlags::IN));
+            if is_over || (revents.contains(PollFlags::IN) && self.answer_one(listener.as_fd()).is_err()) {
+                continue;
+            }
+            self.guests.push(listener);
+        }
+    }
+
     /// No process is left under the filter.
     pub(super) fn close(&mut self) {
         self.listener = None;
+    }
+
+    /// No process is left in the box.
+    pub(super) fn close_all(&mut self) {
+        self.close();
+        self.guests.clear();
     }
 
     /// Whether the plan wanted denials told and the kernel could not.
@@ -85,8 +127,14 @@ impl<'a> Denials<'a> {
 
     /// Answers one call that waits.
     pub(super) fn answer(&mut self) -> io::Result<()> {
-        let Some(listener) = &self.listener else { return Ok(()) };
-        let Some(call) = notify::receive(listener.as_fd())? else { return Ok(()) };
+        let Some(listener) = self.listener.take() else { return Ok(()) };
+        let answered = self.answer_one(listener.as_fd());
+        self.listener = Some(listener);
+        answered
+    }
+
+    fn answer_one(&mut self, listener: BorrowedFd<'_>) -> io::Result<()> {
+        let Some(call) = notify::receive(listener)? else { return Ok(()) };
         let seen = Call { arch: call.arch, nr: call.nr, args: call.args };
         let verdict = self.plan.rules.as_deref().map(|rules| (rules, deciding(rules, NATIVE, &seen)));
         let answer = match verdict {
@@ -98,7 +146,7 @@ impl<'a> Denials<'a> {
         let rule = rule.flatten();
         let named = rule.and_then(|rule| rule.syscalls.iter().find(|named| named.number(NATIVE) == Some(call.nr)));
         if let (Some(set_id), Some(named)) = (&mut self.set_id, named)
-            && set_id.mend(&call, &named.name)
+            && set_id.mend(listener.as_fd(), &call, &named.name)
         {
             return Ok(());
         }
@@ -108,13 +156,13 @@ impl<'a> Denials<'a> {
         let untrusted_program = program(call.pid);
         if let (Some(lessons), Some(rules)) = (&mut self.lessons, self.plan.rules.as_deref()) {
             if lessons.judge(rules, &seen, &untrusted_program) {
-                return notify::let_through(listener.as_fd(), &call);
+                return notify::let_through(listener, &call);
             }
             if !answer.is_denial() {
-                return notify::refuse(listener.as_fd(), &call, errno);
+                return notify::refuse(listener, &call, errno);
             }
         }
-        notify::refuse(listener.as_fd(), &call, errno)?;
+        notify::refuse(listener, &call, errno)?;
         let syscall = named.map_or_else(|| format!("number {}", call.nr), |named| named.name.to_string());
         let mut tested: Vec<u8> = rules.into_iter().flat_map(|rules| tested(rules, call.nr)).collect();
         tested.sort_unstable();

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use agentd_init::step::{Failure, Step};
 use rustix::io::Errno;
 
+use crate::cgroup::Cgroup;
+use crate::cgroup::leaf::Usage;
 use crate::job::record::State;
 
 /// Exit code for a failure of agentd's own.
@@ -97,6 +99,18 @@ impl Ending {
             None => (code, None),
         };
         Ending::Exited { code, reason }
+    }
+
+    /// The same, with the kernel's reason where it killed the payload for want of memory.
+    pub(super) fn told_of(self, usage: Option<&Usage>, cgroup: Option<&Cgroup>) -> Self {
+        let Ending::Exited { code, reason: None } = self else { return self };
+        let oom_kills = usage.and_then(|usage| usage.oom_kills).unwrap_or(0);
+        let limit = cgroup.and_then(|cgroup| cgroup.limits.memory);
+        let (Some(limit), true) = (limit, oom_kills > 0 && i32::from(code) == KILLED) else {
+            return Ending::Exited { code, reason: None };
+        };
+        let reason = format!("out of memory: the kernel killed it at its limit of {limit} bytes (--memory)");
+        Ending::Exited { code, reason: Some(reason) }
     }
 
     /// What `agentd run` exits with.

@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use agentd_init::Descriptors;
 use agentd_init::guest::{self, Joined};
@@ -16,7 +17,7 @@ use agentd_init::reaper::RELAYED;
 use agentd_init::report::{self, Report};
 use agentd_init::step::Failure;
 use agentd_sys::namespace::{owner, parent};
-use agentd_sys::process::{Cloned, clone};
+use agentd_sys::process::{Cloned, clone_into};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -27,6 +28,8 @@ use rustix::thread::LinkNameSpaceType;
 
 use super::ending::Ending;
 use super::streams::{Own, Streams, Wanted};
+use crate::cgroup::leaf::{self, LeafError};
+use crate::control::{Caller, Request};
 use crate::launch::plan::Plan;
 
 /// A command that could not be started in a box. What fails inside is an [`Ending`].
@@ -41,6 +44,9 @@ pub enum GuestError {
     /// Somebody else's job.
     #[error("the box runs as uid {0}; only that user can start a command in it")]
     NotOurs(u32),
+    /// The job's cgroup.
+    #[error("cannot go into the job's cgroup")]
+    Cgroup(#[from] LeafError),
     /// A call on the host.
     #[error("cannot {what}")]
     Host {
@@ -62,17 +68,15 @@ impl<T, E: Into<io::Error>> To<T> for Result<T, E> {
     }
 }
 
-/// Runs `plan`'s process in the box that `payload` is in, and passes its streams on.
+/// Runs `plan`'s process in the box that `payload` is in, and passes its streams on; `caller` reaches the job's supervisor.
 ///
 /// # Errors
 /// [`GuestError`].
-pub fn run(mut plan: Plan, payload: &OwnedFd) -> Result<Ending, GuestError> {
+pub fn run(mut plan: Plan, payload: &OwnedFd, caller: &Caller, leaf: Option<&Path>) -> Result<Ending, GuestError> {
     let ids = plan.inside.identity;
     if ids.host_uid != rustix::process::geteuid().as_raw() {
         return Err(GuestError::NotOurs(ids.host_uid));
     }
-    // Its denials have nobody who would answer them; the plain program refuses the same.
-    plan.inside.seccomp.told = false;
     for limit in &mut plan.inside.limits {
         let resource = match limit.resource {
             agentd_init::plan::LimitedResource::Core => Resource::Core,
@@ -93,12 +97,13 @@ pub fn run(mut plan: Plan, payload: &OwnedFd) -> Result<Ending, GuestError> {
     let process = &plan.inside.process;
     let wanted = Wanted { terminal: process.terminal, input: process.input, own: Own::Standard, kept: None };
     let (streams, stdio) = Streams::new(&wanted).to("set the streams up")?;
-    let usher = match clone(0).to("start a process")? {
+    let leaf = plan.cgroup.as_ref().zip(leaf).map(|(cgroup, leaf)| leaf::visit(cgroup, leaf)).transpose()?;
+    let usher = match clone_into(0, leaf.as_ref().map(AsFd::as_fd)).to("start a process in the job's cgroup")? {
         Cloned::Child => guest::run(&plan.inside, namespaces, Descriptors { channel: inside, stdio }),
         Cloned::Parent { pidfd, .. } => pidfd,
     };
     drop((namespaces, inside, stdio));
-    let mut guest = Guest { signals, channel: Some(channel), streams, failure: None, status: None };
+    let mut guest = Guest { caller, signals, channel: Some(channel), streams, failure: None, status: None };
     let seen = guest.see_through();
     // It has left by now, or goes with the channel.
     guest.channel = None;
@@ -116,7 +121,8 @@ pub fn run(mut plan: Plan, payload: &OwnedFd) -> Result<Ending, GuestError> {
     }
 }
 
-struct Guest {
+struct Guest<'c> {
+    caller: &'c Caller,
     signals: SignalFd,
     channel: Option<OwnedFd>,
     streams: Streams,
@@ -124,7 +130,7 @@ struct Guest {
     status: Option<i32>,
 }
 
-impl Guest {
+impl Guest<'_> {
     fn see_through(&mut self) -> Result<(), GuestError> {
         while self.channel.is_some() || !self.streams.drained().to("pass the output on")? {
             let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
@@ -168,6 +174,12 @@ impl Guest {
             Some((Report::Failed(failure), _)) => (self.failure, self.channel) = (Some(failure), None),
             Some((Report::Exited { status, .. }, _)) => (self.status, self.channel) = (Some(status), None),
             Some((Report::Started, _)) => {}
+            Some((Report::Denials, Some(listener))) => {
+                // Without anybody who listens they are refused all the same, as calls that do not exist.
+                if let Err(error) = self.caller.ask(Request::Listen, Some(listener.as_fd())) {
+                    tracing::debug!(%error, "refused calls are not told");
+                }
+            }
             Some(_) => return Err(io::Error::from(io::ErrorKind::InvalidData)).to("hear from the box"),
             None => self.channel = None,
         }

@@ -2,7 +2,8 @@
 //!
 //! Invariant: single-threaded, and it never blocks on anything but its one `poll`: a payload that floods its output, or a
 //! reader that does not read, delays neither a timeout nor a signal. It reads from inside only PID 1's reports (bounded,
-//! checked), bytes of output, which it copies and never interprets, and the registers of refused calls, which it answers.
+//! checked), bytes of output, which it copies and never interprets, and the registers of refused calls, which it answers;
+//! under `--fake-root` it clears bits in one of them.
 
 pub mod attached;
 mod control;
@@ -38,7 +39,7 @@ use agentd_profiles::Lessons;
 use agentd_rootfs::Hold;
 use agentd_rootfs::commit::Upper;
 use agentd_sys::memory::BEFORE_FORGETTING;
-use agentd_sys::process::{BOX_NAMESPACES, Cloned, clone};
+use agentd_sys::process::{BOX_NAMESPACES, CGROUP_NAMESPACE, Cloned, clone_into};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
 use rustix::io::Errno;
@@ -50,6 +51,7 @@ pub(crate) use ending::AGENTD_FAILED as FAILED;
 pub use ending::Ending;
 pub(crate) use redact::LEAST_BYTES;
 
+use crate::cgroup::leaf::{Leaf, LeafError};
 use crate::job::events::{Denial, EVENTS, Events};
 use crate::job::record::{Enforced, Record, SCHEMA, State};
 use crate::job::store::{JobStoreError, Jobs, LiveJob, now};
@@ -73,6 +75,9 @@ pub enum SuperviseError {
     /// Protected paths.
     #[error(transparent)]
     Stubs(#[from] StubError),
+    /// The job's cgroup.
+    #[error("cannot enforce the limits")]
+    Cgroup(#[from] LeafError),
     /// `clone3`.
     #[error("cannot create namespaces for the box; `agentd doctor` says what this host allows")]
     Clone(#[source] io::Error),
@@ -138,6 +143,7 @@ pub fn run(
     // Written while PID 1 builds the box on another core; the payload starts only when they are there.
     let kept = supervisor.kept();
     let mut record = first_record(&kept);
+    record.cgroup = supervisor.leaf.as_ref().map(|leaf| leaf.path().display().to_string());
     supervisor.redact(&mut record);
     let job = jobs.create(&record)?;
     let written = job.write_plan(&*kept).map_err(SuperviseError::from);
@@ -169,6 +175,7 @@ pub fn run(
         record.warnings.push(format!("refused calls are not told: {why}"));
     }
     let upper = supervisor.upper.take();
+    record.usage = supervisor.leaf.as_mut().map(Leaf::usage);
     // Here at the latest the terminal has its modes back and no process of the box is left.
     drop(supervisor);
     record.left = protect::after::findings(plan);
@@ -179,6 +186,7 @@ pub fn run(
     }
     match supervised {
         Ok(ending) => {
+            let ending = ending.told_of(record.usage.as_ref(), plan.cgroup.as_ref());
             record.state = ending.state();
             if matches!(ending, Ending::Exited { .. }) {
                 record.root = upper.map(|upper| keep::keep(upper, &jobs.directory_of(&plan.id)));
@@ -235,6 +243,8 @@ fn first_record(plan: &Plan) -> Record {
         warnings: plan.warnings.iter().chain(&plan.notes).cloned().collect(),
         left: Vec::new(),
         root: None,
+        cgroup: None,
+        usage: None,
         output_dropped: 0,
         denials: 0,
         network: None,
@@ -256,6 +266,8 @@ struct Supervisor<'a> {
     payload: Option<OwnedFd>,
     control: Control,
     init: OwnedFd,
+    /// The box's cgroup, where it has limits; after `init`, which has to end before it can be removed.
+    leaf: Option<Leaf>,
     channel: Option<OwnedFd>,
     streams: Streams,
     /// What takes the job's secrets out of what is kept, where it has any.
@@ -286,6 +298,7 @@ impl<'a> Supervisor<'a> {
             Presence::Foreground => (Own::Standard, None),
             Presence::Detached(notice) => (Own::Nothing, Some(notice)),
         };
+        agentd_sys::signal::hear_of_children().to("hear of children")?;
         let parent = watch_parent()?;
         let mut watched: SigSet = RELAYED.iter().copied().collect();
         watched.extend([Signal::SIGCHLD, Signal::SIGWINCH, Signal::SIGURG]);
@@ -295,7 +308,10 @@ impl<'a> Supervisor<'a> {
         let kept = Some((directory, plan.max_output));
         let wanted = Wanted { terminal: process.terminal, input: process.input, own, kept };
         let (streams, stdio) = Streams::new(&wanted).to("set the streams up")?;
-        let init = match clone(BOX_NAMESPACES).map_err(SuperviseError::Clone)? {
+        let leaf = plan.cgroup.as_ref().map(|cgroup| Leaf::make(cgroup, &plan.id)).transpose()?;
+        let namespaces = if leaf.is_some() { BOX_NAMESPACES & !CGROUP_NAMESPACE } else { BOX_NAMESPACES };
+        let cloned = clone_into(namespaces, leaf.as_ref().map(Leaf::as_fd));
+        let init = match cloned.map_err(SuperviseError::Clone)? {
             Cloned::Child => {
                 agentd_init::run(&plan.inside, secrets, agentd_init::Descriptors { channel: inside, stdio });
             }
@@ -310,6 +326,7 @@ impl<'a> Supervisor<'a> {
             payload: None,
             control: Control::new(directory.to_owned()),
             init,
+            leaf,
             channel: Some(channel),
             streams,
             redactor: None,
@@ -372,6 +389,9 @@ impl<'a> Supervisor<'a> {
             } else if ready.all_denied {
                 self.denials.close();
             }
+            if let (true, Some(leaf)) = (ready.memory, &mut self.leaf) {
+                leaf.look();
+            }
             if ready.network {
                 self.hear_network();
             }
@@ -385,6 +405,7 @@ impl<'a> Supervisor<'a> {
             self.keep_time()?;
             if ready.callers {
                 self.serve()?;
+                self.denials.answer_guests();
             }
             if ready.streams {
                 self.streams.pass().to("pass the output on")?;
@@ -549,7 +570,10 @@ impl<'a> Supervisor<'a> {
     fn box_is_gone(&mut self) {
         self.alive = false;
         self.payload = None;
-        self.denials.close();
+        self.denials.close_all();
+        if let Some(broker) = &self.network {
+            broker.box_is_gone();
+        }
         // A job that was stopped ends even if nobody reads what it had still to say.
         self.abandon_at = self.stop.map(|_| Instant::now() + self.grace());
         self.streams.box_is_gone();

@@ -15,6 +15,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::Shutdown;
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
+use super::redact::Redactor;
 use super::{Secrets, SuperviseError, Supervisor, To};
 use crate::job::events::Event;
 use crate::job::record::{NameUse, NetworkUse, Record};
@@ -153,13 +154,18 @@ impl Broker {
         }
     }
 
-    /// The box is gone: hears the broker out, and reaps it.
-    fn finish(mut self) -> Ended {
-        let mut last = Vec::new();
+    /// Tells the broker, which then comes to its end while what the box has written is passed on.
+    pub(super) fn box_is_gone(&self) {
         if let Some(channel) = &self.channel {
-            // It may be gone already.
+            // The broker may be gone as well.
             rustix::net::shutdown(channel, Shutdown::Write).unwrap_or_default();
         }
+    }
+
+    /// Hears the broker out when the box is gone; it is reaped with this value.
+    fn finish(mut self) -> Ended {
+        let mut last = Vec::new();
+        self.box_is_gone();
         let until = Instant::now() + PATIENCE_IN_ALL;
         while let Some(channel) = self.channel.as_ref().filter(|_| Instant::now() < until) {
             let mut ready = [PollFd::new(channel, PollFlags::IN)];
@@ -218,7 +224,7 @@ impl Supervisor<'_> {
         }
         if let Some(redactor) = &self.redactor {
             redactor.texts(used.names.iter_mut().map(|name| &mut name.name));
-            redactor.texts(refusals.iter_mut().flat_map(said_by_the_box));
+            refusals.iter_mut().for_each(|refusal| redact(redactor, refusal));
         }
         record.warnings.extend(warning);
         record.network = Some(used);
@@ -227,16 +233,20 @@ impl Supervisor<'_> {
 
     fn put_down(&mut self, mut request: Request) {
         if let Some(redactor) = &self.redactor {
-            redactor.texts(said_by_the_box(&mut request));
+            redact(redactor, &mut request);
         }
         self.denials.keep(&Event::Network(request));
     }
 }
 
 /// A name that the payload asks for can be a secret as well as any.
-fn said_by_the_box(request: &mut Request) -> impl Iterator<Item = &mut String> {
-    let Request { untrusted_host, why, allow, .. } = request;
-    [Some(untrusted_host), why.as_mut(), allow.as_mut()].into_iter().flatten()
+fn redact(redactor: &Redactor, request: &mut Request) {
+    let before = request.untrusted_host.clone();
+    redactor.texts([&mut request.untrusted_host].into_iter().chain(&mut request.why).chain(&mut request.allow));
+    if request.untrusted_host != before {
+        // It repeats the name in lower case, where the secret is not known again.
+        request.allow = None;
+    }
 }
 
 impl Drop for Broker {

@@ -34,7 +34,7 @@ impl Supervisor<'_> {
                 return Ok(());
             }
         };
-        let pipe = asked.descriptor.take();
+        let descriptor = asked.descriptor.take();
         let refused = |reason: &str| Answer::Refused { reason: reason.to_owned() };
         let answer = match request {
             // What is over needs no stopping.
@@ -64,14 +64,21 @@ impl Supervisor<'_> {
                 let process = &self.plan.inside.process;
                 Answer::Job { terminal: process.terminal, input: process.input }
             }
-            Request::Attach { stream } => match control::pipe(pipe).and_then(|pipe| self.streams.view(stream, pipe)) {
-                Ok(()) => Answer::Done,
-                Err(reason) => refused(reason),
-            },
+            Request::Attach { stream } => {
+                match control::pipe(descriptor).and_then(|pipe| self.streams.view(stream, pipe)) {
+                    Ok(()) => Answer::Done,
+                    Err(reason) => refused(reason),
+                }
+            }
             Request::Resize { rows, columns } => {
                 self.streams.resize_to(rows, columns);
                 Answer::Done
             }
+            Request::Listen => match descriptor.map(|listener| self.denials.listen_too(listener)) {
+                Some(true) => Answer::Done,
+                Some(false) => refused("too many commands are listened to"),
+                None => refused("no listener came along"),
+            },
             Request::Enter => match &self.payload {
                 Some(payload) if self.alive => {
                     asked.answer(&Answer::Done, Some(payload.as_fd()));

@@ -8,6 +8,7 @@ use rustix::io::Errno;
 
 use super::network::Broker;
 use super::{SuperviseError, Supervisor, To};
+use crate::cgroup::leaf::Leaf;
 
 /// What the poll found.
 #[derive(Debug, Default)]
@@ -20,9 +21,11 @@ pub(super) struct Ready {
     pub(super) denials: bool,
     /// None waits, and none will: the filter has no process left.
     pub(super) all_denied: bool,
+    /// The job is at its memory limit, or the kernel killed for it.
+    pub(super) memory: bool,
     /// The network broker reports.
     pub(super) network: bool,
-    /// Somebody asks for something.
+    /// Somebody asks for something, or a call of a command of theirs was refused.
     pub(super) callers: bool,
     pub(super) streams: bool,
 }
@@ -43,8 +46,13 @@ impl Supervisor<'_> {
                 fds.push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
             }
         }
+        let alarm = self.leaf.as_ref().and_then(Leaf::alarm).map(|alarm| {
+            fds.push(PollFd::from_borrowed_fd(alarm, PollFlags::PRI));
+            fds.len() - 1
+        });
         let own = fds.len();
         self.control.interest(&mut fds);
+        self.denials.guests(&mut fds);
         let streams = fds.len();
         self.streams.interest(&mut fds);
         let timeout = self.next_deadline().into_iter().chain(self.forget_at).min().map(|deadline| {
@@ -74,6 +82,7 @@ impl Supervisor<'_> {
             parent: is_ready(parent),
             denials: denials.contains(PollFlags::IN),
             all_denied: is_ready(listener),
+            memory: is_ready(alarm),
             network: is_ready(network),
             callers,
             streams,

@@ -9,7 +9,9 @@
 //! read from memory here, and nothing changes but bits of one register, which are only ever cleared. The supervisor waits
 //! for no thread of the box: a hostile one can stay in the kernel as long as it likes.
 
-use agentd_sys::notify::Notification;
+use std::os::fd::BorrowedFd;
+
+use agentd_sys::notify::{self, Notification};
 use nix::sys::ptrace;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -21,10 +23,16 @@ const SET_ID: u64 = 0o6000;
 /// Threads that are being stopped at a time; calls of further ones are refused.
 const MOST: usize = 256;
 
-/// A thread on its way to a stop, and where in its registers the mode is.
+/// A thread on its way to a stop.
 #[derive(Debug, Clone, Copy)]
 struct Stopping {
     thread: Pid,
+    mode: Option<Mode>,
+}
+
+/// Where in the registers a mode is.
+#[derive(Debug, Clone, Copy)]
+struct Mode {
     call: u32,
     argument: usize,
 }
@@ -38,7 +46,7 @@ pub(super) struct SetId {
 impl SetId {
     /// Has a call that waits for its answer made without set-user-ID bits; false when it is no such call, or its thread
     /// cannot be stopped (a debugger holds it): then it is to be refused.
-    pub(super) fn mend(&mut self, call: &Notification, name: &str) -> bool {
+    pub(super) fn mend(&mut self, listener: BorrowedFd<'_>, call: &Notification, name: &str) -> bool {
         let Some(argument) = mode_argument(name) else { return false };
         if call.args.get(argument).is_none_or(|mode| mode & SET_ID == 0) || self.stopping.len() >= MOST {
             return false;
@@ -47,9 +55,11 @@ impl SetId {
         if ptrace::seize(thread, ptrace::Options::empty()).is_err() {
             return false;
         }
+        // A thread that went on before it was seized may have ended, and its number be another's: that one is only let go.
+        let mode = notify::is_waiting(listener, call).then_some(Mode { call: call.nr, argument });
         // It fails when the thread is gone, of which `settle` hears.
         ptrace::interrupt(thread).unwrap_or_default();
-        self.stopping.push(Stopping { thread, call: call.nr, argument });
+        self.stopping.push(Stopping { thread, mode });
         true
     }
 
@@ -73,7 +83,7 @@ impl Stopping {
             // It stopped because it was asked to, or with its whole process.
             Ok(WaitStatus::PtraceEvent(..)) => {
                 // A thread that is killed while it stands has no registers to change.
-                self.clear().unwrap_or_default();
+                self.mode.map_or(Ok(()), |mode| mode.clear(self.thread)).unwrap_or_default();
                 self.release(None)
             }
             // A signal came first. It gets it, and the call comes again.
@@ -87,13 +97,15 @@ impl Stopping {
     fn release(self, signal: Option<Signal>) -> bool {
         ptrace::detach(self.thread, signal).is_ok()
     }
+}
 
+impl Mode {
     /// Clears the bits, if the call is about to begin anew; where it is not, it comes again by itself.
     #[cfg(target_arch = "x86_64")]
-    fn clear(self) -> nix::Result<()> {
+    fn clear(self, thread: Pid) -> nix::Result<()> {
         /// ERESTARTSYS of include/linux/errno.h, negative as the kernel leaves it.
         const RESTART: u64 = 512_u64.wrapping_neg();
-        let mut registers = ptrace::getregs(self.thread)?;
+        let mut registers = ptrace::getregs(thread)?;
         let is_call = registers.orig_rax == u64::from(self.call) && registers.rax == RESTART;
         let mode = match self.argument {
             1 => &mut registers.rsi,
@@ -102,20 +114,20 @@ impl Stopping {
         };
         if is_call && *mode & SET_ID != 0 {
             *mode &= !SET_ID;
-            ptrace::setregs(self.thread, registers)?;
+            ptrace::setregs(thread, registers)?;
         }
         Ok(())
     }
 
     /// The same; at a stop the kernel has set this machine's registers for the new beginning already.
     #[cfg(target_arch = "aarch64")]
-    fn clear(self) -> nix::Result<()> {
-        let mut registers = ptrace::getregs(self.thread)?;
+    fn clear(self, thread: Pid) -> nix::Result<()> {
+        let mut registers = ptrace::getregs(thread)?;
         let is_call = registers.regs[8] == u64::from(self.call);
         let mode = &mut registers.regs[self.argument];
         if is_call && *mode & SET_ID != 0 {
             *mode &= !SET_ID;
-            ptrace::setregs(self.thread, registers)?;
+            ptrace::setregs(thread, registers)?;
         }
         Ok(())
     }

@@ -229,8 +229,10 @@ impl Streams {
 
     /// Shows `stream` to somebody more, or takes input from there; what `pipe` is has been looked at.
     pub(super) fn view(&mut self, stream: Stream, pipe: OwnedFd) -> Result<(), &'static str> {
+        let typing = self.copies.iter().filter(|copy| copy.stream == Stream::Stdin).count();
         let output = self.copies.iter_mut().find(|copy| copy.stream == stream && copy.is_output());
         match (stream, output) {
+            (Stream::Stdin, _) if typing > viewers::MOST => Err("too many type into it"),
             (Stream::Stdin, _) => {
                 let into = self.input.as_ref().or_else(|| {
                     let own = self.copies.iter().find(|copy| copy.stream == Stream::Stdin);

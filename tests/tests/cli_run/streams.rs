@@ -51,7 +51,7 @@ fn without_output_there_is_none() {
 #[test]
 fn agentds_own_words_are_on_stderr_with_its_name_and_can_be_silenced() {
     let Some(home) = home() else { return };
-    let flags = ["--net", "host", "--memory", "1g", "--best-effort-limits", "--max-output", "1"];
+    let flags = ["--net", "host", "--secret-env", "S=cmd:echo 12345678", "--max-output", "1"];
     let loud = sh(&home, &flags, "echo out; echo err >&2").expect_success();
     assert_eq!(loud.stdout, "out\n");
     let (own, others): (Vec<_>, Vec<_>) = loud.stderr.lines().partition(|line| line.starts_with("agentd: "));

@@ -47,8 +47,8 @@ pub(super) fn run(arguments: &Args) -> Result<bool> {
     let agentd = workspace::release_program("agentd", "agentd", &target_directory)?;
     let confined = workspace::release_example("agentd-init", "confined", &target_directory)?;
     let scratch = Scratch::new("/var/tmp", None)?;
-    let plan = plan(&agentd, &scratch.0)?;
     let works = work::all(&scratch.0)?;
+    let plan = plan(&agentd, &scratch.0)?;
     let load = std::fs::read_to_string("/proc/loadavg").context("read /proc/loadavg")?;
     let mut measured = Vec::new();
     for work in &works {

@@ -27,6 +27,8 @@ fn record(id: &JobId, name: Option<&str>) -> Record {
         warnings: Vec::new(),
         left: Vec::new(),
         root: None,
+        cgroup: None,
+        usage: None,
         output_dropped: 0,
         denials: 0,
         network: None,

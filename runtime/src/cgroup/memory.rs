@@ -1,0 +1,173 @@
+//! Watching a job's memory: a runaway tool has to die before the agent that started it, and the record names it.
+//!
+//! The kernel kills the process that it rates highest, which is the largest. At the limit, and after a kill, everything but the
+//! payload itself is rated higher. Only up: to rate a process lower asks for a capability of the machine's. No `memory.high`
+//! warns earlier: it slows the takers down, and with many of them at the limit the job came to a halt (seen).
+//!
+//! Invariant: what a process of the box is called is its own word; it decides nothing here and is bounded.
+
+use std::fs::{self, File};
+use std::io::{Read, Seek};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::leaf::field;
+
+/// Half of a whole machine's worth of memory, as oom_score_adj has it (proc_pid_oom_score_adj(5)).
+const EXPENDABLE: &str = "500";
+
+/// Names that are kept.
+const MOST_NAMES: usize = 8;
+
+/// PID 1 of the box and the payload, by their pids in the box.
+const SPARED: [&str; 2] = ["1", "2"];
+
+const SIGKILL_BIT: u64 = 1 << (libc::SIGKILL - 1);
+
+/// A job whose page cache fills its memory is at its limit all the time; a look goes over all its processes.
+const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
+
+/// The watch over one cgroup.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    directory: PathBuf,
+    events: File,
+    at_limit: u64,
+    looked: Option<Instant>,
+    kills: u64,
+    /// Who was there at the limit, largest first.
+    seen: Vec<Process>,
+    untrusted_killed: Vec<String>,
+}
+
+impl Watch {
+    /// Of the cgroup `directory`.
+    pub(super) fn new(directory: &Path) -> std::io::Result<Self> {
+        let events = File::open(directory.join("memory.events"))?;
+        let (seen, untrusted_killed) = (Vec::new(), Vec::new());
+        Ok(Self {
+            directory: directory.to_owned(),
+            events,
+            at_limit: 0,
+            looked: None,
+            kills: 0,
+            seen,
+            untrusted_killed,
+        })
+    }
+
+    /// Names of the processes that were killed, as far as they were seen.
+    pub(super) fn take_killed(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.untrusted_killed)
+    }
+
+    /// Looks at what has happened. What cannot be read or set is as if it had not: the kernel's own choice is left then.
+    pub(crate) fn look(&mut self) {
+        let mut text = String::new();
+        let read = self.events.rewind().and_then(|()| self.events.read_to_string(&mut text));
+        if read.is_err() {
+            return;
+        }
+        let (at_limit, kills) = (field(&text, "max").unwrap_or(0), field(&text, "oom_kill").unwrap_or(0));
+        let is_killed = kills > self.kills;
+        if is_killed {
+            self.name_killed();
+        }
+        let is_due = self.looked.is_none_or(|looked| looked.elapsed() >= BETWEEN_LOOKS);
+        if is_killed || (at_limit > self.at_limit && is_due) {
+            self.rate();
+            self.looked = Some(Instant::now());
+        }
+        (self.at_limit, self.kills) = (at_limit, kills);
+    }
+
+    fn processes(&self) -> Vec<Process> {
+        let pids = fs::read_to_string(self.directory.join("cgroup.procs")).unwrap_or_default();
+        let mut processes: Vec<Process> = pids.lines().filter_map(Process::of).collect();
+        processes.sort_by_key(|process| std::cmp::Reverse(process.kib));
+        processes
+    }
+
+    /// Rates everything but the payload higher.
+    fn rate(&mut self) {
+        self.seen = self.processes();
+        for process in self.seen.iter().filter(|process| !process.is_spared) {
+            // Gone meanwhile, or not this user's to rate.
+            fs::write(format!("/proc/{}/oom_score_adj", process.pid), EXPENDABLE).unwrap_or_default();
+        }
+    }
+
+    fn name_killed(&mut self) {
+        let now = self.processes();
+        let dying = now.iter().filter(|process| process.is_dying);
+        let gone = self.seen.iter().filter(|seen| !now.iter().any(|process| process.pid == seen.pid)).take(1);
+        let mut names: Vec<String> = dying.map(|process| process.untrusted_name.clone()).collect();
+        if names.is_empty() {
+            // It was faster than this look: the largest that is no more.
+            names.extend(gone.map(|process| process.untrusted_name.clone()));
+        }
+        self.untrusted_killed.extend(names);
+        self.untrusted_killed.truncate(MOST_NAMES);
+    }
+}
+
+impl AsFd for Watch {
+    /// Exceptional condition (`POLLPRI`) when there is something to [`look`](Watch::look) at.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.events.as_fd()
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Process {
+    pid: String,
+    untrusted_name: String,
+    kib: u64,
+    is_spared: bool,
+    is_dying: bool,
+}
+
+impl Process {
+    fn of(pid: &str) -> Option<Self> {
+        Self::read(pid, &fs::read_to_string(format!("/proc/{pid}/status")).ok()?)
+    }
+
+    /// From proc_pid_status(5).
+    fn read(pid: &str, status: &str) -> Option<Self> {
+        let value =
+            |name: &str| status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
+        let pending = |name| value(name).and_then(|mask| u64::from_str_radix(mask, 16).ok()).unwrap_or(0);
+        let in_box = value("NSpid")?.split_whitespace().next_back()?;
+        Some(Self {
+            pid: pid.to_owned(),
+            untrusted_name: value("Name")?.to_owned(),
+            kib: value("VmRSS").and_then(|size| size.split(' ').next()?.parse().ok()).unwrap_or(0),
+            is_spared: SPARED.contains(&in_box),
+            is_dying: (pending("SigPnd") | pending("ShdPnd")) & SIGKILL_BIT != 0
+                || value("State").is_some_and(|state| state.starts_with(['Z', 'X'])),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_read_from_its_status() {
+        let status = "Name:\ttail\nState:\tR (running)\nNSpid:\t4711\t12\nVmRSS:\t    1234 kB\n\
+            SigPnd:\t0000000000000000\nShdPnd:\t0000000000000000\n";
+        let process = Process::read("4711", status).unwrap();
+        assert_eq!(
+            (process.untrusted_name.as_str(), process.kib, process.is_spared, process.is_dying),
+            ("tail", 1234, false, false)
+        );
+        assert!(Process::read("1", &status.replace("\t12", "\t2")).unwrap().is_spared);
+        assert!(
+            Process::read("1", &status.replace("ShdPnd:\t00000000000000", "ShdPnd:\t00000000000001")).unwrap().is_dying
+        );
+        assert!(Process::read("1", &status.replace("R (running)", "Z (zombie)")).unwrap().is_dying);
+        assert_eq!(Process::read("1", ""), None);
+    }
+}

@@ -1,0 +1,248 @@
+//! Limits: what the kernel enforces on a job's cgroup, seen from inside, from the host and in the record. Needs a machine
+//! with cgroup v2 to itself.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use agentd_tests::kernel::Process;
+use agentd_tests::{Feature, Home, Ran, Started, is_root, require, run, wait_until};
+use rustix::process::Signal;
+use serde_json::Value;
+
+/// Emulated, on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn home() -> Option<Home> {
+    (require(Feature::Guest) && require(Feature::Busybox)).then(Home::new)
+}
+
+fn command(home: &Home, flags: &[&str], script: &str) -> Command {
+    let mut command = home.run();
+    command.args(["--image", &format!("oci:{}", home.busybox_image().display())]);
+    command.args(flags).args(["--", "sh", "-c", script]);
+    command
+}
+
+#[track_caller]
+fn sh(home: &Home, flags: &[&str], script: &str) -> Ran {
+    run(&mut command(home, flags, script))
+}
+
+/// What the newest record says of what was used; no number that anything could be where it says nothing.
+#[track_caller]
+fn usage(home: &Home, name: &str) -> u64 {
+    home.jobs()[0]["usage"][name].as_u64().unwrap_or(u64::MAX)
+}
+
+/// Cgroups of jobs that are there now.
+fn cgroups() -> Vec<PathBuf> {
+    let found = run(Command::new("find").args(["/sys/fs/cgroup", "-type", "d", "-name", "agentd-*"]));
+    found.stdout.lines().map(PathBuf::from).collect()
+}
+
+/// The cgroup of the job that runs.
+#[track_caller]
+fn cgroup_of_running(home: &Home) -> PathBuf {
+    let record = &home.jobs()[0];
+    assert_eq!(record["state"], "running", "{record}");
+    PathBuf::from(record["cgroup"].as_str().unwrap_or("/nowhere"))
+}
+
+/// A program that wants some 64 MiB, by doubling a string of 32 MiB.
+const GREEDY: &str = r#"awk 'BEGIN { s = "x"; while (length(s) < 33554432) s = s s; print length(s) }'"#;
+
+#[test]
+fn a_tool_that_eats_memory_is_killed_and_the_agent_is_not() {
+    let Some(home) = home() else { return };
+    let script = format!("{GREEDY}; echo $?; echo the agent lives");
+    let ran = sh(&home, &["--memory", "24m"], &script).expect_success();
+    assert_eq!(ran.stdout, "137\nthe agent lives\n", "{ran}");
+    assert_eq!(usage(&home, "oom_kills"), 1);
+    assert_eq!(home.jobs()[0]["usage"]["oom_killed"], serde_json::json!(["awk"]));
+    let peak = usage(&home, "memory_peak");
+    assert!((12 << 20..=24 << 20).contains(&peak), "{peak}");
+    // Without that limit it gets what it wants.
+    let ran = sh(&home, &["--memory", "512m"], &script).expect_success();
+    assert_eq!(ran.stdout, "33554432\n0\nthe agent lives\n");
+    assert_eq!(usage(&home, "oom_kills"), 0);
+}
+
+#[test]
+fn a_payload_that_is_killed_for_memory_says_so() {
+    let Some(home) = home() else { return };
+    let ran = sh(&home, &["--memory", "24m"], &format!("exec {GREEDY}")).expect_code(137);
+    assert!(ran.stderr.contains("out of memory") && ran.stderr.contains("--memory"), "{ran}");
+    let record = &home.jobs()[0];
+    assert!(record["reason"].as_str().unwrap().contains("out of memory"), "{record}");
+    // Another SIGKILL is not taken for one.
+    let ran = sh(&home, &["--memory", "32m"], "kill -9 $$").expect_code(137);
+    assert!(!ran.stderr.contains("memory"), "{ran}");
+}
+
+#[test]
+fn a_fork_bomb_stops_at_its_limit_and_the_host_goes_on() {
+    let Some(home) = home() else { return };
+    let script = "bomb() { bomb | bomb & }; bomb 2>/dev/null; echo armed; sleep 1000";
+    let mut job = Started::new(&mut command(&home, &["--pids", "40", "--stop-timeout", "1s"], script));
+    job.wait_for("armed");
+    let cgroup = cgroup_of_running(&home);
+    let refused = || fs::read_to_string(cgroup.join("pids.events")).is_ok_and(|text| !text.contains("max 0\n"));
+    assert!(wait_until(PATIENCE, refused), "no fork was refused");
+    for _ in 0..5 {
+        let begun = Instant::now();
+        let _ran = run(&mut Command::new("/bin/true")).expect_success();
+        assert!(begun.elapsed() < Duration::from_secs(5), "the host hangs: {:?}", begun.elapsed());
+    }
+    job.signal(Signal::TERM);
+    let _ran = job.finish();
+    assert!((30..=41).contains(&usage(&home, "pids_peak")), "{}", usage(&home, "pids_peak"));
+    assert!(usage(&home, "forks_refused") > 0);
+    // With more room, as many run.
+    let many = "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do sleep 1 & done; wait; echo all";
+    let ran = sh(&home, &["--pids", "10"], many);
+    assert!(!ran.stdout.contains("all"), "{ran}");
+    assert_eq!(sh(&home, &["--pids", "100"], many).expect_success().stdout, "all\n");
+}
+
+#[test]
+fn a_job_gets_the_cpu_time_it_may_have() {
+    let Some(home) = home() else { return };
+    let share = |cpus: &str| {
+        let _ran = sh(&home, &["--cpus", cpus, "--timeout", "6s", "--stop-timeout", "1ms"], "while :; do :; done");
+        let record = &home.jobs()[0];
+        let (used, wall) = (usage(&home, "cpu_us"), record["duration_ms"].as_u64().unwrap() * 1000);
+        used * 100 / wall
+    };
+    // Of the start, agentd's own part is in no cgroup, and the machine is emulated: less is possible, more is not.
+    let limited = share("0.3");
+    assert!((15..=33).contains(&limited), "{limited} % of a CPU");
+    let free = share("2");
+    assert!(free > 45, "{free} % of a CPU");
+}
+
+#[test]
+fn what_hides_from_signals_ends_with_the_job_within_a_second() {
+    let Some(home) = home() else { return };
+    let hidden = "trap '' TERM; setsid sh -c 'trap \"\" TERM; (sleep 1000 & sleep 1000) & sleep 1000' & sleep 1000";
+    let script = format!("trap '' TERM; ({hidden}) & sleep 1; echo ready; sleep 1000");
+    let mut job = Started::new(&mut command(&home, &["--memory", "64m", "--stop-timeout", "1ms"], &script));
+    job.wait_for("ready");
+    let all = Process::of(job.pid()).unwrap().descendants();
+    assert!(all.len() >= 6, "{all:?}");
+    // However they went away, not from the cgroup.
+    let cgroup = cgroup_of_running(&home);
+    let inside = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap();
+    for process in &all {
+        assert!(inside.lines().any(|line| line == process.pid.to_string()), "{process:?} is not in\n{inside}");
+    }
+    job.signal(Signal::TERM);
+    let begun = Instant::now();
+    assert!(wait_until(PATIENCE, || !all.iter().any(Process::exists)));
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    let _ran = job.finish();
+    assert!(cgroup.metadata().is_err());
+}
+
+#[test]
+fn a_job_in_the_background_and_a_command_by_exec_have_the_limits_too() {
+    let Some(home) = home() else { return };
+    let _ran = sh(&home, &["-d", "--name", "job", "--memory", "24m"], "sleep 1000").expect_success();
+    let exec = |script: &str| run(home.agentd().args(["exec", "job", "sh", "-c", script]));
+    assert_eq!(
+        exec("cat /proc/self/cgroup; cat /sys/fs/cgroup/memory.max").expect_success().stdout,
+        "0::/\n25165824\n"
+    );
+    assert_eq!(exec(&format!("{GREEDY}; echo $?")).expect_success().stdout, "137\n");
+    let cgroup = cgroup_of_running(&home);
+    let _ran = run(home.agentd().args(["rm", "-f", "job"])).expect_success();
+    assert!(wait_until(PATIENCE, || cgroup.symlink_metadata().is_err()));
+}
+
+#[test]
+fn nothing_is_left_of_a_jobs_cgroup() {
+    let Some(home) = home() else { return };
+    let _ran = sh(&home, &["--pids", "50"], "sleep 1000 & true").expect_success();
+    // A scope is removed by systemd, once the supervisor has left it.
+    let gone = |cgroup: &Path| wait_until(PATIENCE, || cgroup.symlink_metadata().is_err());
+    let record = &home.jobs()[0];
+    assert!(gone(Path::new(record["cgroup"].as_str().unwrap())), "{record}");
+
+    let mut job = Started::new(&mut command(&home, &["--pids", "50"], "echo ready; sleep 1000"));
+    job.wait_for("ready");
+    let cgroup = cgroup_of_running(&home);
+    let all = Process::of(job.pid()).unwrap().descendants();
+    job.signal(Signal::KILL);
+    assert!(wait_until(PATIENCE, || !all.iter().any(Process::exists)));
+    drop(job);
+    // Whoever comes next cleans up.
+    let _ran = run(home.agentd().args(["ps", "-a"])).expect_success();
+    assert!(gone(&cgroup));
+    assert_eq!(home.jobs()[0]["state"], "lost");
+    let left: Vec<PathBuf> = cgroups().into_iter().filter(|path| path.starts_with(&cgroup)).collect();
+    assert_eq!(left, Vec::<PathBuf>::new());
+}
+
+#[test]
+fn a_box_sees_its_own_cgroup_and_cannot_change_it() {
+    let Some(home) = home() else { return };
+    let script = "cat /proc/self/cgroup /sys/fs/cgroup/memory.max /sys/fs/cgroup/pids.max; ls /sys/fs/cgroup >/tmp/ls; \
+        grep -c slice /tmp/ls; cd /sys/fs/cgroup; echo max >memory.max && echo WRITTEN; echo 1 >cgroup.kill && echo KILLED; \
+        mkdir below && echo MADE; mount -o remount,rw . && echo MOUNTED; echo end; sleep 1000";
+    // Root's jobs cannot have the other.
+    let profiles = if is_root() { &["default"][..] } else { &["default", "nested"] };
+    for profile in profiles {
+        let flags = ["--memory", "64m", "--pids", "50", "--user", "root", "--profile", profile];
+        let mut job = Started::new(&mut command(&home, &flags, script));
+        job.wait_for("end");
+        let cgroup = cgroup_of_running(&home);
+        // The user himself could: it is the box that cannot.
+        fs::write(cgroup.join("pids.max"), "52").unwrap();
+        job.signal(Signal::TERM);
+        let ran = job.finish();
+        assert_eq!(ran.stdout, "0::/\n67108864\n51\n0\nend\n", "{ran}");
+    }
+}
+
+#[test]
+fn a_job_without_limits_has_no_cgroup_of_its_own() {
+    let Some(home) = home() else { return };
+    let ran = sh(&home, &[], "cat /proc/self/cgroup; ls /sys/fs/cgroup | wc -l").expect_success();
+    assert_eq!(ran.stdout, "0::/\n0\n");
+    assert_eq!(home.jobs()[0]["cgroup"], Value::Null);
+}
+
+#[test]
+fn the_way_to_a_cgroup_is_the_one_of_the_user() {
+    let Some(home) = home() else { return };
+    let plan = sh(&home, &["--pids", "9", "--dry-run", "--format", "json"], "true").expect_success();
+    let plan: Value = serde_json::from_str(&plan.stdout).unwrap();
+    assert_eq!(plan["cgroup"]["place"], if is_root() { "below" } else { "scope" });
+    assert_eq!(home.jobs().len(), 0);
+    let doctor = run(home.agentd().args(["doctor", "--format", "json"]));
+    let findings: Value = serde_json::from_str(&doctor.stdout).unwrap();
+    let found = findings.as_array().unwrap().iter().find(|finding| finding["subject"] == "cgroups").unwrap();
+    assert_eq!(found["verdict"], "ok", "{found}");
+}
+
+/// A service's process has to stay in its service; and no service can have limits where nothing is delegated to it.
+#[test]
+fn in_a_service_the_delegated_cgroup_is_divided_and_no_scope_is_asked_for() {
+    if !require(Feature::Guest) || !require(Feature::Root) {
+        return;
+    }
+    let service = |more: &[&str], flags: &[&str]| {
+        let mut service = Command::new("systemd-run");
+        service.args(["--pipe", "--wait", "--collect", "--quiet", "-p", "User=plain"]).args(more);
+        service.arg(agentd_tests::agentd()).args(["run", "--rm", "--pids", "9"]).args(flags);
+        run(service.args(["--", "cat", "/sys/fs/cgroup/pids.max"]))
+    };
+    let planned = service(&["-p", "Delegate=yes"], &["--dry-run", "--format", "json"]).expect_success();
+    let plan: Value = serde_json::from_str(&planned.stdout).unwrap();
+    assert_eq!(plan["cgroup"]["place"], "own");
+    assert_eq!(service(&["-p", "Delegate=yes"], &[]).expect_success().stdout, "10\n");
+    // No user manager within reach, as for a service user that never logged in.
+    let alone = service(&["-p", "InaccessiblePaths=/run/user"], &[]).expect_code(125);
+    alone.expect_one_error_line(&["--pids", "systemctl edit", "Delegate=yes", "--best-effort-limits"]);
+}
