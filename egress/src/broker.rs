@@ -19,6 +19,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use agentd_sys::channel;
@@ -27,7 +28,7 @@ use agentd_sys::process::exit_now;
 use rustix::net::{SocketType, sockopt};
 use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream, UdpSocket, UnixDatagram};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::LocalSet;
 use tokio::time::timeout;
 
@@ -75,6 +76,8 @@ struct Shared {
     /// Whether the box has IPv6.
     v6: Cell<bool>,
     looked_up: RefCell<HashMap<Name, Answer>>,
+    /// One for each thread that looks names up.
+    lookups: Arc<Semaphore>,
     ledger: Ledger,
     pipes: Pipes,
     connections: Cell<usize>,
@@ -97,6 +100,7 @@ fn serve(policy: Policy, channel: OwnedFd, most: usize) -> io::Result<()> {
         issued: RefCell::default(),
         v6: Cell::new(false),
         looked_up: RefCell::default(),
+        lookups: Arc::new(Semaphore::new(MOST_LOOKUPS)),
         ledger: Ledger::default(),
         pipes: Pipes::default(),
         connections: Cell::new(0),

@@ -8,10 +8,25 @@
 /// Bytes of records that a hello may take; what clients send today (post-quantum key shares among it) is below 2 KiB.
 pub(crate) const MAX_HELLO: usize = 16 * 1024;
 
+const CHANGE_CIPHER_SPEC: u8 = 20;
 const HANDSHAKE: u8 = 22;
+const APPLICATION_DATA: u8 = 23;
 const CLIENT_HELLO: u8 = 1;
 const SERVER_NAME: u16 = 0;
 const ENCRYPTED_CLIENT_HELLO: u16 = 0xfe0d;
+
+/// Bytes of a server's answer that tell whether it asks for another hello: the headers of record and message, the version,
+/// the random.
+pub(crate) const ANSWER: usize = 5 + 4 + 2 + 32;
+
+/// The random of a server that asks for another hello (RFC 8446, 4.1.3).
+const ANOTHER: [u8; 32] = [
+    0xcf, 0x21, 0xad, 0x74, 0xe5, 0x9a, 0x61, 0x11, 0xbe, 0x1d, 0x8c, 0x02, 0x1e, 0x65, 0xb8, 0x91, 0xc2, 0xa2, 0x11,
+    0x16, 0x7a, 0xbb, 0x8c, 0x5e, 0x07, 0x9e, 0x09, 0xe2, 0xc8, 0xa8, 0x33, 0x9c,
+];
+
+/// Bytes that may come with a second hello: early data, which was sent before the server asked.
+pub(crate) const MAX_AGAIN: usize = 4 * MAX_HELLO;
 
 /// What the bytes are so far.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,7 +45,7 @@ pub(crate) const ACCESS_DENIED: [u8; 7] = [21, 3, 3, 0, 2, 2, 49];
 /// Reads the hello at the beginning of `untrusted_bytes`.
 pub(crate) fn read(untrusted_bytes: &[u8]) -> Hello {
     let handshake = match handshake(untrusted_bytes) {
-        Ok(handshake) => handshake,
+        Ok((handshake, _)) => handshake,
         Err(hello) => return hello,
     };
     match server_name(&handshake) {
@@ -39,8 +54,37 @@ pub(crate) fn read(untrusted_bytes: &[u8]) -> Hello {
     }
 }
 
-/// The body of the first handshake message, put together from its records.
-fn handshake(bytes: &[u8]) -> Result<Vec<u8>, Hello> {
+/// How many of `bytes` the hello at their beginning takes; all of them where it takes more.
+pub(crate) fn length(bytes: &[u8]) -> usize {
+    handshake(bytes).map_or(bytes.len(), |(_, length)| length)
+}
+
+/// Whether a server's answer to a hello asks for another one. What it says in smaller pieces than servers do may.
+pub(crate) fn asks_again(untrusted_answer: &[u8]) -> bool {
+    let [HANDSHAKE, 3, _, high, low, rest @ ..] = untrusted_answer else { return false };
+    let is_whole = usize::from(u16::from_be_bytes([*high, *low])) >= ANSWER - 5;
+    !is_whole || rest.get(ANSWER - 5 - 32..ANSWER - 5).is_none_or(|random| random == ANOTHER)
+}
+
+/// Reads the second hello. Servers believe the name in that, which so has to be the same; what may come before it (RFC 8446,
+/// 4.2.10 and D.4) they pass over.
+pub(crate) fn read_again(untrusted_bytes: &[u8]) -> Hello {
+    if untrusted_bytes.len() > MAX_AGAIN {
+        return Hello::Refused("its second TLS hello is too long");
+    }
+    let mut rest = untrusted_bytes;
+    while let [CHANGE_CIPHER_SPEC | APPLICATION_DATA, ..] = *rest {
+        let Some((header, body)) = rest.split_at_checked(5) else { return Hello::Incomplete };
+        let Some(after) = body.get(usize::from(u16::from_be_bytes([header[3], header[4]]))..) else {
+            return Hello::Incomplete;
+        };
+        rest = after;
+    }
+    read(rest)
+}
+
+/// The body of the first handshake message, put together from its records, and how many bytes these take.
+fn handshake(bytes: &[u8]) -> Result<(Vec<u8>, usize), Hello> {
     let refused = |why| Err(Hello::Refused(why));
     let incomplete =
         if bytes.len() > MAX_HELLO { Hello::Refused("its TLS hello is too long") } else { Hello::Incomplete };
@@ -73,7 +117,7 @@ fn handshake(bytes: &[u8]) -> Result<Vec<u8>, Hello> {
                 return refused("its TLS hello has something behind it");
             }
             if body.len() == length {
-                return Ok(body.to_vec());
+                return Ok((body.to_vec(), bytes.len() - rest.len() + 5 + part.len()));
             }
         }
         if part.len() < length {
@@ -208,6 +252,31 @@ pub(crate) mod tests {
         for length in 0..whole.len() {
             assert_eq!(read(&whole[..length]), Hello::Incomplete, "{length} bytes of it");
         }
+    }
+
+    #[test]
+    fn a_second_hello_is_read_behind_what_servers_pass_over() {
+        let again = with(&[(0, SNI)]);
+        let before = [&[20, 3, 3, 0, 1, 1][..], &[23, 3, 3, 0, 3, 9, 9, 9]].concat();
+        let whole = [&before[..], &again].concat();
+        assert_eq!(read_again(&whole), Hello::Asks("a.org".into()));
+        for length in 0..whole.len() {
+            assert_eq!(read_again(&whole[..length]), Hello::Incomplete, "{length} bytes of it");
+        }
+        assert!(matches!(read_again(&[20, 3, 3, 0, 1, 1, 21, 3, 3, 0, 2, 2, 40]), Hello::Refused(_)));
+        assert!(matches!(read_again(&[23, 3, 3, 0, 0].repeat(MAX_AGAIN)), Hello::Refused(_)));
+        assert_eq!(length(&[&again[..], b"more"].concat()), again.len());
+        assert_eq!(length(&cut(&again, 7)), cut(&again, 7).len());
+
+        let answer = |random: [u8; 32]| [&[22, 3, 3, 0, 80, 2, 0, 0, 76, 3, 3][..], &random].concat();
+        assert!(asks_again(&answer(ANOTHER)) && !asks_again(&answer([7; 32])) && asks_again(&[22, 3, 3, 0, 1, 2]));
+        assert!(
+            !asks_again(&[])
+                && !asks_again(&[21, 3, 3, 0, 2, 2, 40])
+                && !asks_again(b"220 a.org ESMTP")
+                && !asks_again(&[22, 0, 0, 0, 10])
+        );
+        assert_eq!(answer(ANOTHER).len(), ANSWER);
     }
 
     #[test]

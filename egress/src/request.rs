@@ -30,18 +30,53 @@ pub(crate) enum Head {
 /// Headers that are about this connection, which is to end after its request.
 const OF_THE_CONNECTION: [&str; 4] = ["connection", "keep-alive", "proxy-connection", "upgrade"];
 
-/// How requests begin.
-const METHODS: [&[u8]; 9] =
-    [b"GET ", b"POST ", b"PUT ", b"HEAD ", b"PATCH ", b"DELETE ", b"OPTIONS ", b"CONNECT ", b"TRACE "];
+/// Headers that say how long a body is: with two of them, servers behind each other disagree on where the next request
+/// begins (RFC 9112, 6.1).
+const OF_THE_LENGTH: [&str; 2] = ["content-length", "transfer-encoding"];
 
-/// Whether bytes begin like a request.
-pub(crate) fn looks_like(untrusted_bytes: &[u8]) -> bool {
-    METHODS.iter().any(|method| untrusted_bytes.starts_with(method))
+/// Methods whose target need not look like one (`CONNECT host:port`).
+const METHODS: [&[u8]; 9] = [b"GET", b"POST", b"PUT", b"HEAD", b"PATCH", b"DELETE", b"OPTIONS", b"CONNECT", b"TRACE"];
+
+/// How targets begin, whatever the method is: a server answers a `PROPFIND` of its own host, and the preface of HTTP/2
+/// (RFC 9113, 3.4), as well as a `GET`.
+const TARGETS: [&[u8]; 4] = [b"/", b"* HTTP/", b"http://", b"https://"];
+
+/// What a client's first bytes may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Beginning {
+    /// Of a request, as a lenient server reads it.
+    Request,
+    /// Too few to say.
+    Unclear,
+    /// Of something else.
+    Other,
 }
 
-/// Whether bytes are too few to say whether they begin like one.
-pub(crate) fn may_become_one(untrusted_bytes: &[u8]) -> bool {
-    METHODS.iter().any(|method| method.starts_with(untrusted_bytes))
+/// Whether bytes begin like a request.
+pub(crate) fn beginning(untrusted_bytes: &[u8]) -> Beginning {
+    // Servers pass over empty lines before a request (RFC 9112, 2.2), and some over more than one space in it.
+    let skip = |bytes: &[u8], blank: &[u8]| bytes.iter().take_while(|byte| blank.contains(byte)).count();
+    let line = &untrusted_bytes[skip(untrusted_bytes, b"\r\n")..];
+    let (method, rest) = line.split_at(line.iter().take_while(|byte| is_token(**byte)).count());
+    let target = &rest[skip(rest, b" \t")..];
+    // Of git's own protocol a line begins with its length, and has a path behind a word too.
+    if method.first().is_some_and(|byte| !byte.is_ascii_alphabetic()) {
+        return Beginning::Other;
+    }
+    let is_prefix = |of: &[u8]| of.len() > target.len() && of[..target.len()].eq_ignore_ascii_case(target);
+    let begins = |with: &[u8]| target.get(..with.len()).is_some_and(|bytes| bytes.eq_ignore_ascii_case(with));
+    let is_known = METHODS.iter().any(|known| known.eq_ignore_ascii_case(method));
+    match (method, rest) {
+        (_, []) => Beginning::Unclear,
+        ([], _) | (_, [0..=8 | 10..=31 | 33.., ..]) => Beginning::Other,
+        _ if is_known || TARGETS.into_iter().any(begins) => Beginning::Request,
+        _ if TARGETS.into_iter().any(is_prefix) => Beginning::Unclear,
+        _ => Beginning::Other,
+    }
+}
+
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 /// Reads the head at the beginning of `untrusted_bytes`.
@@ -83,16 +118,19 @@ fn parse(head: &[u8]) -> Result<(String, Vec<u8>), &'static str> {
     if method == "CONNECT" {
         return Err("it takes this host for a proxy (CONNECT)");
     }
-    let mut host = None;
+    let (mut host, mut lengths) = (None, 0);
     let mut passed = format!("{request}\r\n");
     for line in lines {
         let (name, value) = line.split_once(':').ok_or(MALFORMED)?;
-        let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
         if name.is_empty() || !name.bytes().all(is_token) {
             return Err(MALFORMED);
         }
-        if name.eq_ignore_ascii_case("host") && host.replace(value.trim()).is_some() {
+        if name.eq_ignore_ascii_case("host") && host.replace(value.trim_matches([' ', '\t'])).is_some() {
             return Err("its request names two hosts");
+        }
+        lengths += usize::from(OF_THE_LENGTH.iter().any(|length| name.eq_ignore_ascii_case(length)));
+        if lengths > 1 {
+            return Err("its request says twice how long it is");
         }
         if !OF_THE_CONNECTION.iter().any(|own| name.eq_ignore_ascii_case(own)) {
             passed.push_str(line);
@@ -100,14 +138,13 @@ fn parse(head: &[u8]) -> Result<(String, Vec<u8>), &'static str> {
         }
     }
     let host = host.ok_or("its request names no host")?;
-    // A server believes the target before the header (RFC 9112, 3.2.2).
-    if let Some((scheme, rest)) = target.split_once("://") {
+    // A server believes the target before the header (RFC 9112, 3.2.2); what begins with `/` names no host.
+    if !target.starts_with('/') && target != "*" {
+        let (scheme, rest) = target.split_once("://").ok_or(MALFORMED)?;
         let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
         if !scheme.eq_ignore_ascii_case("http") || authority != host {
             return Err("its request names two hosts");
         }
-    } else if !target.starts_with('/') && target != "*" {
-        return Err(MALFORMED);
     }
     passed.push_str("Connection: close\r\n\r\n");
     Ok((host.to_owned(), passed.into_bytes()))
@@ -173,6 +210,9 @@ mod tests {
         assert!(refused("GET http://b.org/ HTTP/1.1\r\nHost: a.org\r\n\r\n").contains("two hosts"));
         assert!(refused("GET https://a.org/ HTTP/1.1\r\nHost: a.org\r\n\r\n").contains("two hosts"));
         assert!(get("X: y").contains("no host"));
+        for lines in ["Content-Length: 3\r\nTransfer-Encoding: chunked", "content-length: 3\r\nContent-Length: 3"] {
+            assert!(get(&format!("Host: a.org\r\n{lines}")).contains("how long"));
+        }
         assert!(refused("CONNECT b.org:443 HTTP/1.1\r\nHost: a.org\r\n\r\n").contains("CONNECT"));
         for lines in [
             "Host: a.org\r\n X: y",
@@ -201,6 +241,50 @@ mod tests {
         let huge = format!("GET / HTTP/1.1\r\nX: {}", "y".repeat(MAX_HEAD));
         assert!(refused(&huge).contains("too long"));
         assert!(refused(&(huge + "\r\n\r\n")).contains("too long"));
+    }
+
+    #[test]
+    fn a_path_that_holds_an_address_is_a_path() {
+        for target in ["/?next=http://b.org/", "/web/2020/https://b.org/x", "//b.org/"] {
+            let text = format!("GET {target} HTTP/1.1\r\nHost: a.org\r\n\r\n");
+            assert!(matches!(read(text.as_bytes()), Head::Asks { host, .. } if host == "a.org"), "{target}");
+        }
+        assert!(
+            matches!(read(b"GET / HTTP/1.1\r\nHost: \xc2\xa0a.org\r\n\r\n"), Head::Asks { host, .. } if host != "a.org")
+        );
+    }
+
+    #[test]
+    fn a_request_is_known_by_its_shape() {
+        for text in [
+            "GET x",
+            "CONNECT b.org:443 HTTP/1.1",
+            "\r\nGET / HTTP/1.1",
+            "\n\n\r\nCONNECT b.org:443 HTTP/1.1",
+            "PROPFIND / HTTP/1.1",
+            "QUERY  /x",
+            "FOO\t/",
+            "get http://b.org/ HTTP/1.1",
+            "BREW HTTP://b.org/ HTTP/1.1",
+            "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+            &("A".repeat(1000) + " /"),
+        ] {
+            assert_eq!(beginning(text.as_bytes()), Beginning::Request, "{text:?}");
+            let unclear = (0..text.len()).map(|length| beginning(&text.as_bytes()[..length]));
+            assert!(unclear.into_iter().all(|part| part != Beginning::Other), "{text:?}");
+        }
+        for text in [
+            "SSH-2.0-OpenSSH_9.6 Debian\r\n",
+            "EHLO a.org\r\n",
+            "0032git-upload-pack /x.git\0host=a.org\0",
+            "{\"method\":\"GET / HTTP/1.1\"}",
+            "PING\r\n",
+            "*1\r\n$4\r\nPING\r\n",
+            "RFB 003.008\n",
+            "\0\0\0\x08\x04\x52\x16\x2f",
+        ] {
+            assert_eq!(beginning(text.as_bytes()), Beginning::Other, "{text:?}");
+        }
     }
 
     #[test]

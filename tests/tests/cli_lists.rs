@@ -128,10 +128,38 @@ fn on_exit_hears_of_the_end_and_no_shell_sees_what_a_job_says() {
     let ran = run(home.run().args(["-q", "--on-exit", &on_exit, "--", "echo", "the job"])).expect_success();
     assert_eq!(ran.stdout, "the job\n", "standard output is the job's alone");
     assert!(ran.stderr.contains("| exited 0|"), "{ran}");
-    let ran = run(home.run().args(["--on-exit", "/no/such/hook", "--", "true"])).expect_success();
+    let ran = run(home.run().args(["--on-exit", "/no/such/hook", "--", "true"])).expect_code(125);
     ran.expect_one_error_line(&["--on-exit", "/no/such/hook"]);
     let _ran = run(home.run().args(["--on-exit", " ", "--", "true"])).expect_code(125);
     assert!(home.path().join("never").metadata().is_err());
+}
+
+/// What runs on the host when a job is over is not the job's to write, wherever it lies.
+#[test]
+fn escape_what_runs_on_exit_is_not_changed_by_the_job() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let home = Home::new();
+    let place = home.workspace();
+    fs::create_dir(place.join("sub")).unwrap();
+    let hook = place.join("sub/hook");
+    fs::write(&hook, "#!/bin/sh\necho as it was\n").unwrap();
+    fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).unwrap();
+    let script = "(echo echo changed >> sub/hook) 2>/dev/null && echo written; mv sub/hook x 2>/dev/null && echo moved; \
+                  mv sub y 2>/dev/null && echo moved above; true";
+    let boxed = |on_exit: &str| {
+        let mut command = home.run();
+        command.current_dir(&place).args(["-q", "--workspace", ".", "--on-exit", on_exit, "--", "sh", "-c", script]);
+        run(&mut command)
+    };
+    for on_exit in ["sub/hook", hook.to_str().unwrap(), "sh sub/hook"] {
+        let ran = boxed(on_exit).expect_success();
+        assert_eq!((ran.stdout.as_str(), ran.stderr.as_str()), ("", "as it was\n"), "{on_exit}");
+    }
+    boxed("sub/later").expect_code(125).expect_one_error_line(&["--on-exit", "sub/later"]);
+    // One that does not run is a file like others.
+    assert_eq!(boxed("true").expect_success().stdout, "written\nmoved\nmoved above\n");
 }
 
 #[test]

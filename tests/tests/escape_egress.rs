@@ -3,6 +3,8 @@
 //! Each attack is a script that is also run with `--net host`, where there is no broker: there it must reach the server.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, also in the functions beside it")]
 
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::process::Command;
 use std::time::Duration;
 
@@ -31,6 +33,13 @@ def hello(name, host, port):
     except ssl.SSLError as error: return error.reason
     except OSError as error: return type(error).__name__
 ";
+
+/// What a server says that asks for another TLS hello (RFC 8446, 4.1.4).
+const ANOTHER_HELLO: [u8; 49] = [
+    22, 3, 3, 0, 44, 2, 0, 0, 40, 3, 3, 0xcf, 0x21, 0xad, 0x74, 0xe5, 0x9a, 0x61, 0x11, 0xbe, 0x1d, 0x8c, 0x02, 0x1e,
+    0x65, 0xb8, 0x91, 0xc2, 0xa2, 0x11, 0x16, 0x7a, 0xbb, 0x8c, 0x5e, 0x07, 0x9e, 0x09, 0xe2, 0xc8, 0xa8, 0x33, 0x9c,
+    0, 0x13, 1, 0, 0, 0,
+];
 
 fn python(command: &mut Command, script: &str) -> Ran {
     run(command.args(["--", "/usr/bin/python3", "-c", &format!("{SAY}{script}")]))
@@ -429,4 +438,77 @@ fn status(pid: i32, field: &str) -> String {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix(field));
     line.unwrap_or_default().trim().to_owned()
+}
+
+/// A server may ask for a second TLS hello, and believes the name in that.
+#[test]
+fn escape_a_second_hello_is_for_the_same_name() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let home = Home::new();
+    let script = |port: u16| {
+        format!(
+            "
+import struct
+def extension(kind, body): return struct.pack('>HH', kind, len(body)) + body
+def first(name):
+    name = name.encode()
+    sni = extension(0, struct.pack('>HBH', len(name) + 3, 0, len(name)) + name)
+    body = b'\\3\\3' + b'R' * 32 + b'\\0\\0\\2\\x13\\1\\1\\0' + struct.pack('>H', len(sni)) + sni
+    return b'\\x16\\3\\1' + struct.pack('>HBBH', len(body) + 4, 1, 0, len(body)) + body
+print(say('web.test', {port}, first('web.test'), b'\\x14\\3\\3\\0\\1\\1' + first(sys.argv[1])))"
+        )
+    };
+    // Asks for one, and hears what comes.
+    let serve = |attack: &dyn Fn(u16)| {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let serving = std::thread::spawn(move || {
+            let (mut client, _) = listener.accept().unwrap();
+            client.write_all(&ANOTHER_HELLO).unwrap();
+            let mut heard = Vec::new();
+            // A connection that breaks was heard up to there.
+            let _broken = client.read_to_end(&mut heard);
+            String::from_utf8_lossy(&heard).into_owned()
+        });
+        attack(port);
+        serving.join().unwrap()
+    };
+    let ask = |command: &mut Command, port: u16, name: &str| {
+        let script = format!("{SAY}{}", script(port));
+        let _ran = run(command.args(["--", "/usr/bin/python3", "-c", &script, name])).expect_success();
+    };
+    let heard = serve(&|port| ask(&mut boxed(&home, port), port, "web.test"));
+    assert_eq!(heard.matches("web.test").count(), 2);
+    let heard = serve(&|port| ask(&mut boxed(&home, port), port, "evil.test"));
+    assert_eq!((heard.matches("web.test").count(), heard.matches("evil.test").count()), (1, 0));
+    assert_told(&home, &["second TLS hello asks for evil.test"]);
+    let heard = serve(&|port| {
+        let script = format!("{SAY}{}", script(port).replace("say('web.test'", "say('127.0.0.1'"));
+        let _ran = run(open(&home).args(["--", "/usr/bin/python3", "-c", &script, "evil.test"])).expect_success();
+    });
+    assert!(heard.contains("evil.test"));
+}
+
+/// At any port a request is for the name, however it is dressed up; behind the port may be a proxy.
+#[test]
+fn escape_a_request_is_known_at_any_port() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let (home, server) = (Home::new(), Server::at("127.0.0.1", OK));
+    let script = |host: &str| {
+        format!(
+            "
+for line in b'\\r\\nCONNECT evil.test:443 HTTP/1.1', b'PROPFIND / HTTP/1.1', b'PRI * HTTP/2.0', b'\\r\\n' * 40000 + b'GET / HTTP/1.1':
+    print(say('{host}', {}, line + b'\\r\\nHost: evil.test\\r\\n\\r\\n'))",
+            server.port()
+        )
+    };
+    let ran = python(&mut boxed(&home, server.port()), &script("web.test")).expect_success();
+    assert!(!ran.stdout.contains("200 OK"), "{ran}");
+    assert_told(&home, &["asks for evil.test", "does not speak HTTP/1.1", "too long"]);
+    let ran = python(&mut open(&home), &script("127.0.0.1")).expect_success();
+    assert!(ran.stdout.contains("200 OK"), "{ran}");
 }

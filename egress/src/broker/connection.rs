@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::ledger::now;
@@ -17,7 +18,7 @@ use crate::hello::{self, Hello};
 use crate::name::Name;
 use crate::names;
 use crate::policy::{Refusal, Target};
-use crate::request::{self, Head};
+use crate::request::{self, Beginning, Head};
 use crate::told::{Request, Verdict};
 
 /// For a client's first words where it speaks first.
@@ -161,26 +162,77 @@ async fn pass(
     // What it said is on its way and not needed for an answer any more.
     *said = Vec::new();
     entry.request.address = server.peer_addr().ok().map(|address| address.ip().to_string());
+    let (asked, is_asked) = oneshot::channel();
     let up = async {
-        let first = match (first, target) {
+        let mut first = match (first, target) {
             (Some(first), _) => first,
             (None, Target::Name(name)) => first_words(client, name, port, expected, said).await?,
             (None, Target::Address(_)) => Vec::new(),
         };
-        passing::write(&server, &first).await?;
-        entry.up.set(u64::try_from(first.len()).unwrap_or(u64::MAX));
+        if let (Target::Name(name), Some(22)) = (target, first.first()) {
+            // Nothing behind the hello before it is known whether the server asks for another one.
+            let behind = first.split_off(hello::length(&first));
+            send(&server, &first, &entry.up).await?;
+            first = if is_asked.await.unwrap_or(false) { another(client, name, behind).await? } else { behind };
+        }
+        send(&server, &first, &entry.up).await?;
         drop(first);
         shared.pipes.pass(client, &server, &entry.up).await?;
         drop(sending);
         Ok(())
     };
-    let down = async { Ok(shared.pipes.pass(&server, client, &entry.down).await?) };
+    let down = async {
+        if let Target::Name(_) = target {
+            let answer = answer_to_hello(&server).await?;
+            // Where no hello was sent, nobody waits for that.
+            asked.send(hello::asks_again(&answer)).unwrap_or_default();
+            send(client, &answer, &entry.down).await?;
+        }
+        Ok(shared.pipes.pass(&server, client, &entry.down).await?)
+    };
     let passed = tokio::try_join!(up, down);
     if passed.is_err() {
         // Neither side takes a connection that broke for one that ended.
         reset(&server);
     }
     passed.map(|((), ())| ())
+}
+
+/// Writes and counts.
+async fn send(to: &TcpStream, bytes: &[u8], count: &Cell<u64>) -> io::Result<()> {
+    passing::write(to, bytes).await?;
+    count.set(count.get().saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX)));
+    Ok(())
+}
+
+/// The beginning of what a server says, as far as it may ask for another hello.
+async fn answer_to_hello(server: &TcpStream) -> io::Result<Vec<u8>> {
+    let mut answer = Vec::new();
+    while answer.len() < hello::ANSWER
+        && answer.iter().zip([22, 3]).all(|(byte, of_tls)| *byte == of_tls)
+        && passing::read(server, &mut answer, hello::ANSWER).await?
+    {}
+    Ok(answer)
+}
+
+/// Reads on until the client's second hello is seen to be for `name` too.
+async fn another(client: &TcpStream, name: &Name, mut said: Vec<u8>) -> Result<Vec<u8>, Stop> {
+    loop {
+        match hello::read_again(&said) {
+            Hello::Asks(asked) if Name::new(&asked).as_ref() == Some(name) => return Ok(said),
+            Hello::Asks(asked) => return Err(other(name, "second TLS hello", &asked)),
+            Hello::Refused(why) => return Err(Stop::Refused(Refusal::because(why))),
+            Hello::Incomplete => {}
+        }
+        if !passing::read(client, &mut said, hello::MAX_AGAIN + 1).await? {
+            return Err(Stop::Failed("the client went away".into()));
+        }
+    }
+}
+
+fn other(name: &Name, kind: &str, untrusted_name: &str) -> Stop {
+    let shown: String = untrusted_name.escape_debug().take(100).collect();
+    Stop::Refused(Refusal::because(format!("it was connected for {name}, and its {kind} asks for {shown}")))
 }
 
 /// Reads until it is clear that the client means `name`; gives what to pass on in place of what it `said`.
@@ -191,19 +243,17 @@ async fn first_words(
     expected: Expected,
     said: &mut Vec<u8>,
 ) -> Result<Vec<u8>, Stop> {
-    let other = |kind: &str, untrusted_name: &str| {
-        let shown: String = untrusted_name.escape_debug().take(100).collect();
-        Stop::Refused(Refusal::because(format!("it was connected for {name}, and its {kind} asks for {shown}")))
-    };
     loop {
         let speaks_tls = expected == Expected::Tls || expected == Expected::Anything && said.first() == Some(&22);
-        let speaks_http = expected == Expected::Http || expected == Expected::Anything && request::looks_like(said);
+        let beginning = request::beginning(said);
+        let speaks_http =
+            expected == Expected::Http || expected == Expected::Anything && beginning == Beginning::Request;
         let refused = if said.is_empty() {
             None
         } else if speaks_tls {
             match hello::read(said) {
                 Hello::Asks(asked) if Name::new(&asked).as_ref() == Some(name) => return Ok(said.clone()),
-                Hello::Asks(asked) => return Err(other("TLS hello", &asked)),
+                Hello::Asks(asked) => return Err(other(name, "TLS hello", &asked)),
                 Hello::Incomplete => None,
                 Hello::Refused(why) => Some(why),
             }
@@ -213,12 +263,13 @@ async fn first_words(
                     head.extend_from_slice(&said[length..]);
                     return Ok(head);
                 }
-                Head::Asks { host, .. } => return Err(other("request", &host)),
+                Head::Asks { host, .. } => return Err(other(name, "request", &host)),
                 Head::Incomplete => None,
                 Head::Refused(why) => Some(why),
             }
-        } else if request::may_become_one(said) {
-            None
+        } else if beginning == Beginning::Unclear {
+            // More than that is not read before it is clear, and so not passed on.
+            (said.len() > request::MAX_HEAD).then_some("it is too long in saying what it speaks")
         } else {
             return Ok(said.clone());
         };
@@ -243,10 +294,11 @@ async fn answer(client: &TcpStream, mut said: Vec<u8>, (verdict, why, allow): &(
         let heard = timeout(COURTESY, passing::read(client, &mut said, 4096)).await;
         drop(heard);
     }
+    let is_request = |said: &[u8]| request::beginning(said) == Beginning::Request;
     let words = match (verdict, said.first()) {
         (Verdict::Refused, Some(22)) => hello::ACCESS_DENIED.to_vec(),
-        (Verdict::Refused, _) if request::looks_like(&said) => request::forbidden(why, allow.as_deref()),
-        (Verdict::Failed, _) if request::looks_like(&said) => request::bad_gateway(why),
+        (Verdict::Refused, _) if is_request(&said) => request::forbidden(why, allow.as_deref()),
+        (Verdict::Failed, _) if is_request(&said) => request::bad_gateway(why),
         _ => return reset(client),
     };
     let told = timeout(COURTESY, passing::last_words(client, &words)).await;

@@ -6,9 +6,11 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
@@ -73,16 +75,30 @@ async fn look_up(shared: &Shared, name: &Name) -> Result<Rc<[IpAddr]>, Stop> {
     }
     let failed = |error: io::Error| Stop::Failed(format!("cannot look the name up: {error}"));
     let host = name.to_string();
-    let asking = tokio::task::spawn_blocking(move || (host.as_str(), 0).to_socket_addrs());
+    let asking = ask(&shared.lookups, move || (host.as_str(), 0).to_socket_addrs());
     let answer = timeout(PATIENCE, asking).await.map_err(|late| failed(late.into()))?;
-    let found = answer.map_err(|panicked| failed(panicked.into()))?.map_err(failed)?;
-    let found: Rc<[IpAddr]> = found.map(|address| address.ip()).take(MOST_FOUND).collect();
+    let found: Rc<[IpAddr]> = answer.map_err(failed)?.map(|address| address.ip()).take(MOST_FOUND).collect();
     let mut looked_up = shared.looked_up.borrow_mut();
     if looked_up.len() >= MOST_ANSWERS {
         looked_up.clear();
     }
     looked_up.insert(name.clone(), (Instant::now(), Rc::clone(&found)));
     Ok(found)
+}
+
+/// Asks on a thread of its own, when there is one. Nobody can take a question back that waits for a thread: so it waits here,
+/// and goes with the connection that it is for.
+async fn ask<A: Send + 'static>(
+    lookups: &Arc<Semaphore>,
+    question: impl FnOnce() -> io::Result<A> + Send + 'static,
+) -> io::Result<A> {
+    let permit = Arc::clone(lookups).acquire_owned().await.map_err(io::Error::other)?;
+    let asking = tokio::task::spawn_blocking(move || {
+        let answer = question();
+        drop(permit);
+        answer
+    });
+    asking.await.map_err(io::Error::from).flatten()
 }
 
 /// IPv4 and IPv6 in turns, beginning as the host's resolver does (RFC 8305, 4).
@@ -137,6 +153,27 @@ mod tests {
         assert_eq!(take_turns(&parse(&["::1", "::2", "1.1.1.1"])), parse(&["::1", "1.1.1.1", "::2"]));
         assert_eq!(take_turns(&parse(&["1.1.1.1"])), parse(&["1.1.1.1"]));
         assert_eq!(take_turns(&vec![parse(&["1.1.1.1"])[0]; 100]).len(), MOST_ADDRESSES);
+    }
+
+    #[test]
+    fn a_question_that_nobody_waits_for_is_not_asked() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let lookups = Arc::new(Semaphore::new(1));
+        let (go, stop) = std::sync::mpsc::channel::<()>();
+        let (asked, was_asked) = std::sync::mpsc::channel();
+        runtime.block_on(async {
+            let first = Arc::clone(&lookups);
+            let slow = tokio::spawn(async move { ask(&first, move || stop.recv().map_err(io::Error::other)).await });
+            while lookups.available_permits() > 0 {
+                tokio::task::yield_now().await;
+            }
+            let forgotten = ask(&lookups, move || asked.send(()).map_err(io::Error::other));
+            assert!(timeout(Duration::from_millis(50), forgotten).await.is_err());
+            go.send(()).unwrap();
+            slow.await.unwrap().unwrap();
+            assert_eq!(ask(&lookups, || Ok(7)).await.unwrap(), 7);
+        });
+        assert!(was_asked.try_recv().is_err());
     }
 
     #[test]

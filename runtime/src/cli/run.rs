@@ -325,6 +325,7 @@ fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
         bail!("--keep is for images of layers, and {image} is none: nothing could be made of what is kept");
     }
     let (network, reach) = args.network.asked()?;
+    let (on_exit, on_exit_files) = args.on_exit.map(on_exit::located).transpose()?.unwrap_or_default();
     Ok(JobSpec {
         image,
         workspace,
@@ -346,7 +347,8 @@ fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
         keep: args.keep,
         storage: args.storage,
         max_output: args.max_output,
-        on_exit: args.on_exit.map(|words| words.0).unwrap_or_default(),
+        on_exit,
+        on_exit_files,
         terminal: args.tty,
         interactive: args.interactive,
         limits: Limits {

@@ -177,6 +177,7 @@ fn spec(command: Vec<String>) -> JobSpec {
         storage: None,
         max_output: 0,
         on_exit: Vec::new(),
+        on_exit_files: Vec::new(),
         terminal: false,
         interactive: false,
         limits: crate::cgroup::Limits::default(),

@@ -60,6 +60,8 @@ pub struct JobSpec {
     pub max_output: u64,
     /// Program and arguments that the supervisor runs on the host when the job has ended; none where empty.
     pub on_exit: Vec<String>,
+    /// The files among its words.
+    pub on_exit_files: Vec<PathBuf>,
     /// A terminal of the box's own.
     pub terminal: bool,
     /// Whether standard input is passed on.

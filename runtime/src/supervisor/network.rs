@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use agentd_egress::{Request, Told, Totals, Verdict};
 use agentd_profiles::BuiltIn;
@@ -27,6 +28,9 @@ const MOST_NAMES: usize = 100;
 
 /// For how long the broker is waited for, between two of its messages, once the box is gone.
 const PATIENCE: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
+
+/// The same in all: a broker that never ends what it has to say does not keep the job from its end.
+const PATIENCE_IN_ALL: Duration = Duration::from_secs(5);
 
 /// The broker of a job.
 #[derive(Debug)]
@@ -121,7 +125,8 @@ impl Broker {
             Some(Told::Again(request)) => {
                 let known = self.refusals.iter_mut().find(|known| known.is_like(&request))?;
                 known.count = request.count;
-                Some(request)
+                self.lines += 1;
+                (self.lines <= MOST_LINES + MOST_NAMES as u64).then_some(request)
             }
             Some(Told::Totals(totals)) => {
                 self.totals = Some(totals);
@@ -161,7 +166,8 @@ impl Broker {
     fn finish(mut self) -> Ended {
         let mut last = Vec::new();
         self.box_is_gone();
-        while let Some(channel) = &self.channel {
+        let until = Instant::now() + PATIENCE_IN_ALL;
+        while let Some(channel) = self.channel.as_ref().filter(|_| Instant::now() < until) {
             let mut ready = [PollFd::new(channel, PollFlags::IN)];
             if !poll(&mut ready, Some(&PATIENCE)).is_ok_and(|ready| ready > 0) {
                 break;
@@ -248,5 +254,47 @@ impl Drop for Broker {
         // Whatever it still does, it is nothing of this job's any more. Both fail only where it is gone.
         pidfd_send_signal(&self.process, Signal::KILL).unwrap_or_default();
         waitid(WaitId::PidFd(self.process.as_fd()), WaitIdOptions::EXITED).unwrap_or_default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+    #[test]
+    #[expect(clippy::zombie_processes, reason = "the broker's drop waits for it, by its pidfd")]
+    fn a_broker_that_never_ends_what_it_says_does_not_hold_the_job() {
+        let (ours, theirs) = channel::pair().unwrap();
+        let process = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let process = pidfd_open(Pid::from_child(&process), PidfdFlags::empty()).unwrap();
+        let mut refused = Request {
+            time: "2026-11-21T15:38:40.649Z".into(),
+            untrusted_host: "a.org".into(),
+            port: None,
+            address: None,
+            rule: None,
+            up: 0,
+            down: 0,
+            duration_ms: 0,
+            verdict: Verdict::Refused,
+            why: None,
+            allow: None,
+            count: 1,
+        };
+        channel::send(theirs.as_fd(), &Told::Request(refused.clone()).encode(), None).unwrap();
+        refused.count = 7;
+        let talking = std::thread::spawn(move || {
+            let again = Told::Again(refused).encode();
+            while channel::send(theirs.as_fd(), &again, None).is_ok() {}
+        });
+        let broker =
+            Broker { process, channel: Some(ours), lines: 0, names: Vec::new(), totals: None, refusals: Vec::new() };
+        let begun = Instant::now();
+        let ended = broker.finish();
+        assert!(begun.elapsed() < PATIENCE_IN_ALL * 2);
+        assert!(ended.last.len() as u64 <= MOST_LINES + MOST_NAMES as u64);
+        assert!(ended.warning.is_some() && ended.refusals[0].count == 7);
+        talking.join().unwrap();
     }
 }

@@ -1,9 +1,9 @@
 //! Takes known secrets out of what is kept of a job: its logs, its record, its plan. What passes through to the user's own
 //! streams is not touched.
 //!
-//! Looked for: each line of a value as it is, as JSON writes it and percent-encoded, and the whole value in both alphabets
-//! of base64, wherever in a longer text it stands (`Authorization: Basic …`). This stops accidents, not a payload that means
-//! to tell: docs/secrets.md says so.
+//! Looked for: each line of a value as it is, in lower case, as JSON writes it and percent-encoded, and the whole value in
+//! both alphabets of base64, wherever in a longer text it stands (`Authorization: Basic …`). This stops accidents, not a
+//! payload that means to tell: docs/secrets.md says so.
 //!
 //! Invariant: no byte of an occurrence is kept, however the output was cut into reads; every other byte is, in order. Of a
 //! line, fewer bytes than the longest form has are held back until more comes.
@@ -71,7 +71,8 @@ impl Redactor {
 fn forms(value: &[u8]) -> Vec<Vec<u8>> {
     let mut forms = Vec::new();
     for line in value.split(|byte| matches!(byte, b'\n' | b'\r')).filter(|line| line.len() >= LEAST_BYTES) {
-        forms.extend([line.to_vec(), percent_encoded(line)]);
+        // Host names are kept in lower case.
+        forms.extend([line.to_vec(), line.to_ascii_lowercase(), percent_encoded(line)]);
         if let Some(quoted) = std::str::from_utf8(line).ok().and_then(|line| serde_json::to_string(line).ok()) {
             forms.push(quoted.trim_start_matches('"').as_bytes().strip_suffix(b"\"").unwrap_or_default().to_vec());
         }
@@ -206,6 +207,11 @@ mod tests {
             let shown = shown(secret, &text);
             assert!(shown.contains(MARK) && shown.len() < MARK.len() + 20, "{text}: {shown}");
         }
+    }
+
+    #[test]
+    fn a_secret_that_was_asked_for_as_a_name_is_found() {
+        assert_eq!(shown("AbCdEfGh", "--allow abcdefgh.example.org"), "--allow [redacted].example.org");
     }
 
     #[test]

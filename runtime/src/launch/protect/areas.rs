@@ -43,7 +43,8 @@ pub(crate) fn protect(
         ProfileChoice::BuiltIn(_) => None,
     };
     let (home, git) = (surroundings.home.clone(), surroundings.git.clone());
-    let protection = Protection { unprotect: spec.unprotect.clone(), home, git, profile, areas };
+    let (unprotect, on_exit) = (spec.unprotect.clone(), spec.on_exit_files.clone());
+    let protection = Protection { unprotect, home, git, profile, on_exit, areas };
     let protected = super::find(&protection, |area| host_of(inside, &area.target))?;
     inside.guards = protected.guards;
     warnings.extend(protected.warnings);

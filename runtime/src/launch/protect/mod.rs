@@ -45,13 +45,16 @@ pub struct Protection {
     /// The user's file that the job has its profile from.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub profile: Option<std::path::PathBuf>,
+    /// Files that `--on-exit` runs on the host when the job is over.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub on_exit: Vec<std::path::PathBuf>,
     /// The writable binds.
     pub areas: Vec<Area>,
 }
 
 impl Protection {
     fn user(&self) -> User<'_> {
-        User { home: self.home.as_deref(), git: &self.git, profile: self.profile.as_deref() }
+        User { home: self.home.as_deref(), git: &self.git, profile: self.profile.as_deref(), on_exit: &self.on_exit }
     }
 }
 

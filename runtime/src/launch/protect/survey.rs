@@ -81,6 +81,8 @@ pub(super) struct User<'a> {
     pub(super) git: &'a [PathBuf],
     /// The profile that he gave the job, and may give the next one.
     pub(super) profile: Option<&'a Path>,
+    /// What runs on the host when the job ends.
+    pub(super) on_exit: &'a [PathBuf],
 }
 
 /// What was found below one directory.
@@ -160,8 +162,8 @@ impl<'a> Survey<'a> {
 
     /// Looks at what the walk finds.
     pub(super) fn below(&mut self) -> Result<()> {
-        if let Some(profile) = self.user.profile {
-            self.reach(&[], profile, Goal::Keep(Stub::Empty))?;
+        for file in self.user.profile.into_iter().chain(self.user.on_exit.iter().map(PathBuf::as_path)) {
+            self.reach(&[], file, Goal::Keep(Stub::Empty))?;
         }
         // What is relative in these has a meaning in a repository only; what is not may lie in here, with one or without.
         self.of_user(Path::new("/"))?;
@@ -441,9 +443,13 @@ mod tests {
 
     fn survey(host: &Path, patterns: &[String], and: impl FnOnce(&Survey<'_>)) {
         let unprotect = Unprotect::new(patterns);
-        let mut survey =
-            Survey::new(host, &unprotect, User { home: Some(Path::new("/nowhere")), git: &[], profile: None }, BOUNDS)
-                .unwrap();
+        let mut survey = Survey::new(
+            host,
+            &unprotect,
+            User { home: Some(Path::new("/nowhere")), git: &[], profile: None, on_exit: &[] },
+            BOUNDS,
+        )
+        .unwrap();
         survey.workspace().unwrap();
         // What PID 1 relies on: each path's parents come before it, and are directories that stay.
         let mut seen: BTreeSet<Names> = BTreeSet::new();
