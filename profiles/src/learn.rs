@@ -315,9 +315,11 @@ fn low(call: &Call, arg: u8) -> u32 {
     u32::try_from(low).unwrap_or_default()
 }
 
-/// The name a thread has given itself, as far as it is one.
+/// The name a thread has given itself, as far as it is one: no quotes and no `#`. Where the profile goes to standard output
+/// the command's own output stands before it, and could have opened a string for the name to close.
 fn plain(untrusted: &str) -> String {
-    untrusted.chars().take(16).map(|c| if c.is_ascii_graphic() { c } else { '?' }).collect()
+    let is_plain = |c: &char| c.is_ascii_alphanumeric() || "-_.+:/".contains(*c);
+    untrusted.chars().take(16).map(|c| if is_plain(&c) { c } else { '?' }).collect()
 }
 
 /// What fits a line, and a comment: those end with it.

@@ -17,6 +17,7 @@ pub mod process;
 pub mod routes;
 pub mod seccomp;
 pub mod signal;
+pub mod trace;
 
 use std::io;
 

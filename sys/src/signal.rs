@@ -54,16 +54,6 @@ pub fn send_by_pidfd(to: BorrowedFd<'_>, number: i32) -> io::Result<()> {
     super::check(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, to.as_raw_fd(), number, none, 0) }).map(drop)
 }
 
-/// Undoes an ignored SIGCHLD, which survives `execve(2)`: the kernel would reap every child itself and tell nobody.
-///
-/// # Errors
-/// The errno of `sigaction(2)`.
-pub fn hear_of_children() -> io::Result<()> {
-    // SAFETY: SIG_DFL installs no handler.
-    unsafe { nix::sys::signal::signal(Signal::SIGCHLD, nix::sys::signal::SigHandler::SigDfl) }?;
-    Ok(())
-}
-
 /// Whether the caller was started with SIGHUP ignored, as `nohup(1)` does.
 ///
 /// # Errors
@@ -95,11 +85,14 @@ pub fn wait(signals: &SigSet, timeout: Option<Duration>) -> io::Result<Option<Si
     }
 }
 
-/// Blocks `signals` and gives a close-on-exec, non-blocking descriptor that yields them instead.
+/// Blocks `signals` and gives a close-on-exec, non-blocking descriptor that yields them instead. Children are heard of, here
+/// and in PID 1, which is cloned later: whoever starts a program with SIGCHLD ignored has its children vanish unheard.
 ///
 /// # Errors
 /// The errno of `sigprocmask(2)` or `signalfd(2)`.
 pub fn descriptor(signals: &SigSet) -> io::Result<SignalFd> {
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(signals), None)?;
+    // SAFETY: as in `reset`.
+    unsafe { nix::sys::signal::signal(Signal::SIGCHLD, nix::sys::signal::SigHandler::SigDfl) }?;
     Ok(SignalFd::with_flags(signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?)
 }

@@ -329,7 +329,8 @@ fn race_fake_root_modes_under_fire() {
     let work = home.workspace();
     let python = "
 import os, signal, sys, threading, time
-signal.signal(signal.SIGUSR1, lambda *_: None)
+for number in (signal.SIGUSR1, signal.SIGRTMIN):
+    signal.signal(number, lambda *_: None)
 os.chdir('/workspace')
 end = time.monotonic() + 2
 main = threading.main_thread().ident
@@ -338,6 +339,7 @@ for name in ('a', 'b'):
 def fire():
     while time.monotonic() < end:
         signal.pthread_kill(main, signal.SIGUSR1)
+        signal.pthread_kill(main, signal.SIGRTMIN)
         os.rename('a', 'c'); os.rename('b', 'a'); os.rename('c', 'b')
 def bits():
     while time.monotonic() < end:
@@ -361,6 +363,33 @@ print('done' if done > 20 else (done, failed), seen)
     let ran = on_host(&home, &flags, &format!("exec python3 -c \"{python}\"")).expect_success();
     assert_eq!(ran.stdout, "done 0\n", "{ran}");
     assert_eq!(with_set_id(&work), Vec::<String>::new());
+}
+
+/// The kernel holds the tracer of a process that executes a program until its traced threads are reaped: the job's clock,
+/// signals and end wait for neither.
+#[test]
+fn race_fake_root_modes_beside_an_exec() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let home = Home::new();
+    let python = "
+import os, threading
+open('/tmp/f', 'w').close()
+def ask():
+    while True:
+        os.chmod('/tmp/f', 0o4755)
+while True:
+    child = os.fork()
+    if child == 0:
+        for _ in range(4):
+            threading.Thread(target=ask).start()
+        os.execv('/bin/true', ['true'])
+    os.waitpid(child, 0)
+";
+    let script = format!("exec python3 -c \"{python}\"");
+    let ran = on_host(&home, &["--timeout", "3s", "--stop-timeout", "1s"], &script).expect_code(124);
+    assert!(ran.took < Duration::from_secs(20), "{ran}");
 }
 
 /// A thread that a debugger of the box holds cannot be mended: its call is refused, and told.

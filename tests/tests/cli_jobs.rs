@@ -347,18 +347,6 @@ fn a_killed_shell_ends_the_job_it_started() {
     assert!(record["reason"].as_str().unwrap().contains("gone"), "{record}");
 }
 
-/// Some service managers and shells leave it so.
-#[test]
-fn a_job_ends_also_where_its_caller_ignores_the_end_of_children() {
-    let Some(home) = home() else { return };
-    let mut command = Command::new("sh");
-    let agentd = home.run();
-    command.args(["-c", "trap '' CHLD; exec \"$@\"", "sh"]).arg(agentd.get_program()).args(agentd.get_args());
-    command.envs(agentd.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    let ran = run(command.args(["--timeout", "20s", "--", "sh", "-c", "true; exit 3"]));
-    assert_eq!(ran.expect_code(3).stderr, "");
-}
-
 #[test]
 fn under_nohup_the_job_goes_on() {
     let Some(home) = home() else { return };

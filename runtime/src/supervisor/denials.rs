@@ -17,7 +17,7 @@ use agentd_profiles::{Lessons, NATIVE, SeccompRules, Verdict};
 use agentd_sys::notify;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::set_id::SetId;
+use super::set_id::{Mend, SetId};
 use crate::job::events::{Argument, Denial, Event, Events};
 use crate::job::store::now;
 use crate::launch::plan::Plan;
@@ -111,22 +111,15 @@ impl<'a> Denials<'a> {
         self.plan.inside.seccomp.told && !self.told
     }
 
-    /// A process that this one waits for has stopped or ended.
-    pub(super) fn settle(&mut self) {
-        if let Some(set_id) = &mut self.set_id {
-            set_id.settle();
-        }
-    }
-
-    /// The box was killed.
-    pub(super) fn bury(&mut self) {
-        if let Some(set_id) = &mut self.set_id {
-            set_id.bury();
-        }
+    /// Counts what the tracer of `--fake-root` has refused.
+    fn count_refused(&mut self) {
+        let refused = self.set_id.as_ref().map(SetId::refused);
+        refused.into_iter().flatten().for_each(|denial| self.count(denial));
     }
 
     /// Answers one call that waits.
     pub(super) fn answer(&mut self) -> io::Result<()> {
+        self.count_refused();
         let Some(listener) = self.listener.take() else { return Ok(()) };
         let answered = self.answer_one(listener.as_fd());
         self.listener = Some(listener);
@@ -145,24 +138,10 @@ impl<'a> Denials<'a> {
         let (rules, rule) = verdict.unzip();
         let rule = rule.flatten();
         let named = rule.and_then(|rule| rule.syscalls.iter().find(|named| named.number(NATIVE) == Some(call.nr)));
-        if let (Some(set_id), Some(named)) = (&mut self.set_id, named)
-            && set_id.mend(listener.as_fd(), &call, &named.name)
-        {
-            return Ok(());
-        }
         // The filter asks about denials only; were it ever otherwise, the call is denied all the same.
         let errno = if let Verdict::Refuse(errno) = answer { i32::from(errno as u16) } else { libc::EPERM };
         // Before the answer, while the caller still waits: afterwards its number may be somebody else's.
         let untrusted_program = program(call.pid);
-        if let (Some(lessons), Some(rules)) = (&mut self.lessons, self.plan.rules.as_deref()) {
-            if lessons.judge(rules, &seen, &untrusted_program) {
-                return notify::let_through(listener, &call);
-            }
-            if !answer.is_denial() {
-                return notify::refuse(listener, &call, errno);
-            }
-        }
-        notify::refuse(listener, &call, errno)?;
         let syscall = named.map_or_else(|| format!("number {}", call.nr), |named| named.name.to_string());
         let mut tested: Vec<u8> = rules.into_iter().flat_map(|rules| tested(rules, call.nr)).collect();
         tested.sort_unstable();
@@ -171,7 +150,7 @@ impl<'a> Denials<'a> {
             let low = call.args.get(usize::from(number))? & u64::from(u32::MAX);
             Some(Argument { number, value: u32::try_from(low).ok()? })
         };
-        self.count(Denial {
+        let denial = Denial {
             time: now(),
             syscall,
             arguments: tested.into_iter().filter_map(argument).collect(),
@@ -182,7 +161,23 @@ impl<'a> Denials<'a> {
             untrusted_program,
             pid: call.pid,
             count: 1,
-        });
+        };
+        if let (Some(set_id), Some(named)) = (&mut self.set_id, named)
+            && SetId::concerns(&call, &named.name)
+            && set_id.mend(listener, &named.name, Mend { call, errno, denial: denial.clone() })
+        {
+            return Ok(());
+        }
+        if let (Some(lessons), Some(rules)) = (&mut self.lessons, self.plan.rules.as_deref()) {
+            if lessons.judge(rules, &seen, &denial.untrusted_program) {
+                return notify::let_through(listener, &call);
+            }
+            if !answer.is_denial() {
+                return notify::refuse(listener, &call, errno);
+            }
+        }
+        notify::refuse(listener, &call, errno)?;
+        self.count(denial);
         Ok(())
     }
 
@@ -210,6 +205,7 @@ impl<'a> Denials<'a> {
 
     /// Writes the counts; gives each denial, and how many there were.
     pub(super) fn finish(&mut self) -> (Vec<Denial>, u64) {
+        self.count_refused();
         for denial in std::mem::take(&mut self.found) {
             if denial.count > 1 {
                 self.keep(&Event::Denial(denial.clone()));

@@ -1,6 +1,6 @@
 //! The one host process of a job: starts the box, passes its streams and signals, keeps time, writes the record.
 //!
-//! Invariant: single-threaded, and it never blocks on anything but its one `poll`: a payload that floods its output, or a
+//! Invariant: single-threaded but for the tracer of `--fake-root` (`set_id`), and it never blocks on anything but its one `poll`: a payload that floods its output, or a
 //! reader that does not read, delays neither a timeout nor a signal. It reads from inside only PID 1's reports (bounded,
 //! checked), bytes of output, which it copies and never interprets, and the registers of refused calls, which it answers;
 //! under `--fake-root` it clears bits in one of them.
@@ -298,7 +298,6 @@ impl<'a> Supervisor<'a> {
             Presence::Foreground => (Own::Standard, None),
             Presence::Detached(notice) => (Own::Nothing, Some(notice)),
         };
-        agentd_sys::signal::hear_of_children().to("hear of children")?;
         let parent = watch_parent()?;
         let mut watched: SigSet = RELAYED.iter().copied().collect();
         watched.extend([Signal::SIGCHLD, Signal::SIGWINCH, Signal::SIGURG]);
@@ -476,7 +475,7 @@ impl<'a> Supervisor<'a> {
             };
             match signal {
                 Signal::SIGWINCH => self.streams.resize(),
-                Signal::SIGCHLD => self.denials.settle(),
+                Signal::SIGCHLD => {}
                 // Somebody looks for the socket.
                 Signal::SIGURG => {
                     if let Err(error) = self.control.open() {
@@ -584,7 +583,6 @@ impl Drop for Supervisor<'_> {
     fn drop(&mut self) {
         // On the way out of an error the box must not be left behind, not even as something that is about to end.
         if self.alive && pidfd_send_signal(&self.init, rustix::process::Signal::KILL).is_ok() {
-            self.denials.bury();
             // Nobody else waits for it; there is nothing better to do about an error here than to go.
             waitid(WaitId::PidFd(self.init.as_fd()), WaitIdOptions::EXITED).unwrap_or_default();
         }

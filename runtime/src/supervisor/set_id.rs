@@ -5,23 +5,61 @@
 //! the supervisor (seccomp_unotify(2)), which stops the thread that waits, clears the bits in the register that holds the
 //! mode, and lets it go; the kernel then begins the call anew, and the filter looks at it anew (docs/adr/0012).
 //!
+//! A thread of its own does this, one call after the other; it is made for the first such call. PTRACE_SEIZE waits for an
+//! `execve` under way in the process that it is to seize, and that waits until the process's other threads are gone, also
+//! those that somebody in the box traces. So a process can hold its tracer as long as it likes. That costs the box its
+//! set-user-ID modes; the job's clock, signals and output wait for none of it.
+//!
 //! Invariant: the payload's own thread makes the call, with its own rights and directories. Nothing is opened, looked up or
 //! read from memory here, and nothing changes but bits of one register, which are only ever cleared. The supervisor waits
-//! for no thread of the box: a hostile one can stay in the kernel as long as it likes.
+//! for no thread of the box, nor for the one that traces them. No thread is held while another is
+//! seized: an `execve` that waits for the first would hold up the second, and that its tracer.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::thread;
 
 use agentd_sys::notify::{self, Notification};
+use agentd_sys::trace::{self, Seen};
 use nix::sys::ptrace;
-use nix::sys::signal::Signal;
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+
+use crate::job::events::Denial;
 
 /// S_ISUID and S_ISGID (inode(7)).
 const SET_ID: u64 = 0o6000;
 
-/// Threads that are being stopped at a time; calls of further ones are refused.
+/// Calls that wait for their tracer at a time; further ones are refused.
 const MOST: usize = 256;
+
+/// A call to be mended; what becomes of it where its thread cannot be stopped.
+#[derive(Debug)]
+pub(super) struct Mend {
+    pub(super) call: Notification,
+    pub(super) errno: i32,
+    pub(super) denial: Denial,
+}
+
+/// The threads of a job whose calls are being mended.
+#[derive(Debug, Default)]
+pub(super) struct SetId {
+    tracer: Option<Tracer>,
+}
+
+/// The thread that stops others. It ends with its work.
+#[derive(Debug)]
+struct Tracer {
+    work: SyncSender<Work>,
+    refused: Receiver<Denial>,
+}
+
+/// A call, the argument that has the mode, and the listener that the call came by.
+#[derive(Debug)]
+struct Work {
+    mend: Box<Mend>,
+    argument: usize,
+    listener: OwnedFd,
+}
 
 /// A thread on its way to a stop.
 #[derive(Debug, Clone, Copy)]
@@ -37,65 +75,81 @@ struct Mode {
     argument: usize,
 }
 
-/// The threads of a job whose calls are being mended.
-#[derive(Debug, Default)]
-pub(super) struct SetId {
-    stopping: Vec<Stopping>,
+impl SetId {
+    /// Whether a call has a mode with such bits.
+    pub(super) fn concerns(call: &Notification, name: &str) -> bool {
+        mode_argument(name).and_then(|argument| call.args.get(argument)).is_some_and(|mode| mode & SET_ID != 0)
+    }
+
+    /// Has a call that waits for its answer, and that this [concerns](Self::concerns), made without set-user-ID bits; false
+    /// when nobody can take it on: then it is to be refused.
+    pub(super) fn mend(&mut self, listener: BorrowedFd<'_>, name: &str, call: Mend) -> bool {
+        if self.tracer.is_none() {
+            self.tracer = Tracer::start();
+        }
+        let (Some(tracer), Some(argument)) = (&self.tracer, mode_argument(name)) else { return false };
+        let Ok(listener) = listener.try_clone_to_owned() else { return false };
+        tracer.work.try_send(Work { mend: Box::new(call), argument, listener }).is_ok()
+    }
+
+    /// What was refused since this was asked last.
+    pub(super) fn refused(&self) -> Vec<Denial> {
+        self.tracer.as_ref().map(|tracer| tracer.refused.try_iter().collect()).unwrap_or_default()
+    }
 }
 
-impl SetId {
-    /// Has a call that waits for its answer made without set-user-ID bits; false when it is no such call, or its thread
-    /// cannot be stopped (a debugger holds it): then it is to be refused.
-    pub(super) fn mend(&mut self, listener: BorrowedFd<'_>, call: &Notification, name: &str) -> bool {
-        let Some(argument) = mode_argument(name) else { return false };
-        if call.args.get(argument).is_none_or(|mode| mode & SET_ID == 0) || self.stopping.len() >= MOST {
-            return false;
-        }
-        let Ok(thread) = i32::try_from(call.pid).map(Pid::from_raw) else { return false };
-        if ptrace::seize(thread, ptrace::Options::empty()).is_err() {
-            return false;
-        }
-        // A thread that went on before it was seized may have ended, and its number be another's: that one is only let go.
-        let mode = notify::is_waiting(listener, call).then_some(Mode { call: call.nr, argument });
-        // It fails when the thread is gone, of which `settle` hears.
-        ptrace::interrupt(thread).unwrap_or_default();
-        self.stopping.push(Stopping { thread, mode });
-        true
+impl Tracer {
+    fn start() -> Option<Self> {
+        let (work, to_do) = sync_channel(MOST);
+        let (refuse, refused) = channel();
+        let thread = thread::Builder::new().name("set-id".into()).spawn(move || trace(&to_do, &refuse));
+        thread.ok().map(|_runs| Tracer { work, refused })
     }
+}
 
-    /// Lets go of every thread that has stopped; to be called at each SIGCHLD.
-    pub(super) fn settle(&mut self) {
-        self.stopping.retain(|stopping| !stopping.is_settled(WaitPidFlag::WNOHANG));
-    }
-
-    /// The box was killed: its processes are not gone as long as their tracer has not heard of it.
-    pub(super) fn bury(&mut self) {
-        for stopping in self.stopping.drain(..) {
-            while !stopping.is_settled(WaitPidFlag::empty()) {}
+fn trace(to_do: &Receiver<Work>, refuse: &Sender<Denial>) {
+    for Work { mend, argument, listener } in to_do {
+        if let Some(stopping) = seize(listener.as_fd(), &mend.call, argument) {
+            stopping.settle();
+        } else {
+            // Told before the caller goes on: when the box is gone, everything has been told.
+            refuse.send(mend.denial).unwrap_or_default();
+            notify::refuse(listener.as_fd(), &mend.call, mend.errno).unwrap_or_default();
         }
     }
+}
+
+/// Begins to stop the thread that waits; none when it cannot be stopped (a debugger holds it).
+fn seize(listener: BorrowedFd<'_>, call: &Notification, argument: usize) -> Option<Stopping> {
+    let thread = i32::try_from(call.pid).map(Pid::from_raw).ok()?;
+    ptrace::seize(thread, ptrace::Options::empty()).ok()?;
+    // A thread that went on before it was seized may have ended, and its number be another's: that one is only let go.
+    let mode = notify::is_waiting(listener, call).then_some(Mode { call: call.nr, argument });
+    // It fails when the thread is gone, of which `settle` hears.
+    ptrace::interrupt(thread).unwrap_or_default();
+    Some(Stopping { thread, mode })
 }
 
 impl Stopping {
-    fn is_settled(self, patience: WaitPidFlag) -> bool {
-        match waitpid(self.thread, Some(patience | WaitPidFlag::__WALL)) {
-            Ok(WaitStatus::StillAlive) | Err(nix::errno::Errno::EINTR) => false,
-            // It stopped because it was asked to, or with its whole process.
-            Ok(WaitStatus::PtraceEvent(..)) => {
-                // A thread that is killed while it stands has no registers to change.
-                self.mode.map_or(Ok(()), |mode| mode.clear(self.thread)).unwrap_or_default();
-                self.release(None)
+    /// Lets the thread go as soon as it has stopped, or hears that it is gone.
+    fn settle(self) {
+        loop {
+            let released = match trace::wait(self.thread) {
+                // It stopped because it was asked to, or with its whole process.
+                Ok(Seen::Stopped) => {
+                    // A thread that is killed while it stands has no registers to change.
+                    self.mode.map_or(Ok(()), |mode| mode.clear(self.thread)).unwrap_or_default();
+                    trace::release(self.thread, 0)
+                }
+                // A signal came first. It gets it, and the call comes again.
+                Ok(Seen::Signal(signal)) => trace::release(self.thread, signal),
+                Ok(Seen::Ended) | Err(_) => return,
+            };
+            // One that was killed meanwhile is still to be waited for.
+            if released.is_ok() {
+                return;
             }
-            // A signal came first. It gets it, and the call comes again.
-            Ok(WaitStatus::Stopped(_, signal)) => self.release(Some(signal)),
-            // Gone.
-            Ok(_) | Err(_) => true,
         }
-    }
-
-    /// One that was killed meanwhile is still to be waited for.
-    fn release(self, signal: Option<Signal>) -> bool {
-        ptrace::detach(self.thread, signal).is_ok()
     }
 }
 

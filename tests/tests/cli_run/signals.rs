@@ -1,6 +1,8 @@
 //! Signals to the supervisor reach the payload's whole process group; those that end a job end it.
 
-use agentd_tests::Started;
+use std::process::Command;
+
+use agentd_tests::{Started, run};
 use rustix::process::Signal;
 
 use crate::home;
@@ -91,4 +93,20 @@ fn a_stop_at_any_moment_of_the_start_ends_the_job() {
         assert!([-15, 143, 137].contains(&ran.code()), "after {delay}\n{ran}");
     }
     assert!(home.jobs().iter().all(|record| record["state"] == "exited"), "{:#?}", home.jobs());
+}
+
+/// What a program ignores, the programs it starts ignore as well; of children that are ignored nobody hears.
+#[test]
+fn a_job_ends_though_its_starter_ignores_sigchld() {
+    let Some(home) = home() else { return };
+    let agentd = home.run();
+    let mut command = Command::new("timeout");
+    command.args(["-s", "KILL", "20", "env", "--ignore-signal=CHLD"]).arg(agentd.get_program()).args(agentd.get_args());
+    for (name, value) in agentd.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    drop(run(command.args(["--", "sh", "-c", "true; exit 3"])).expect_code(3));
 }
