@@ -179,12 +179,7 @@ pub fn run(
     // Here at the latest the terminal has its modes back and no process of the box is left.
     drop(supervisor);
     record.left = protect::after::findings(plan);
-    if let Some(Err(error)) = stubs.map(Stubs::remove) {
-        record
-            .warnings
-            .push(format!("stubs of protected paths are left: {error}; the next agentd command tries again"));
-    }
-    match supervised {
+    let finished = match supervised {
         Ok(ending) => {
             let ending = ending.told_of(record.usage.as_ref(), plan.cgroup.as_ref());
             record.state = ending.state();
@@ -203,7 +198,12 @@ pub fn run(
             finish(job, &mut record, begun, redactor.as_ref())?;
             Err(error)
         }
+    };
+    // Last, when the kernel has taken the box's mounts off them: to unlink what is mounted on somewhere costs ten times as much.
+    if let Some(Err(error)) = stubs.map(Stubs::remove) {
+        tracing::warn!(%error, "stubs of protected paths are left; the next agentd command tries again");
     }
+    finished
 }
 
 fn finish(job: LiveJob, record: &mut Record, begun: Instant, redactor: Option<&Redactor>) -> Result<(), JobStoreError> {

@@ -11,6 +11,8 @@ use super::files::Files;
 use crate::account::Account;
 
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long nothing has to change.
+const SETTLED: Duration = Duration::from_millis(400);
 
 /// In KiB.
 #[derive(Debug)]
@@ -72,7 +74,15 @@ fn look(supervisor: &mut Child) -> Result<Memory> {
         }
         std::thread::sleep(Duration::from_millis(20));
     };
-    Ok(Memory { supervisor: pss(supervisor.id())?, init: pss(init) })
+    // A process that waits gives its code back after a while: idle is when nothing changes any more.
+    let mut before = None;
+    loop {
+        let now = pss(supervisor.id())?;
+        if before.replace(now) == Some(now) || Instant::now() >= deadline {
+            return Ok(Memory { supervisor: now, init: pss(init) });
+        }
+        std::thread::sleep(SETTLED);
+    }
 }
 
 /// The first process with this parent and an accepted name.
