@@ -2,7 +2,7 @@
 //!
 //! The kernel kills the process that it rates highest, which is the largest. At the limit, and after a kill, everything but the
 //! payload itself is rated higher. Only up: to rate a process lower asks for a capability of the machine's. No `memory.high`
-//! warns earlier: it slows the takers down, and with many of them at the limit the job came to a halt (seen).
+//! warns earlier (docs/adr/0014).
 //!
 //! Invariant: what a process of the box is called is its own word; it decides nothing here and is bounded.
 
