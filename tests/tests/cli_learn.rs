@@ -142,10 +142,8 @@ libc.personality(1)
     let file = home.path().join("config/p.toml");
     fs::write(&file, profile).unwrap();
     let _sound = run(home.agentd().args(["profile", "check", file.to_str().unwrap()])).expect_silent_success();
-    assert!(
-        !profile.contains('\x1b') && profile.replace('\\', "").contains("learned: ?\"?#, python3 used it 65 times"),
-        "{profile}"
-    );
+    // A thread's name can say nothing that a reader of TOML would take for the end of a string.
+    assert!(!profile.contains('\x1b') && profile.contains("learned: ????, python3 used it 65 times"), "{profile}");
 }
 
 #[test]
