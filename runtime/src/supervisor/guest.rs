@@ -32,6 +32,9 @@ use crate::cgroup::leaf::{self, LeafError};
 use crate::control::{Caller, Request};
 use crate::launch::plan::Plan;
 
+/// Seconds that a process may be on its way out.
+const MOMENT: i64 = 1;
+
 /// A command that could not be started in a box. What fails inside is an [`Ending`].
 #[derive(Debug, thiserror::Error)]
 pub enum GuestError {
@@ -197,6 +200,8 @@ fn namespaces(payload: &OwnedFd, network: Network) -> Result<Vec<Joined>, GuestE
     let opened = |opened: Result<OwnedFd, Errno>| match opened {
         // It ended meanwhile.
         Err(Errno::NOENT | Errno::SRCH) => Err(GuestError::Ended),
+        // A process on its way out has namespaces that nobody may open any more.
+        Err(Errno::ACCESS) if has_ended(payload, MOMENT)? => Err(GuestError::Ended),
         opened => opened.to("open the box's namespaces"),
     };
     let directory = opened(openat(CWD, path, flags, Mode::empty()))?;
