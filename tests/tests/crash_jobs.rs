@@ -55,7 +55,9 @@ fn a_killed_supervisor_takes_its_detached_job_along() {
     let waited = waiting.finish().expect_code(137);
     waited.expect_one_error_line(&["lost", &id]);
     assert_eq!(follower.finish().expect_success().stdout, "ready\n");
-    let _ran = viewer.finish().expect_code(137);
+    // Nothing tells when it has its place; without one it hears that it came too late.
+    let viewed = viewer.finish();
+    assert!(viewed.code() == 137 || viewed.stderr.contains("it has just ended"), "{viewed}");
     let _ran = command.finish().expect_code(137);
     assert_eq!(home.record(&id)["state"], "lost");
     assert!(home.state().join("jobs").join(&id).join("control.sock").symlink_metadata().is_err(), "no socket is left");

@@ -348,12 +348,18 @@ impl Jobs {
     /// [`JobStoreError::Io`].
     pub fn wait(&self, id: &JobId) -> Result<()> {
         let live = self.live(id);
-        match File::open(&live) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            // The supervisor has it locked as long as it lives, whatever becomes of it.
-            opened => opened.doing("open", &live)?.lock_shared().doing("wait for", &live)?,
+        loop {
+            match File::open(&live) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                // The supervisor has it locked as long as it lives, whatever becomes of it.
+                opened => opened.doing("open", &live)?.lock_shared().doing("wait for", &live)?,
+            }
+            self.sweep()?;
+            // Another command may have had the lock to look at it, or be about to write the same end.
+            if !self.read(id).is_ok_and(|record| record.state == State::Running) {
+                return Ok(());
+            }
         }
-        self.sweep().map(drop)
     }
 
     /// Whether a supervisor runs the job.
