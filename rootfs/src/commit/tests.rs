@@ -158,6 +158,21 @@ fn what_an_image_cannot_hold_is_counted() {
 }
 
 #[test]
+fn a_file_whose_name_is_cut_at_a_slash_stays_a_file() {
+    let place = Place::new();
+    let upper = place.upper();
+    let directory = "d".repeat(99);
+    fs::create_dir(place.at("upper").join(&directory)).unwrap();
+    let holes = File::create(place.at("upper").join(&directory).join("holes")).unwrap();
+    holes.write_all_at(b"x", 1 << 20).unwrap();
+    let (_, blob) = place.keep(upper).unwrap();
+    fs::create_dir(place.at("fs")).unwrap();
+    let (root, limits) = (File::open(place.at("fs")).unwrap().into(), Limits::default());
+    with_stream(&blob, Compression::Zstd, &limits, |stream| unpack(stream, root, &limits)).unwrap();
+    assert_eq!(fs::metadata(place.at("fs").join(directory).join("holes")).unwrap().len(), (1 << 20) + 1);
+}
+
+#[test]
 fn bounds_are_those_of_images() {
     let place = Place::new();
     let upper = place.upper();

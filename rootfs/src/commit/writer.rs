@@ -135,10 +135,16 @@ impl<'s> Writer<'s> {
 }
 
 /// Puts a name into a header's field, as much of it as fits; whether that is all.
+///
+/// A name is not cut after a slash: readers take a file whose header ends in one for a directory.
 fn fill(field: &mut [u8; NAME], name: &[u8]) -> bool {
-    let length = name.len().min(NAME);
-    field[..length].copy_from_slice(&name[..length]);
-    name.len() <= NAME
+    let fits = name.len() <= NAME;
+    let mut part = &name[..name.len().min(NAME)];
+    while let (false, [rest @ .., b'/']) = (fits, part) {
+        part = rest;
+    }
+    field[..part.len()].copy_from_slice(part);
+    fits
 }
 
 /// As PAX has it: a fraction counts away from zero.
