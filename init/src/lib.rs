@@ -101,7 +101,7 @@ fn start(plan: &BoxPlan, mut secrets: Secrets, channel: &OwnedFd, stdio: [OwnedF
     };
     let stage = root::stage(plan)?;
     let (root, upper) = root::assemble(plan, &stage)?;
-    let mounts::Built { terminal, mut targets } = mounts::build(plan, &stage, &root, channel, &secrets.files)?;
+    let mounts::Built { terminal, mut targets } = mounts::build(plan, &stage, &root, channel, &secrets)?;
     // Overwritten here; the payload's process has those it needs.
     drop(secrets);
     let sys = match host_sys {

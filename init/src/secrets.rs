@@ -39,6 +39,8 @@ pub struct Secrets {
     pub files: Vec<Secret>,
     /// Those that become variables of the payload; free of NUL bytes.
     pub variables: Vec<Secret>,
+    /// Certificates, which are no secrets and come with them, for a plan is made before they are.
+    pub certificates: Vec<Secret>,
 }
 
 /// Mounts the files called `names` at `target`, which nobody can write; gives its place.

@@ -30,7 +30,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use agentd_egress::Request;
-use agentd_init::Secrets;
 use agentd_init::plan::Network;
 use agentd_init::reaper::RELAYED;
 use agentd_init::report::{self, Report};
@@ -58,11 +57,12 @@ use crate::job::store::{JobStoreError, Jobs, LiveJob, now};
 use crate::launch::plan::Plan;
 use crate::launch::protect;
 use crate::launch::protect::stubs::{StubError, Stubs};
+use crate::launch::secrets::Values;
 use control::Control;
 use denials::Denials;
 use detach::Notice;
 use ending::{Reason, Stop};
-use network::Broker;
+use network::{Broker, Early};
 use redact::Redactor;
 use streams::{Own, Streams, Wanted};
 
@@ -81,6 +81,12 @@ pub enum SuperviseError {
     /// `clone3`.
     #[error("cannot create namespaces for the box; `agentd doctor` says what this host allows")]
     Clone(#[source] io::Error),
+    /// The network broker.
+    #[error("cannot start the network broker: {why}")]
+    Broker {
+        /// Why not.
+        why: String,
+    },
     /// Any other call on the host.
     #[error("cannot {what}")]
     Host {
@@ -135,7 +141,7 @@ pub fn run(
     plan: &Plan,
     jobs: &Jobs,
     hold: Option<Hold>,
-    secrets: Secrets,
+    secrets: Values,
     presence: Presence,
 ) -> Result<Finished, SuperviseError> {
     let begun = Instant::now();
@@ -293,7 +299,7 @@ struct Supervisor<'a> {
 }
 
 impl<'a> Supervisor<'a> {
-    fn start(plan: &'a Plan, directory: &Path, secrets: Secrets, presence: Presence) -> Result<Self, SuperviseError> {
+    fn start(plan: &'a Plan, directory: &Path, secrets: Values, presence: Presence) -> Result<Self, SuperviseError> {
         let (own, notice) = match presence {
             Presence::Foreground => (Own::Standard, None),
             Presence::Detached(notice) => (Own::Nothing, Some(notice)),
@@ -309,9 +315,16 @@ impl<'a> Supervisor<'a> {
         let (streams, stdio) = Streams::new(&wanted).to("set the streams up")?;
         let leaf = plan.cgroup.as_ref().map(|cgroup| Leaf::make(cgroup, &plan.id)).transpose()?;
         let namespaces = if leaf.is_some() { BOX_NAMESPACES & !CGROUP_NAMESPACE } else { BOX_NAMESPACES };
+        let Early { network, secrets } = network::start_early(plan, secrets)?;
         let cloned = clone_into(namespaces, leaf.as_ref().map(Leaf::as_fd));
         let init = match cloned.map_err(SuperviseError::Clone)? {
             Cloned::Child => {
+                if !secrets.is_empty() {
+                    // Some may have come from there.
+                    agentd_sys::memory::forget_environment();
+                }
+                let Values { inside: secrets, keys } = secrets;
+                drop(keys);
                 agentd_init::run(&plan.inside, secrets, agentd_init::Descriptors { channel: inside, stdio });
             }
             Cloned::Parent { pidfd, .. } => pidfd,
@@ -330,7 +343,7 @@ impl<'a> Supervisor<'a> {
             streams,
             redactor: None,
             denials: Denials::new(plan, Events::at(directory.join(EVENTS))),
-            network: None,
+            network,
             upper: None,
             deadline: plan.timeout_ms.and_then(|timeout| Instant::now().checked_add(Duration::from_millis(timeout))),
             stop: None,
@@ -344,7 +357,7 @@ impl<'a> Supervisor<'a> {
         };
         let secrets = supervisor.start_network(secrets)?;
         // After the clone: PID 1 has no copy of what it needs.
-        let values = secrets.files.iter().chain(&secrets.variables).map(|secret| &secret.value[..]);
+        let values = secrets.named().map(|(_, value)| value);
         supervisor.redactor = Redactor::new(values).map_err(io::Error::other).to("look for secrets")?;
         if let Some(redactor) = &supervisor.redactor {
             supervisor.streams.redact(redactor);
