@@ -163,7 +163,7 @@ mod tests {
 
     #[test]
     fn a_site_is_asked_for_at_its_port_or_in_the_plain() {
-        let some = inspected(&["a.org", "b.org:8443"], &["https://c.org/"], &[]);
+        let some = inspected(&["a.org", "b.org:8443"], &["https://c.org/*"], &[]);
         let site = |host: &str, port| some.site(&name(host), port).map(|site| (site.port, site.terminates));
         assert_eq!([site("a.org", 80), site("a.org", 443)], [Some((443, false)); 2]);
         assert_eq!([site("b.org", 8443), site("b.org", 80), site("b.org", 443)], [Some((8443, false)), None, None]);

@@ -25,6 +25,9 @@ pub enum UrlRuleError {
     /// The scheme.
     #[error("`{}`: a rule with a path is for https:// and one host; what is not encrypted is allowed by host and port", .0.escape_debug())]
     Scheme(String),
+    /// A whole host.
+    #[error("`{}` is a URL for every request: write its host alone, or name a path or a method (GET https://HOST/PATH)", .0.escape_debug())]
+    Whole(String),
     /// The host.
     #[error("`{}` is no host of a rule with a path: write one name", .0.escape_debug())]
     Host(String),
@@ -88,7 +91,9 @@ impl FromStr for UrlRule {
         }
         let rest = url.strip_prefix("https://").ok_or_else(|| UrlRuleError::Scheme(text.to_owned()))?;
         let (authority, path) = match rest.find('/') {
+            Some(at) if methods.is_empty() && rest[at..] == *"/" => return Err(UrlRuleError::Whole(text.to_owned())),
             Some(at) => rest.split_at(at),
+            None if methods.is_empty() => return Err(UrlRuleError::Whole(text.to_owned())),
             None => (rest, "/*"),
         };
         let (host, port) = match authority.split_once(':') {
@@ -227,7 +232,7 @@ mod tests {
         ] {
             assert_eq!(matches(rule, method, path), is_match, "{method} {path}");
         }
-        assert!(matches("https://api.test", "DELETE", "/x") && matches("https://api.test/a", "GET", "/a"));
+        assert!(matches("DELETE https://api.test", "DELETE", "/x") && matches("https://api.test/a", "GET", "/a"));
         assert!(!matches("https://api.test/a", "GET", "/a/") && !matches("https://api.test:444/a", "GET", "/a"));
         assert!(!matches("https://other.test/a", "GET", "/a"));
         assert!(matches("https://api.test/a%20b", "GET", "/a%20b"));
@@ -278,6 +283,8 @@ mod tests {
             "https://1.1.1.1/",
             "https://a.org:0/",
             "https://a.org:x/",
+            "https://a.org/",
+            "https://a.org",
             "https://a.org/../x",
             "https://a.org/a*b",
             "https://a.org/a?b",

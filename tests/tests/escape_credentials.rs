@@ -407,7 +407,7 @@ fn escape_an_echo_is_in_no_log_of_agentds() {
     if !require(Feature::Userns) {
         return;
     }
-    let scene = Scene::new(|request| ok(request));
+    let scene = Scene::new(ok);
     let script = "print(get(port, path='/' + os.environ['TOKEN']))";
     let ran = scene.python(&mut scene.boxed(), script).expect_success();
     assert!(ran.stdout.contains(KEY), "{ran}");
