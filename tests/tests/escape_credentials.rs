@@ -480,3 +480,94 @@ fn cli_secret_that_cannot_be_added_ends_the_start() {
     }
     assert!(home.jobs().is_empty());
 }
+
+/// Rules for requests, over TLS that ends at the broker and in the plain.
+#[test]
+fn escape_a_rule_for_paths_is_kept_however_a_path_is_written() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let scene = Scene::new(|_| ok("answered\n"));
+    let at = format!("https://api.test:{}", scene.server.port());
+    let mut flags = scene.flags.clone();
+    flags.extend([
+        "--allow".into(),
+        format!("GET,POST {at}/repos/me/*"),
+        "--deny".into(),
+        format!("POST {at}/repos/me/keys"),
+    ]);
+    let script = r"
+context = ssl.create_default_context()
+wrap = lambda s: context.wrap_socket(s, server_hostname='api.test')
+def both(method, path):
+    request = f'{method} {path} HTTP/1.1\r\nHost: api.test:{port}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n'.encode()
+    plain, tls = ask(request, port), ask(request, port, wrap=wrap)
+    return plain.split('\r\n')[0][9:12], tls.split('\r\n')[0][9:12]
+for method, path in (('GET', '/repos/me/x?y=../z'), ('POST', '/repos/me/x'), ('GET', '/repos/m%65/x')):
+    print(both(method, path) == ('200', '200'), method, path)
+for method, path in (('DELETE', '/repos/me/x'), ('GET', '/'), ('GET', '/repos/you/x'), ('POST', '/repos/me/keys'),
+    ('POST', '/repos/me/k%65ys'), ('GET', '/repos/me/../you'), ('GET', '/repos/me/%2e%2e/you'), ('GET', '/repos/me/..%2fyou'),
+    ('GET', '/repos/me//..//you'), ('GET', '/repos/me/%252e%252e/you'), ('GET', '/repos/me/..;/you'), ('GET', '/repos/me/..\\you'),
+    ('GET', '/repos/me/%c0%ae%c0%ae/you')):
+    print(both(method, path) == ('403', '403'), method, path)
+";
+    let mut command = scene.home.run();
+    command.arg("-q").args(&flags).env("TOKEN", KEY);
+    let ran = scene.python(&mut command, script).expect_success();
+    assert!(ran.stdout.lines().count() == 16 && ran.stdout.lines().all(|line| line.starts_with("True ")), "{ran}");
+    let heard = scene.server.heard();
+    assert_eq!(heard.len(), 6);
+    assert!(heard.iter().all(|request| request.contains(KEY) && request.contains("/repos/m")), "{heard:?}");
+    scene.assert_told(
+        "refused",
+        &[
+            "no rule allows this request",
+            "--deny 'POST",
+            "climbs with dots",
+            "encoded slash",
+            "empty segment",
+            "encoded twice",
+            "DELETE /repos/me/x",
+        ],
+    );
+    scene.assert_told("allowed", &["\"GET /repos/me/x\""]);
+    // Without such rules the same requests reach the server.
+    let ran = scene.python(&mut scene.boxed(), "print(get(port, path='/repos/me/../you')[-9:])").expect_success();
+    assert!(ran.stdout.contains("answered"), "{ran}");
+}
+
+/// TLS that ends at the broker: for the names of the job's keys, and within it for no other host.
+#[test]
+fn escape_a_host_within_terminated_tls_is_the_one_outside() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let scene = Scene::new(|_| ok("answered\n"));
+    let script = r"
+context = ssl.create_default_context()
+wrap = lambda s: context.wrap_socket(s, server_hostname='api.test')
+end = b'Connection: close\r\n\r\n'
+for request in (b'GET / HTTP/1.1\r\nHost: evil.test\r\n' + end, b'GET https://evil.test/ HTTP/1.1\r\nHost: api.test\r\n' + end):
+    print(ask(request, port, wrap=wrap).split('\r\n')[0])
+unchecked = ssl.create_default_context(); unchecked.check_hostname = False; unchecked.verify_mode = ssl.CERT_NONE
+for name in ('evil.test', None):
+    print(ask(b'x', port, wrap=lambda s: unchecked.wrap_socket(s, server_hostname=name)))
+print(ask(f'GET / HTTP/1.1\r\nHost: api.test:{port}\r\n'.encode() + end, port, wrap=wrap)[-9:], end='')
+import subprocess
+print(subprocess.run(['curl', '-sS', f'https://api.test:{port}/'], capture_output=True, text=True).stdout, end='')
+print(sorted(os.listdir('/run/agentd/trust')), 'PRIVATE' in ''.join(open(f'/run/agentd/trust/{n}').read() for n in os.listdir('/run/agentd/trust')))
+";
+    let mut command = scene.boxed();
+    command.arg("--tls-terminate");
+    let ran = scene.python(&mut command, script).expect_success();
+    let lines: Vec<&str> = ran.stdout.lines().collect();
+    assert!(lines[..2].iter().all(|line| *line == "HTTP/1.1 403 Forbidden"), "{ran}");
+    assert!(lines[2..4].iter().all(|line| !line.contains("answered") && line.contains("Error")), "{ran}");
+    assert_eq!(lines[4..], ["answered", "answered", "['authority.pem', 'bundle.pem'] False"], "{ran}");
+    let heard = scene.server.heard();
+    assert!(heard.len() == 2 && heard.iter().all(|request| request.contains(KEY)), "{heard:?}");
+    scene.assert_told("refused", &["asks for evil.test", "its TLS hello asks for"]);
+    // Without it the same client does not believe the broker, which does not speak to it.
+    let ran = scene.python(&mut scene.boxed(), "print(ask(b'x', port, wrap=ssl.create_default_context().wrap_socket))");
+    assert!(!ran.stdout.contains("answered"), "{ran}");
+}
