@@ -174,6 +174,7 @@ const NOT_FOUND: u8 = 1;
 /// The program: parses, runs the verb, turns what it says into an exit code.
 #[must_use]
 pub fn main() -> ExitCode {
+    let shell = run::guess(std::env::args_os());
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -186,7 +187,7 @@ pub fn main() -> ExitCode {
         tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::DEBUG).init();
     }
     let done = match cli.verb {
-        Verb::Run(Later(args)) => run::run(*args),
+        Verb::Run(Later(args)) => run::run(*args, shell),
         Verb::Ps(Later(args)) => ps::run(&args).map(|()| 0),
         Verb::Inspect(Later(args)) => inspect::run(&args).map(|()| 0),
         Verb::Logs(Later(args)) => logs::run(&args).map(|()| 0),

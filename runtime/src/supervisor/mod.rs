@@ -19,6 +19,7 @@ mod obey;
 mod ready;
 mod redact;
 mod set_id;
+pub mod shell;
 mod streams;
 mod terminal;
 mod viewers;
@@ -30,16 +31,15 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use agentd_egress::Request;
-use agentd_init::Secrets;
 use agentd_init::plan::Network;
 use agentd_init::reaper::RELAYED;
 use agentd_init::report::{self, Report};
 use agentd_init::step::Failure;
+use agentd_init::{Secrets, brief};
 use agentd_profiles::Lessons;
 use agentd_rootfs::Hold;
 use agentd_rootfs::commit::Upper;
 use agentd_sys::memory::BEFORE_FORGETTING;
-use agentd_sys::process::{BOX_NAMESPACES, CGROUP_NAMESPACE, Cloned, clone_into};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
 use rustix::io::Errno;
@@ -64,6 +64,7 @@ use detach::Notice;
 use ending::{Reason, Stop};
 use network::Broker;
 use redact::Redactor;
+use shell::Shell;
 use streams::{Own, Streams, Wanted};
 
 /// A job that could not be supervised. What fails inside the box is an [`Ending`], not an error.
@@ -126,8 +127,8 @@ pub enum Presence {
     Detached(Notice),
 }
 
-/// Runs a job, from clone to record; `hold` keeps its layers in the store until its plan is written.
-/// Of `secrets` nothing is kept but what a record or log would have to be cleaned of.
+/// Runs a job, from its plan to its record, in `shell` if there is one; `hold` keeps its layers in the store until its plan
+/// is written. Of `secrets` nothing is kept but what a record or log would have to be cleaned of.
 ///
 /// # Errors
 /// [`SuperviseError`]; nothing of the box is left then.
@@ -137,9 +138,10 @@ pub fn run(
     hold: Option<Hold>,
     secrets: Secrets,
     presence: Presence,
+    shell: Option<io::Result<Shell>>,
 ) -> Result<Finished, SuperviseError> {
     let begun = Instant::now();
-    let mut supervisor = Supervisor::start(plan, &jobs.directory_of(&plan.id), secrets, presence)?;
+    let mut supervisor = Supervisor::start(plan, &jobs.directory_of(&plan.id), secrets, presence, shell)?;
     // Written while PID 1 builds the box on another core; the payload starts only when they are there.
     let kept = supervisor.kept();
     let mut record = first_record(&kept);
@@ -293,7 +295,13 @@ struct Supervisor<'a> {
 }
 
 impl<'a> Supervisor<'a> {
-    fn start(plan: &'a Plan, directory: &Path, secrets: Secrets, presence: Presence) -> Result<Self, SuperviseError> {
+    fn start(
+        plan: &'a Plan,
+        directory: &Path,
+        mut secrets: Secrets,
+        presence: Presence,
+        shell: Option<io::Result<Shell>>,
+    ) -> Result<Self, SuperviseError> {
         let (own, notice) = match presence {
             Presence::Foreground => (Own::Standard, None),
             Presence::Detached(notice) => (Own::Nothing, Some(notice)),
@@ -302,20 +310,21 @@ impl<'a> Supervisor<'a> {
         let mut watched: SigSet = RELAYED.iter().copied().collect();
         watched.extend([Signal::SIGCHLD, Signal::SIGWINCH, Signal::SIGURG]);
         let signals = agentd_sys::signal::descriptor(&watched).to("block signals")?;
-        let (channel, inside) = agentd_sys::channel::pair().to("make a channel")?;
         let process = &plan.inside.process;
         let kept = Some((directory, plan.max_output));
         let wanted = Wanted { terminal: process.terminal, input: process.input, own, kept };
         let (streams, stdio) = Streams::new(&wanted).to("set the streams up")?;
         let leaf = plan.cgroup.as_ref().map(|cgroup| Leaf::make(cgroup, &plan.id)).transpose()?;
-        let namespaces = if leaf.is_some() { BOX_NAMESPACES & !CGROUP_NAMESPACE } else { BOX_NAMESPACES };
-        let cloned = clone_into(namespaces, leaf.as_ref().map(Leaf::as_fd));
-        let init = match cloned.map_err(SuperviseError::Clone)? {
-            Cloned::Child => {
-                agentd_init::run(&plan.inside, secrets, agentd_init::Descriptors { channel: inside, stdio });
-            }
-            Cloned::Parent { pidfd, .. } => pidfd,
-        };
+        let network = plan.inside.network;
+        let shell = shell.filter(|shell| shell.as_ref().map_or(true, |shell| shell.fits(network, leaf.is_some())));
+        let shell = shell.unwrap_or_else(|| Shell::new(network, leaf.as_ref().map(Leaf::as_fd), &mut secrets));
+        let Shell { init, channel, .. } = shell.map_err(SuperviseError::Clone)?;
+        match brief::send(&channel, &plan.inside, stdio.each_ref().map(AsFd::as_fd)) {
+            // PID 1 has failed and is gone; why is in the channel.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            sent => sent.to("brief the box")?,
+        }
+        drop(stdio);
         tracing::debug!(id = %plan.id, "box cloned");
         let mut supervisor = Supervisor {
             plan,
@@ -369,7 +378,7 @@ impl<'a> Supervisor<'a> {
 
     /// Lets PID 1 start the payload.
     fn release(&self) -> Result<(), SuperviseError> {
-        match self.channel.as_ref().map_or(Ok(()), report::release) {
+        match self.channel.as_ref().map_or(Ok(()), brief::release) {
             // PID 1 has failed and is gone; why is in the channel.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             released => released.to("release the box"),
