@@ -15,7 +15,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use agentd_sys::mount::{Attributes, set_attributes};
-use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
+use rustix::fs::{CWD, Mode, OFlags, XattrFlags, lsetxattr, mkdirat, openat};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
@@ -35,7 +35,7 @@ const LEAST_FILES: u64 = 1024;
 /// Where the stage is while the box is built.
 const STAGE: &str = "/sys";
 
-/// Layers whose names fit the 255 bytes of one fsconfig(2) string.
+/// Layers whose names fit the 255 bytes of one fsconfig(2) string. More are many: each look at them all takes long.
 const LAYERS_IN_ONE_OPTION: usize = 12;
 
 /// The box's one tmpfs: everything it may write that is not the workspace, under one bound.
@@ -144,6 +144,7 @@ pub(crate) fn overlay(
         let lowers: Vec<String> = opened.iter().map(by_descriptor).collect();
         fsconfig_set_string(&overlay, "lowerdir", lowers.join(":")).at(at, "lowerdir")?;
     } else {
+        close(&upper, additions).at(at, "upperdir")?;
         // One option a layer: Linux 6.8. By where this process is, which takes half as long as by way of /proc.
         opened.try_for_each(|layer| {
             fchdir(layer?).at(at, "fchdir")?;
@@ -158,6 +159,23 @@ pub(crate) fn overlay(
     fsconfig_set_flag(&overlay, "volatile").at(at, "volatile")?;
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
     Ok((attach_new(&overlay, attributes).at(at, "overlay")?, upper))
+}
+
+/// Marks what is mounted over as opaque: else the kernel asks every layer for a directory to merge with it.
+fn close(upper: &OwnedFd, additions: &[Addition]) -> Result<(), Errno> {
+    fchdir(upper)?;
+    let covered = additions.iter().filter_map(|addition| match addition {
+        Addition::Covered { path } => Some(path),
+        _ => None,
+    });
+    for path in covered {
+        match lsetxattr(path, "user.overlay.opaque", b"y", XattrFlags::empty()) {
+            // Only slower: tmpfs has such attributes since Linux 6.6.
+            Ok(()) | Err(Errno::OPNOTSUPP) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
 }
 
 fn by_descriptor(directory: &OwnedFd) -> String {
