@@ -80,7 +80,7 @@ fn verdicts(report: &mut Document, measured: &Measured, (kind, bounds): (&str, &
     let memory = most_memory(agentd);
     let held = (memory > 0.0).then_some(memory <= MEMORY);
     report.verdict(&format!("{kind}: ≤ {MEMORY} MiB"), Some(format!("{memory:.0} MiB")), held);
-    let peers = measured.series.iter().filter(|peer| peer.kind == kind && peer.name != AGENTD);
+    let peers = measured.series.iter().filter(|peer| peer.kind == kind && peer.is_peer && peer.name != AGENTD);
     let ratios = peers.filter_map(|peer| Some((peer.name, medians(peer, agentd)?)));
     let fastest = ratios.min_by(|(_, one), (_, other)| one.total_cmp(other));
     let shown = fastest.map(|(name, ratio)| format!("{name} takes {ratio:.2} × as long"));
@@ -119,13 +119,17 @@ mod tests {
 
     fn series(name: &'static str, walls: &[Option<f64>]) -> Series {
         let run = |wall: &Option<f64>| wall.map(|wall| Run { wall, cpu: 1.0, memory: 20.0 });
-        Series { name, kind: "gzip", runs: walls.iter().map(run).collect(), failure: None }
+        Series { name, kind: "gzip", is_peer: name != "cat", runs: walls.iter().map(run).collect(), failure: None }
     }
 
     fn report(agentd: f64, many: f64) -> Document {
         let bound = Bound { hash: 1.0, inflate: 1.5, create: 0.5 };
         let measured = Measured {
-            series: vec![series(AGENTD, &[Some(agentd); 3]), series("tar", &[None, Some(3.0), None])],
+            series: vec![
+                series(AGENTD, &[Some(agentd); 3]),
+                series("tar", &[None, Some(3.0), None]),
+                series("cat", &[Some(0.1); 3]),
+            ],
             bounds: vec![("gzip", vec![bound; 3])],
         };
         let stack = |layers, time| Stack { layers, times: vec![time; 5] };
