@@ -261,7 +261,7 @@ fn the_users_of_an_image_are_looked_for_once_and_go_with_its_topmost_layer() {
     fs::remove_file(&kept).unwrap();
     std::os::unix::fs::symlink("/etc/passwd", &kept).unwrap();
     assert_eq!(store.accounts(&image).unwrap(), looked);
-    assert_eq!(names(), [kept.clone()]);
+    assert_eq!(names(), std::slice::from_ref(&kept));
     assert!(fs::symlink_metadata(&kept).unwrap().is_file());
 
     let reference = ImageRef::Oci { layout: place.layout(), select: Selector::Default };
