@@ -1,8 +1,10 @@
 //! `cargo xtask bench …`: what agentd costs, beside its peers, in one interleaved run.
 
+mod document;
 mod filters;
 mod prepare;
 mod start;
+mod statistics;
 mod unpack;
 
 use anyhow::Result;
