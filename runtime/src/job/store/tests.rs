@@ -1,7 +1,7 @@
 //! Jobs on disk, whole and damaged.
 
 use super::*;
-use crate::job::record::Enforced;
+use crate::job::record::{Enforced, SCHEMA};
 
 fn record(id: &JobId, name: Option<&str>) -> Record {
     Record {
