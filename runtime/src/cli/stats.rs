@@ -8,8 +8,8 @@ use comfy_table::{Table, presets};
 use serde::Serialize;
 
 use super::environment::Directories;
-use super::stop::named;
 use super::template::Listing;
+use super::which::named;
 use super::{images::size, print_json};
 use crate::job::record::{Record, State};
 use crate::job::usage::{Sample, Usage};

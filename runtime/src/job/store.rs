@@ -63,6 +63,13 @@ pub struct LiveJob {
     file: File,
 }
 
+/// A job whose record has its end, and is still this process's to add to: it is locked until this is dropped.
+#[derive(Debug)]
+pub struct EndedJob {
+    path: PathBuf,
+    file: File,
+}
+
 impl Jobs {
     /// Jobs under `state` (`$XDG_STATE_HOME/agentd`); nothing is made before a job is.
     #[must_use]
@@ -372,13 +379,25 @@ impl LiveJob {
         made.and_then(|mut file| file.write_all(&text)).doing("write", &path)
     }
 
-    /// Writes the final record and gives the lock up.
+    /// Writes the final record.
     ///
     /// # Errors
     /// [`JobStoreError::Io`]; the next command then finds the lock free and calls the job lost.
-    pub fn finish(self, record: &Record) -> Result<()> {
+    pub fn finish(self, record: &Record) -> Result<EndedJob> {
         append(&self.file, record).doing("write", &self.live)?;
-        fs::rename(&self.live, self.directory.join(RECORD)).doing("move", &self.live)
+        let path = self.directory.join(RECORD);
+        fs::rename(&self.live, &path).doing("move", &self.live)?;
+        Ok(EndedJob { path, file: self.file })
+    }
+}
+
+impl EndedJob {
+    /// Says again what the record is, for what came to light since.
+    ///
+    /// # Errors
+    /// [`JobStoreError::Io`].
+    pub fn amend(&self, record: &Record) -> Result<()> {
+        append(&self.file, record).doing("write", &self.path)
     }
 }
 

@@ -11,12 +11,11 @@ use agentd_profiles::Lessons;
 use agentd_rootfs::Hold;
 
 use super::detach::Notice;
-use super::redact::Redactor;
 use super::{Ending, FAILED, SuperviseError, Supervisor, keep};
 use crate::cgroup::leaf::Leaf;
 use crate::job::events::Denial;
 use crate::job::record::{Enforced, Record, SCHEMA, State};
-use crate::job::store::{JobStoreError, Jobs, LiveJob, now};
+use crate::job::store::{Jobs, now};
 use crate::launch::plan::Plan;
 use crate::launch::protect;
 use crate::launch::protect::stubs::Stubs;
@@ -34,6 +33,8 @@ pub struct Finished {
     pub lessons: Option<Lessons>,
     /// What was asked of the network and refused.
     pub refusals: Vec<Request>,
+    /// What went wrong after the end; the record has it too.
+    pub late_warning: Option<String>,
 }
 
 /// Whose a job is while it runs.
@@ -98,15 +99,14 @@ pub fn run(
     // Here at the latest the terminal has its modes back and no process of the box is left.
     drop(supervisor);
     record.left = protect::after::findings(plan);
-    let finished = match supervised {
+    let supervised = match supervised {
         Ok(ending) => {
             let ending = ending.told_of(record.usage.as_ref(), plan.cgroup.as_ref());
             record.state = ending.state();
             if matches!(ending, Ending::Exited { .. }) {
                 record.root = upper.map(|upper| keep::keep(upper, &jobs.directory_of(&plan.id)));
             }
-            finish(job, &mut record, begun, redactor.as_ref())?;
-            Ok(Finished { ending, record, denials, lessons, refusals })
+            Ok(ending)
         }
         Err(error) => {
             let reason = match std::error::Error::source(&error) {
@@ -114,24 +114,29 @@ pub fn run(
                 None => error.to_string(),
             };
             record.state = State::Failed { exit_code: FAILED, reason };
-            finish(job, &mut record, begun, redactor.as_ref())?;
             Err(error)
         }
     };
-    // Last, when the kernel has taken the box's mounts off them: to unlink what is mounted on somewhere costs ten times as much.
-    if let Some(Err(error)) = stubs.map(Stubs::remove) {
-        tracing::warn!(%error, "stubs of protected paths are left; the next agentd command tries again");
-    }
-    finished
-}
-
-fn finish(job: LiveJob, record: &mut Record, begun: Instant, redactor: Option<&Redactor>) -> Result<(), JobStoreError> {
-    if let Some(redactor) = redactor {
-        redactor.record(record);
+    if let Some(redactor) = &redactor {
+        redactor.record(&mut record);
     }
     record.finished = Some(now());
     record.duration_ms = u64::try_from(begun.elapsed().as_millis()).ok();
-    job.finish(record)
+    let ended = job.finish(&record);
+    // Last, when the kernel has taken the box's mounts off them: to unlink what is mounted on somewhere costs ten times as much.
+    let left = stubs.and_then(|stubs| stubs.remove().err()).map(|error| {
+        format!("stubs of protected paths are left in the workspace: {error}; the next agentd command tries again")
+    });
+    record.warnings.extend(left.clone());
+    if let (Some(_), Ok(ended)) = (&left, &ended)
+        && let Err(error) = ended.amend(&record)
+    {
+        // The job has its end, and whoever waits here is told of the stubs all the same.
+        tracing::debug!(%error, "the record does not say it");
+    }
+    let ending = supervised?;
+    ended?;
+    Ok(Finished { ending, record, denials, lessons, refusals, late_warning: left })
 }
 
 fn first_record(plan: &Plan) -> Record {

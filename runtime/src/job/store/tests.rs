@@ -161,3 +161,15 @@ fn a_job_that_is_renamed_keeps_its_new_name_when_it_ends() {
     jobs.remove(&id).unwrap();
     assert!(entries(&jobs.names()).unwrap() == ["taken"]);
 }
+
+#[test]
+fn what_comes_to_light_after_the_end_is_said_by_a_line_more() {
+    let (_directory, jobs) = store();
+    let id = JobId::random().unwrap();
+    let live = jobs.create(&record(&id, None)).unwrap();
+    let mut last = finished(record(&id, None));
+    let ended = live.finish(&last).unwrap();
+    last.warnings.push("something is left".into());
+    ended.amend(&last).unwrap();
+    assert_eq!(jobs.read(&id).unwrap(), last);
+}
