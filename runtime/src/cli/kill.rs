@@ -33,8 +33,7 @@ fn signal(text: &str) -> Result<i32> {
 
 /// Runs the verb.
 pub(super) fn run(args: &Args) -> Result<()> {
-    let jobs = Directories::find()?.jobs();
-    jobs.sweep()?;
+    let jobs = Directories::find()?.swept_jobs();
     let wanted = args.which.of(&jobs)?;
     let mut out = std::io::stdout().lock();
     for (text, id) in wanted {

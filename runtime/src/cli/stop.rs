@@ -26,8 +26,7 @@ fn grace(text: &str) -> Result<Duration, spec::SpecError> {
 
 /// Runs the verb.
 pub(super) fn run(args: &Args) -> Result<()> {
-    let jobs = Directories::find()?.jobs();
-    jobs.sweep()?;
+    let jobs = Directories::find()?.swept_jobs();
     let wanted = args.which.of(&jobs)?;
     let grace_ms = args.time.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
     // All are told before the first is waited for: they take their time together.

@@ -140,56 +140,73 @@ impl Jobs {
         }
     }
 
-    /// Finishes the records of jobs whose supervisor is gone; gives their ids.
-    ///
-    /// # Errors
-    /// [`JobStoreError::Io`].
-    pub fn sweep(&self) -> Result<Vec<JobId>> {
-        let mut lost = Vec::new();
+    /// Finishes the records of jobs whose supervisor is gone; gives their ids, and the trouble with those that it could not
+    /// finish: they read as lost all the same.
+    pub fn sweep(&self) -> (Vec<JobId>, Vec<JobStoreError>) {
+        let (mut lost, mut troubles) = (Vec::new(), Vec::new());
         let stubs = self.stubs();
-        protect::stubs::sweep(&stubs).doing("clean up after", &stubs)?;
-        for id in self.ids("live")? {
-            let live = self.live(&id);
-            let Some(file) = self.lock(&id)? else { continue };
-            let record = read_bounded(&live).doing("read", &live).and_then(|text| last_record(&text, &live));
-            match record {
-                Ok(mut record) => {
-                    if record.state == State::Running {
-                        let reason = format!(
-                            "the supervisor (pid {}) ended without finishing the record; the kernel ended the box with it",
-                            record.supervisor_pid
-                        );
-                        record.state = State::Lost { reason };
-                        record.finished = Some(now());
-                        if let Some(Err(error)) = record.cgroup.as_deref().map(|path| cgroup::sweep(&id, path.as_ref()))
-                        {
-                            record.warnings.push(format!("its cgroup is left: {error}"));
-                        }
-                        // Without a plan nothing was started in a workspace.
-                        let plan = read_bounded(&self.directory_of(&id).join(PLAN)).ok();
-                        let plan = plan.and_then(|text| serde_json::from_slice(&text).ok());
-                        record.left = plan.as_ref().map(protect::after::findings).unwrap_or_default();
-                        append(&file, &record).doing("write", &live)?;
-                        lost.push(id.clone());
+        troubles.extend(protect::stubs::sweep(&stubs).doing("clean up after", &stubs).err());
+        match self.ids("live") {
+            Ok(ids) => {
+                for id in ids {
+                    match self.bury(&id) {
+                        Ok(true) => lost.push(id),
+                        Ok(false) => {}
+                        Err(trouble) => troubles.push(trouble),
                     }
-                    let directory = self.directory_of(&id);
-                    // Killed before it made that: such a job's payload never started, but its record did.
-                    match fs::DirBuilder::new().mode(0o700).create(&directory) {
-                        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                        made => made.doing("create", &directory)?,
-                    }
-                    fs::rename(&live, directory.join(RECORD)).doing("move", &live)?;
-                    let socket = directory.join(SOCKET);
-                    fs::remove_file(&socket).or_else(ignore_missing).doing("remove", &socket)?;
                 }
-                // Not one line was written: the payload of that job never started.
-                Err(JobStoreError::BadRecord { .. }) => self.erase(&id)?,
-                // A later agentd's, which will finish it.
-                Err(JobStoreError::NewerRecord { .. }) => {}
-                Err(error) => return Err(error),
             }
+            Err(trouble) => troubles.push(trouble),
         }
-        Ok(lost)
+        (lost, troubles)
+    }
+
+    /// Finishes the record of one job if its supervisor is gone; whether it had to be given an end.
+    fn bury(&self, id: &JobId) -> Result<bool> {
+        let live = self.live(id);
+        let Some(file) = self.lock(id)? else { return Ok(false) };
+        let record = read_bounded(&live).doing("read", &live).and_then(|text| last_record::<Record>(&text, &live));
+        let mut record = match record {
+            // Not one line was written: the payload of that job never started. What has a record is another's.
+            Err(JobStoreError::BadRecord { .. }) => {
+                match fs::symlink_metadata(self.directory_of(id).join(RECORD)) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => self.erase(id)?,
+                    _ => fs::remove_file(&live).or_else(ignore_missing).doing("remove", &live)?,
+                }
+                return Ok(false);
+            }
+            // A later agentd's, which will finish it.
+            Err(JobStoreError::NewerRecord { .. }) => return Ok(false),
+            record => record?,
+        };
+        let directory = self.directory_of(id);
+        let is_lost = record.state == State::Running;
+        if is_lost {
+            record.state = State::Lost {
+                reason: format!(
+                    "the supervisor (pid {}) ended without finishing the record; the kernel ended the box with it",
+                    record.supervisor_pid
+                ),
+            };
+            record.finished = Some(now());
+            if let Some(Err(error)) = record.cgroup.as_deref().map(|path| cgroup::sweep(id, path.as_ref())) {
+                record.warnings.push(format!("its cgroup is left: {error}"));
+            }
+            // Without a plan nothing was started in a workspace.
+            let plan = read_bounded(&directory.join(PLAN)).ok();
+            let plan = plan.and_then(|text| serde_json::from_slice(&text).ok());
+            record.left = plan.as_ref().map(protect::after::findings).unwrap_or_default();
+            append(&file, &record).doing("write", &live)?;
+        }
+        // Killed before it made that: such a job's payload never started, but its record did.
+        match fs::DirBuilder::new().mode(0o700).create(&directory) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            made => made.doing("create", &directory)?,
+        }
+        fs::rename(&live, directory.join(RECORD)).doing("move", &live)?;
+        let socket = directory.join(SOCKET);
+        fs::remove_file(&socket).or_else(ignore_missing).doing("remove", &socket)?;
+        Ok(is_lost)
     }
 
     /// The file of a job whose supervisor is gone, locked; `None` when it lives or has ended.
@@ -221,7 +238,8 @@ impl Jobs {
                 // The supervisor has it locked as long as it lives, whatever becomes of it.
                 opened => opened.doing("open", &live)?.lock_shared().doing("wait for", &live)?,
             }
-            self.sweep()?;
+            // What it could not write reads as lost, and is an end.
+            let (_lost, _troubles) = self.sweep();
             // Another command may have had the lock to look at it, or be about to write the same end.
             if !self.read(id).is_ok_and(|record| record.state == State::Running) {
                 return Ok(());

@@ -3,17 +3,18 @@
 //! Invariant: what a crash cut short is passed over, and never joined to the line that follows.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::Path;
 
 use serde::Serialize;
 
 use super::error::{JobStoreError, Result};
+use crate::job::brief::Entry;
 use crate::job::id::JobName;
-use crate::job::record::{Record, SCHEMA};
+use crate::job::record::SCHEMA;
 
 /// Longest record that is read, in bytes.
-const MAX_RECORD: u64 = 16 << 20;
+const MAX_RECORD: usize = 16 << 20;
 
 /// Appends a line. It begins a line of its own even after one that a crash cut short.
 pub(super) fn append(mut file: &File, record: &impl Serialize) -> io::Result<()> {
@@ -31,7 +32,7 @@ pub(super) struct Renamed {
 const RENAMED: &[u8] = b"{\"renamed\":";
 
 /// The last line that is a whole record.
-pub(super) fn last_record(text: &[u8], path: &Path) -> Result<Record> {
+pub(super) fn last_record<E: Entry>(text: &[u8], path: &Path) -> Result<E> {
     #[derive(serde::Deserialize)]
     struct Version {
         schema: u32,
@@ -45,9 +46,9 @@ pub(super) fn last_record(text: &[u8], path: &Path) -> Result<Record> {
             name = name.or_else(said);
         } else if found.is_none() {
             // A later agentd's may read as one of ours, or as none at all.
-            found = serde_json::from_slice::<Record>(line).ok();
+            found = serde_json::from_slice::<E>(line).ok();
             let schema = match &found {
-                Some(record) => Some(record.schema),
+                Some(record) => Some(record.schema()),
                 None => serde_json::from_slice::<Version>(line).ok().map(|version| version.schema),
             };
             if let Some(found) = schema.filter(|schema| *schema > SCHEMA) {
@@ -55,15 +56,35 @@ pub(super) fn last_record(text: &[u8], path: &Path) -> Result<Record> {
             }
         }
     }
-    if let Some(mut record) = found {
-        record.name = name.or(record.name);
-        return Ok(record);
+    let mut record = found.ok_or_else(|| JobStoreError::BadRecord { path: path.to_owned() })?;
+    if let Some(name) = name {
+        record.rename(name);
     }
-    Err(JobStoreError::BadRecord { path: path.to_owned() })
+    Ok(record)
 }
 
 pub(in crate::job) fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
     let mut text = Vec::new();
-    io::Read::read_to_end(&mut io::Read::take(File::open(path)?, MAX_RECORD), &mut text)?;
+    read_into(&File::open(path)?, &mut text)?;
     Ok(text)
+}
+
+/// Replaces `text` by what the file holds. A short read of a file is its end: most records take one call, into memory that
+/// the last one has left.
+pub(super) fn read_into(mut file: &File, text: &mut Vec<u8>) -> io::Result<()> {
+    const BLOCK: usize = 16 * 1024;
+    text.resize(text.len().max(BLOCK), 0);
+    let mut end = 0;
+    loop {
+        let read = match file.read(&mut text[end..]) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            read => read?,
+        };
+        end += read;
+        if end < text.len() || end >= MAX_RECORD {
+            text.truncate(end);
+            return Ok(());
+        }
+        text.resize((end * 4).min(MAX_RECORD), 0);
+    }
 }
