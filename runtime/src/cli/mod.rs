@@ -31,6 +31,7 @@ mod stop;
 mod template;
 mod wait;
 mod wanted;
+mod which;
 
 use std::io::Write;
 use std::process::ExitCode;

@@ -240,7 +240,7 @@ fn perform(args: Args, shell: Option<io::Result<Shell>>, learning: Option<&Learn
     on_exit::run(&plan, finished.as_ref().ok().map(|finished| &finished.record.state));
     let finished = finished?;
     if !quiet {
-        for left in &finished.record.left {
+        for left in finished.record.left.iter().chain(&finished.late_warning) {
             say(&format!("warning: {left}"));
         }
     }
