@@ -571,3 +571,45 @@ print(sorted(os.listdir('/run/agentd/trust')), 'PRIVATE' in ''.join(open(f'/run/
     let ran = scene.python(&mut scene.boxed(), "print(ask(b'x', port, wrap=ssl.create_default_context().wrap_socket))");
     assert!(!ran.stdout.contains("answered"), "{ran}");
 }
+
+/// A new key while the job runs: used from then on, and kept out of logs and memory like the first.
+#[test]
+fn cli_secret_is_renewed_while_the_job_runs() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let scene = Scene::new(ok);
+    let script = format!(
+        "{ASK}port = {}
+for line in sys.stdin: print(get(port), flush=True)",
+        scene.server.port()
+    );
+    let mut command = scene.boxed();
+    command.args(["-i", "--name", "renewed", "--", "/usr/bin/python3", "-c", &script]);
+    let mut started = Started::new(command.stdin(std::process::Stdio::piped()));
+    let mut input = started.stdin().unwrap();
+    let mut ask = |number: usize| {
+        std::io::Write::write_all(&mut input, b"\n").unwrap();
+        assert!(wait_until(Duration::from_secs(30), || scene.server.heard().len() == number));
+        scene.server.heard()[number - 1].clone()
+    };
+    assert!(ask(1).contains(KEY));
+    let new = "sk-that-came-later-9876543210";
+    let renew = |words: &[&str]| run(scene.home.agentd().env("NEW", new).arg("secret").arg("renewed").args(words));
+    let _ran = renew(&["TOKEN=env:NEW"]).expect_silent_success();
+    let heard = ask(2);
+    assert!(heard.contains(new) && !heard.contains(KEY), "{heard}");
+    for (words, says) in [
+        (["OTHER=env:NEW"], "OTHER is no secret that the broker adds"),
+        (["TOKEN=cmd:printf 'a b'"], "on one line"),
+        (["TOKEN"], "TOKEN is not set"),
+    ] {
+        let ran = renew(&words).expect_code(125);
+        ran.expect_one_error_line(&[says]);
+    }
+    drop(input);
+    let ran = started.finish().expect_success();
+    assert!(ran.stdout.contains(KEY) && ran.stdout.contains(new), "{ran}");
+    let logs = run(scene.home.agentd().args(["logs", "renewed"])).expect_success();
+    assert!(!logs.stdout.contains(KEY) && !logs.stdout.contains(new) && logs.stdout.contains("[redacted]"), "{logs}");
+}

@@ -186,7 +186,7 @@ pub(super) fn learn(args: Args, learning: &Learning) -> Result<u8> {
     perform(args, None, Some(learning))
 }
 
-fn perform(args: Args, shell: Option<io::Result<Shell>>, learning: Option<&Learning>) -> Result<u8> {
+fn perform(mut args: Args, shell: Option<io::Result<Shell>>, learning: Option<&Learning>) -> Result<u8> {
     // Before anything of agentd's own is open.
     let callers = if args.detach { Some(open_now().context("cannot look at the open descriptors")?) } else { None };
     let directories = Directories::find()?;
@@ -194,11 +194,14 @@ fn perform(args: Args, shell: Option<io::Result<Shell>>, learning: Option<&Learn
     let wanted = Wanted::new(args.pull.into(), directories.registries(), &args.image_limit)?;
     args.secrets.check(args.network.network())?;
     let asked = args.secrets.clone();
+    let program = args.entrypoint.as_ref().or(args.command.first()).cloned();
+    let is_led_elsewhere = args.env.iter().any(|word| word.starts_with("ANTHROPIC_BASE_URL="));
+    let allowed = args.network.allow_for(program.as_deref(), asked.has_one_for_claude() || is_led_elsewhere);
     let spec = JobSpec { learn: learning.is_some(), ..spec_of(args, &directories)? };
     // A dry run needs none of their values, and prints none.
     let secrets = if dry_run { Values::default() } else { asked.read()? };
     if !quiet {
-        asked.said().iter().for_each(|said| say(said));
+        asked.said().iter().chain(&allowed).for_each(|said| say(said));
     }
     if spec.network == Network::Host && !quiet {
         say("--net host: the job reaches everything this host reaches, its own loopback services included");

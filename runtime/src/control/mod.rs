@@ -30,7 +30,7 @@ pub enum Stream {
 }
 
 /// What may be asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
     /// The signal that stops the payload, then SIGKILL.
@@ -60,6 +60,11 @@ pub enum Request {
     },
     /// A pidfd of the payload, to start a command beside it.
     Enter,
+    /// A pipe comes along with the new value of a secret that the broker adds to requests.
+    Renew {
+        /// Its name.
+        secret: String,
+    },
     /// The listener of that command's filter comes along: its refused calls are answered and told like the payload's.
     Listen,
 }

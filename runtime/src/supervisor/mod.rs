@@ -19,6 +19,7 @@ mod network;
 mod obey;
 mod ready;
 mod redact;
+mod renew;
 mod set_id;
 pub mod shell;
 mod streams;

@@ -27,7 +27,7 @@ impl Supervisor<'_> {
 
     fn obey(&mut self, mut asked: Asked) -> Result<(), SuperviseError> {
         let request = match &asked.request {
-            Ok(request) => *request,
+            Ok(request) => request.clone(),
             Err(error) => {
                 let reason = format!("not understood: {error}");
                 asked.answer(&Answer::Refused { reason }, None);
@@ -60,6 +60,10 @@ impl Supervisor<'_> {
                 None => refused("its command has not started yet"),
             },
             Request::Signal { .. } => refused("signals are numbered from 1 to 64"),
+            Request::Renew { secret } => match self.renew(&secret, descriptor)? {
+                Ok(()) => Answer::Done,
+                Err(reason) => refused(&reason),
+            },
             Request::Describe => {
                 let process = &self.plan.inside.process;
                 Answer::Job { terminal: process.terminal, input: process.input }
