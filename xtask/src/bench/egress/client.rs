@@ -66,7 +66,8 @@ pub(crate) fn run(arguments: &Args) -> Result<()> {
     }
     measured.many = begun.elapsed().as_secs_f64() * 1e3;
     for mut stream in &many {
-        // Its end, or its reset.
+        // Its end, or its reset; a way that brings neither is not waited for.
+        stream.set_read_timeout(Some(PATIENCE))?;
         stream.read(&mut [0]).unwrap_or_default();
     }
     serde_json::to_writer(std::io::stdout(), &measured).context("write what was measured")

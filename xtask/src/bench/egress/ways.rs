@@ -120,11 +120,12 @@ impl Place<'_> {
             let group = format!("-{}", child.id());
             Command::new("kill").args(["-KILL", &group]).stderr(Stdio::null()).status().context("start kill")?;
         }
+        // Before slirp4netns, which brings it the ends of its connections.
+        let output = child.wait_with_output().context("wait for the client")?;
         if let Some(mut slirp) = slirp {
             slirp.kill().context("end slirp4netns")?;
             slirp.wait().context("wait for slirp4netns")?;
         }
-        let output = child.wait_with_output().context("wait for the client")?;
         server.release();
         let memory = seen?;
         ensure!(output.status.success(), "{}: {}", way.name(), output.status);
