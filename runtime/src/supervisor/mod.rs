@@ -17,6 +17,7 @@ pub mod keys;
 mod log;
 mod network;
 mod obey;
+mod reach;
 mod ready;
 mod redact;
 mod set_id;
