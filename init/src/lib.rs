@@ -114,7 +114,7 @@ fn start(network: Network, mut secrets: Secrets, channel: &OwnedFd) -> Result<(P
     };
     let stage = root::stage(&plan)?;
     let (root, upper) = root::assemble(&plan, &stage)?;
-    let mounts::Built { terminal, mut targets } = mounts::build(&plan, &stage, &root, channel, &secrets.files)?;
+    let mounts::Built { terminal, mut targets } = mounts::build(&plan, &stage, &root, channel, &secrets)?;
     // Overwritten here; the payload's process never has them.
     secrets.files.clear();
     if let Some(doors) = &plan.doors {
