@@ -13,6 +13,7 @@ mod image;
 mod images;
 mod inspect;
 mod interrupt;
+mod job_file;
 mod kill;
 mod logs;
 mod on_exit;
@@ -35,6 +36,7 @@ mod wanted;
 use std::io::Write;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
@@ -174,7 +176,7 @@ const NOT_FOUND: u8 = 1;
 /// The program: parses, runs the verb, turns what it says into an exit code.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match parse() {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are answers, not mistakes. A terminal that is gone cannot be told anything.
@@ -220,6 +222,29 @@ pub fn main() -> ExitCode {
             }
             ExitCode::from(FAILED)
         }
+    }
+}
+
+/// The command line. What a flag of it needs may stand in the job file it names, which is looked at later.
+fn parse() -> Result<Cli, clap::Error> {
+    Cli::try_parse().or_else(|error| {
+        if error.kind() != ErrorKind::MissingRequiredArgument {
+            return Err(error);
+        }
+        let matches = Cli::command().ignore_errors(true).try_get_matches()?;
+        match Cli::from_arg_matches(&matches) {
+            Ok(cli) if matches!(&cli.verb, Verb::Run(Later(args)) if args.names_job_file()) => Ok(cli),
+            _ => Err(error),
+        }
+    })
+}
+
+/// The arguments of `agentd run`, of a command line that has other words now (`--job`). Of what is said twice the last counts.
+fn again(words: Vec<std::ffi::OsString>) -> Result<run::Args, clap::Error> {
+    let command = Cli::command().args_override_self(true);
+    match Cli::from_arg_matches(&command.try_get_matches_from(words)?)?.verb {
+        Verb::Run(Later(args)) => Ok(*args),
+        _ => Err(clap::Error::new(ErrorKind::InvalidSubcommand)),
     }
 }
 

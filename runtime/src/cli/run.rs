@@ -17,12 +17,13 @@ use agentd_sys::descriptors::open_now;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::environment::Directories;
+use super::job_file;
 use super::on_exit;
 use super::profile::Learning;
 use super::progress::{Follower, INTERRUPTED};
 use super::run_network::{self, NetworkArgs};
 use super::wanted::{self, Asked, Policy, Wanted};
-use super::{Format, print_json, printable, say};
+use super::{FAILED, Format, print_json, printable, rm, say};
 use crate::cgroup::Limits;
 use crate::job::events::Denial;
 use crate::job::id::{JobId, JobName};
@@ -41,6 +42,10 @@ use crate::supervisor::{self, Ending, Finished, LEAST_BYTES, Presence};
   agentd run --image oci:./img --workspace ./repo --timeout 30m -- claude -p 'fix the failing test'
   agentd run --workspace . --allow claude --allow github -- claude -p 'update the changelog'")]
 pub(super) struct Args {
+    /// Take flags from a file: TOML, a key a long flag (`memory = "2g"`, `rm = true`, `allow = ["claude"]`), and `command`;
+    /// flags and command given here come after it. It may ask for whatever you may: read one before you run it
+    #[arg(long, value_name = "FILE")]
+    job: Option<PathBuf>,
     /// What / is made of: host, dir:PATH, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME:TAG], or
     /// [docker://]NAME[:TAG][@DIGEST] in a registry
     #[arg(long, default_value = "host", value_name = "IMAGE", value_parser = Asked::parse)]
@@ -69,6 +74,9 @@ pub(super) struct Args {
     /// A name for the job, beside its id
     #[arg(long)]
     name: Option<JobName>,
+    /// End and forget the job that has this name now, if there is one
+    #[arg(long, requires = "name", conflicts_with = "dry_run")]
+    replace: bool,
     /// Forget the job when it has ended
     #[arg(long, conflicts_with = "keep")]
     rm: bool,
@@ -166,13 +174,30 @@ pub(super) struct Args {
     command: Vec<String>,
 }
 
+impl Args {
+    pub(super) fn names_job_file(&self) -> bool {
+        self.job.is_some()
+    }
+}
+
 /// Runs the verb; gives the exit code.
 pub(super) fn run(args: Args) -> Result<u8> {
-    perform(args, None)
+    let Some(file) = &args.job else { return perform(args, None) };
+    let description = <Args as clap::Args>::augment_args(clap::Command::new("agentd run"));
+    let words = job_file::put_in(env::args_os(), !args.command.is_empty(), file, description)?;
+    match super::again(words) {
+        Ok(args) => perform(args, None),
+        Err(error) => {
+            // A terminal that is gone cannot be told anything.
+            error.print().unwrap_or_default();
+            Ok(FAILED)
+        }
+    }
 }
 
 /// The same for `agentd profile learn`.
 pub(super) fn learn(args: Args, learning: &Learning) -> Result<u8> {
+    ensure!(args.job.is_none(), "flags of a job file are not for learning; write them out");
     ensure!(!args.detach, "what is learned is written when the command ends; leave --detach out");
     perform(args, Some(learning))
 }
@@ -181,7 +206,7 @@ fn perform(args: Args, learning: Option<&Learning>) -> Result<u8> {
     // Before anything of agentd's own is open.
     let callers = if args.detach { Some(open_now().context("cannot look at the open descriptors")?) } else { None };
     let directories = Directories::find()?;
-    let (quiet, remove, dry_run, format) = (args.quiet, args.rm, args.dry_run, args.format);
+    let (quiet, remove, replace, dry_run, format) = (args.quiet, args.rm, args.replace, args.dry_run, args.format);
     let wanted = Wanted::new(args.pull.into(), directories.registries(), &args.image_limit)?;
     secrets::check_names(args.secret.iter().chain(&args.secret_env).map(|secret| secret.name.as_str()))?;
     let asked = (args.secret.clone(), args.secret_env.clone());
@@ -211,6 +236,9 @@ fn perform(args: Args, learning: Option<&Learning>) -> Result<u8> {
         }
     }
     let jobs = directories.jobs();
+    if let (true, Some(name)) = (replace, &plan.name) {
+        rm::replace(&jobs, name)?;
+    }
     let presence = match callers.map(|callers| detach::apart(&callers)).transpose().context("cannot detach")? {
         None => Presence::Foreground,
         Some(Apart::Supervisor(notice)) => Presence::Detached(notice),
