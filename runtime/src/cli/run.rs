@@ -16,7 +16,7 @@ use agentd_rootfs::commit::LeftOut;
 use agentd_sys::descriptors::open_now;
 use anyhow::{Context, Result, bail, ensure};
 
-use super::environment::Directories;
+use super::environment::{self, Directories};
 use super::job_file;
 use super::on_exit;
 use super::profile::Learning;
@@ -239,6 +239,7 @@ fn perform(args: Args, learning: Option<&Learning>) -> Result<u8> {
     if let (true, Some(name)) = (replace, &plan.name) {
         rm::replace(&jobs, name)?;
     }
+    let service = environment::service();
     let presence = match callers.map(|callers| detach::apart(&callers)).transpose().context("cannot detach")? {
         None => Presence::Foreground,
         Some(Apart::Supervisor(notice)) => Presence::Detached(notice),
@@ -248,7 +249,7 @@ fn perform(args: Args, learning: Option<&Learning>) -> Result<u8> {
             return Ok(0);
         }
     };
-    let finished = supervisor::run(&plan, &jobs, hold, secrets, presence);
+    let finished = supervisor::run(&plan, &jobs, hold, secrets, presence, &service);
     on_exit::run(&plan, finished.as_ref().ok().map(|finished| &finished.record.state));
     let finished = finished?;
     if !quiet {

@@ -18,6 +18,7 @@ mod network;
 mod obey;
 mod ready;
 mod redact;
+pub mod service;
 mod set_id;
 mod streams;
 mod terminal;
@@ -64,6 +65,7 @@ use detach::Notice;
 use ending::{Reason, Stop};
 use network::Broker;
 use redact::Redactor;
+use service::Service;
 use streams::{Own, Streams, Wanted};
 
 /// A job that could not be supervised. What fails inside the box is an [`Ending`], not an error.
@@ -127,7 +129,7 @@ pub enum Presence {
 }
 
 /// Runs a job, from clone to record; `hold` keeps its layers in the store until its plan is written.
-/// Of `secrets` nothing is kept but what a record or log would have to be cleaned of.
+/// Of `secrets` nothing is kept but what a record or log would have to be cleaned of; `service` is told of start and end.
 ///
 /// # Errors
 /// [`SuperviseError`]; nothing of the box is left then.
@@ -137,9 +139,10 @@ pub fn run(
     hold: Option<Hold>,
     secrets: Secrets,
     presence: Presence,
+    service: &Service,
 ) -> Result<Finished, SuperviseError> {
     let begun = Instant::now();
-    let mut supervisor = Supervisor::start(plan, &jobs.directory_of(&plan.id), secrets, presence)?;
+    let mut supervisor = Supervisor::start(plan, &jobs.directory_of(&plan.id), secrets, presence, service)?;
     // Written while PID 1 builds the box on another core; the payload starts only when they are there.
     let kept = supervisor.kept();
     let mut record = first_record(&kept);
@@ -178,6 +181,11 @@ pub fn run(
     record.usage = supervisor.leaf.as_mut().map(Leaf::usage);
     // Here at the latest the terminal has its modes back and no process of the box is left.
     drop(supervisor);
+    let finish = |job, record: &mut Record, redactor| {
+        let finished = finish(job, record, begun, redactor);
+        service.ended(record);
+        finished
+    };
     record.left = protect::after::findings(plan);
     let finished = match supervised {
         Ok(ending) => {
@@ -186,7 +194,7 @@ pub fn run(
             if matches!(ending, Ending::Exited { .. }) {
                 record.root = upper.map(|upper| keep::keep(upper, &jobs.directory_of(&plan.id)));
             }
-            finish(job, &mut record, begun, redactor.as_ref())?;
+            finish(job, &mut record, redactor.as_ref())?;
             Ok(Finished { ending, record, denials, lessons, refusals })
         }
         Err(error) => {
@@ -195,7 +203,7 @@ pub fn run(
                 None => error.to_string(),
             };
             record.state = State::Failed { exit_code: ending::AGENTD_FAILED, reason };
-            finish(job, &mut record, begun, redactor.as_ref())?;
+            finish(job, &mut record, redactor.as_ref())?;
             Err(error)
         }
     };
@@ -257,6 +265,7 @@ const GRACE_OF_A_START: Duration = Duration::from_secs(1);
 /// A running box, from outside.
 struct Supervisor<'a> {
     plan: &'a Plan,
+    service: &'a Service,
     signals: SignalFd,
     /// Whoever started this program; its end counts as a hang-up unless hang-ups are ignored (`nohup`).
     parent: Option<OwnedFd>,
@@ -293,7 +302,13 @@ struct Supervisor<'a> {
 }
 
 impl<'a> Supervisor<'a> {
-    fn start(plan: &'a Plan, directory: &Path, secrets: Secrets, presence: Presence) -> Result<Self, SuperviseError> {
+    fn start(
+        plan: &'a Plan,
+        directory: &Path,
+        secrets: Secrets,
+        presence: Presence,
+        service: &'a Service,
+    ) -> Result<Self, SuperviseError> {
         let (own, notice) = match presence {
             Presence::Foreground => (Own::Standard, None),
             Presence::Detached(notice) => (Own::Nothing, Some(notice)),
@@ -319,6 +334,7 @@ impl<'a> Supervisor<'a> {
         tracing::debug!(id = %plan.id, "box cloned");
         let mut supervisor = Supervisor {
             plan,
+            service,
             signals,
             parent,
             notice,
@@ -461,6 +477,7 @@ impl<'a> Supervisor<'a> {
             return Ok(());
         }
         self.stop = Some(Stop { reason, kill_at: end });
+        self.service.stopping();
         pidfd_send_signal(&self.init, rustix::process::Signal::TERM).or_else(gone).to("stop the box")
     }
 
@@ -511,6 +528,7 @@ impl<'a> Supervisor<'a> {
             Some((Report::Started, payload)) => {
                 self.started = true;
                 self.payload = payload;
+                self.service.started(self.plan);
                 if let Some(notice) = self.notice.take() {
                     // From here on it is nobody's.
                     self.parent = None;
