@@ -268,6 +268,15 @@ fn users_service(own: &Path) -> Option<&str> {
 }
 
 fn place(own: &Path, hierarchy: &Path, is_root: bool, manager: &Path) -> Option<Place> {
+    let alone = || fs::read_to_string(own.join("cgroup.procs")).is_ok_and(|text| is_alone(&text, std::process::id()));
+    let is_divisible = || is_ours(own) && alone();
+    // A service's process stays in its service, root's too. What systemd has not given away it may take back, and its user
+    // manager does not mark what it has, so that one is asked.
+    let of_manager =
+        || users_service(own).is_some_and(|unit| scope::is_delegated(manager, unit).is_ok_and(|is_given| is_given));
+    if (is_delegated(own) && is_divisible()) || (!is_root && is_divisible() && of_manager()) {
+        return Some(Place::Own { directory: own.to_owned() });
+    }
     // The top of the whole hierarchy has no type; only there may processes and divided cgroups be side by side.
     let is_top = fs::symlink_metadata(hierarchy.join("cgroup.type")).is_err();
     if is_root && is_top && is_ours(hierarchy) {
@@ -278,21 +287,10 @@ fn place(own: &Path, hierarchy: &Path, is_root: bool, manager: &Path) -> Option<
     if let Some(parent) = parent {
         return Some(Place::Below { directory: parent.to_owned() });
     }
-    let alone = || fs::read_to_string(own.join("cgroup.procs")).is_ok_and(|text| is_alone(&text, std::process::id()));
-    let divisible = is_ours(own) && alone();
-    // A service's process stays in its service. What systemd has not given away it may take back, and its user manager does
-    // not mark what it has, so that one is asked.
-    let is_given = || {
-        is_delegated(own)
-            || users_service(own).is_some_and(|unit| scope::is_delegated(manager, unit).is_ok_and(|is| is))
-    };
-    if divisible && is_given() {
-        return Some(Place::Own { directory: own.to_owned() });
-    }
     if std::os::unix::net::UnixStream::connect(manager).is_ok() {
         return Some(Place::Scope { manager: manager.to_owned(), hierarchy: hierarchy.to_owned() });
     }
-    divisible.then(|| Place::Own { directory: own.to_owned() })
+    is_divisible().then(|| Place::Own { directory: own.to_owned() })
 }
 
 fn is_alone(procs: &str, pid: u32) -> bool {

@@ -179,15 +179,10 @@ fn said(error: &clap::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use clap::Args as _;
     use proptest::prelude::*;
 
-    use super::super::run::Args;
+    use super::super::run::description as run;
     use super::*;
-
-    fn run() -> Command {
-        Args::augment_args(Command::new("agentd run"))
-    }
 
     #[test]
     fn keys_become_flags() {
@@ -215,7 +210,7 @@ mod tests {
             ("timeout = true", "true", "not true or false"),
             ("timeout = 1979-05-27", "1979", "string"),
             ("command = \"make\"", "command", "list of words"),
-            ("command = [[\"make\"]]", "[\"make\"]", "string"),
+            ("command = [[\"make\"]]", "\"make\"]]", "string"),
             ("[workspace]\npath = \"/\"", "workspace", "string"),
             ("hostname = \"a\\u0000b\"", "\"a", "NUL"),
             ("rm = true\nrm = true", "rm = true", "duplicate key"),

@@ -9,6 +9,7 @@ mod completion;
 mod doctor;
 mod environment;
 mod exec;
+mod generate;
 mod image;
 mod images;
 mod inspect;
@@ -122,6 +123,11 @@ enum Verb {
     /// chooses one. A file is TOML and mostly `extends` a built-in profile; `agentd profile check` tries it. A workspace may
     /// have a file of its own, .agentd/profile.toml, which can only refuse more.
     Profile(Later<profile::Args>),
+    /// Print the systemd unit of a job: one that ran, a job file's, or the template for all job files
+    ///
+    /// An ordinary user's is for `systemctl --user`, root's for the machine. It starts the job again when it fails, with the
+    /// machine if enabled, and keeps it in the unit's cgroup.
+    Generate(Later<generate::Args>),
     /// Print a completion script for a shell, or write the manual's pages
     ///
     /// bash: agentd completion bash > ~/.local/share/bash-completion/completions/agentd;
@@ -207,6 +213,7 @@ pub fn main() -> ExitCode {
         Verb::Prune(Later(args)) => prune::run(&args).map(|()| 0),
         Verb::Image(Later(args)) => image::run(&args),
         Verb::Profile(Later(args)) => profile::run(args),
+        Verb::Generate(Later(args)) => generate::run(args).map(|()| 0),
         Verb::Completion(Later(args)) => completion::run(&args, Cli::command()).map(|()| 0),
         Verb::Doctor(Later(args)) => doctor::run(&args),
     };
@@ -246,6 +253,13 @@ fn again(words: Vec<std::ffi::OsString>) -> Result<run::Args, clap::Error> {
         Verb::Run(Later(args)) => Ok(*args),
         _ => Err(clap::Error::new(ErrorKind::InvalidSubcommand)),
     }
+}
+
+/// What clap makes of the words of an `agentd run` that ran; as far as it can, for there are older agentds.
+fn understood(words: &[String]) -> Option<ArgMatches> {
+    let line = ["agentd", "run"].into_iter().chain(words.iter().map(String::as_str));
+    let mut matches = Cli::command().ignore_errors(true).try_get_matches_from(line).ok()?;
+    matches.remove_subcommand().map(|(_run, matches)| matches)
 }
 
 /// Says something of agentd's own on standard error; what it quotes may come from anywhere. A terminal that takes no

@@ -28,7 +28,7 @@ use crate::cgroup::Limits;
 use crate::job::events::Denial;
 use crate::job::id::{JobId, JobName};
 use crate::job::record::Kept;
-use crate::job::spec::{self, BindMount, JobSpec, ProfileChoice, SpecError, Workspace};
+use crate::job::spec::{self, Asked as AskedWords, BindMount, JobSpec, ProfileChoice, SpecError, Workspace};
 use crate::launch::plan::Plan;
 use crate::launch::secrets::{self, AskedSecret};
 use crate::launch::write_back;
@@ -180,11 +180,15 @@ impl Args {
     }
 }
 
+/// What the verb's flags are.
+pub(super) fn description() -> clap::Command {
+    <Args as clap::Args>::augment_args(clap::Command::new("agentd run"))
+}
+
 /// Runs the verb; gives the exit code.
 pub(super) fn run(args: Args) -> Result<u8> {
     let Some(file) = &args.job else { return perform(args, None) };
-    let description = <Args as clap::Args>::augment_args(clap::Command::new("agentd run"));
-    let words = job_file::put_in(env::args_os(), !args.command.is_empty(), file, description)?;
+    let words = job_file::put_in(env::args_os(), !args.command.is_empty(), file, description())?;
     match super::again(words) {
         Ok(args) => perform(args, None),
         Err(error) => {
@@ -210,7 +214,9 @@ fn perform(args: Args, learning: Option<&Learning>) -> Result<u8> {
     let wanted = Wanted::new(args.pull.into(), directories.registries(), &args.image_limit)?;
     secrets::check_names(args.secret.iter().chain(&args.secret_env).map(|secret| secret.name.as_str()))?;
     let asked = (args.secret.clone(), args.secret_env.clone());
-    let spec = JobSpec { learn: learning.is_some(), ..spec_of(args, &directories)? };
+    let mut spec = JobSpec { learn: learning.is_some(), ..spec_of(args, &directories)? };
+    // Those of another verb are not asked for again.
+    spec.asked.take_if(|_| learning.is_some());
     // A dry run needs none of their values, and prints none.
     let secrets = if dry_run { Secrets::default() } else { read_secrets(&asked.0, &asked.1)? };
     if spec.network == Network::Host && !quiet {
@@ -324,6 +330,7 @@ fn remedy(code: u8, failure: &Failure, plan: &Plan) -> String {
 }
 
 fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
+    let asked = asked(&args)?;
     let mut env = Vec::new();
     for file in &args.env_file {
         let text = fs::read_to_string(file).with_context(|| format!("cannot read --env-file {}", file.display()))?;
@@ -393,7 +400,24 @@ fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
         learn: false,
         secrets: args.secret.into_iter().map(|secret| secret.name).collect(),
         secret_env: args.secret_env.into_iter().map(|secret| secret.name).collect(),
+        asked,
     })
+}
+
+/// The words of this run. Where it was started is looked at only if some of them may be relative to that.
+fn asked(args: &Args) -> Result<Option<AskedWords>> {
+    let is_relative = args.workspace.as_ref().is_some_and(|path| !path.starts_with('/'))
+        || args.image.is_relative()
+        || args.mount.iter().any(|mount| mount.source.is_relative())
+        || args.env_file.iter().chain(&args.job).any(|path| path.is_relative())
+        || matches!(&args.profile, ProfileChoice::File(path) if path.is_relative())
+        || !args.secret.is_empty()
+        || !args.secret_env.is_empty()
+        || args.on_exit.is_some();
+    let directory = is_relative.then(env::current_dir).transpose().context("cannot tell the working directory")?;
+    let words = env::args_os().skip(1).skip_while(|word| word.as_encoded_bytes().starts_with(b"-")).skip(1);
+    let words = words.map(|word| word.into_string().ok()).collect::<Option<Vec<String>>>();
+    Ok(words.map(|words| AskedWords { words, directory }))
 }
 
 /// Who the command is, as asked.

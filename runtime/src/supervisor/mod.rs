@@ -373,7 +373,8 @@ impl<'a> Supervisor<'a> {
         let Some(redactor) = &self.redactor else { return Cow::Borrowed(self.plan) };
         let mut kept = self.plan.clone();
         let process = &mut kept.inside.process;
-        redactor.texts(process.argv.iter_mut().chain(&mut process.env).chain(&mut kept.warnings));
+        let asked = kept.asked.iter_mut().flat_map(|asked| &mut asked.words);
+        redactor.texts(process.argv.iter_mut().chain(&mut process.env).chain(&mut kept.warnings).chain(asked));
         Cow::Owned(kept)
     }
 
