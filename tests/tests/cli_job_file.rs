@@ -1,4 +1,5 @@
 //! `agentd run --job FILE`, and `--replace`: what a unit of systemd's starts a job with.
+#![expect(clippy::unwrap_used, reason = "a test ends by a panic")]
 
 use std::fs;
 use std::path::PathBuf;
