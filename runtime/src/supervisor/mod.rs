@@ -20,6 +20,7 @@ mod obey;
 mod reach;
 mod ready;
 mod redact;
+pub mod service;
 mod set_id;
 pub mod shell;
 mod streams;
@@ -63,6 +64,7 @@ use detach::Notice;
 use ending::{Reason, Stop};
 use network::{Broker, Early};
 use redact::Redactor;
+use service::Service;
 use shell::Shell;
 use streams::{Own, Streams, Wanted};
 
@@ -114,6 +116,7 @@ const GRACE_OF_A_START: Duration = Duration::from_secs(1);
 /// A running box, from outside.
 struct Supervisor<'a> {
     plan: &'a Plan,
+    service: &'a Service,
     signals: SignalFd,
     /// Whoever started this program; its end counts as a hang-up unless hang-ups are ignored (`nohup`).
     parent: Option<OwnedFd>,
@@ -156,6 +159,7 @@ impl<'a> Supervisor<'a> {
         secrets: Values,
         presence: Presence,
         shell: Option<io::Result<Shell>>,
+        service: &'a Service,
     ) -> Result<Self, SuperviseError> {
         let (own, notice) = match presence {
             Presence::Foreground => (Own::Standard, None),
@@ -185,6 +189,7 @@ impl<'a> Supervisor<'a> {
         tracing::debug!(id = %plan.id, "box cloned");
         let mut supervisor = Supervisor {
             plan,
+            service,
             signals,
             parent,
             notice,
@@ -223,7 +228,8 @@ impl<'a> Supervisor<'a> {
         let Some(redactor) = &self.redactor else { return Cow::Borrowed(self.plan) };
         let mut kept = self.plan.clone();
         let process = &mut kept.inside.process;
-        redactor.texts(process.argv.iter_mut().chain(&mut process.env).chain(&mut kept.warnings));
+        let asked = kept.asked.iter_mut().flat_map(|asked| &mut asked.words);
+        redactor.texts(process.argv.iter_mut().chain(&mut process.env).chain(&mut kept.warnings).chain(asked));
         Cow::Owned(kept)
     }
 
@@ -327,6 +333,7 @@ impl<'a> Supervisor<'a> {
             return Ok(());
         }
         self.stop = Some(Stop { reason, kill_at: end });
+        self.service.stopping();
         pidfd_send_signal(&self.init, rustix::process::Signal::TERM).or_else(gone).to("stop the box")
     }
 
@@ -377,6 +384,7 @@ impl<'a> Supervisor<'a> {
             Some((Report::Started, payload)) => {
                 self.started = true;
                 self.payload = payload;
+                self.service.started(self.plan);
                 if let Some(notice) = self.notice.take() {
                     // From here on it is nobody's.
                     self.parent = None;
