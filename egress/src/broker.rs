@@ -9,6 +9,7 @@
 mod confine;
 mod connection;
 mod dial;
+mod dialled;
 mod inspected;
 mod ledger;
 mod passing;
@@ -23,7 +24,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use agentd_sys::channel;
+use agentd_sys::channel::{self, Message};
 use agentd_sys::memory::BEFORE_FORGETTING;
 use agentd_sys::process::exit_now;
 use rustix::net::{SocketType, sockopt};
@@ -35,8 +36,10 @@ use tokio::time::timeout;
 
 use crate::name::Name;
 use crate::names::Issued;
+use crate::order::Order;
 use crate::policy::{NAME_SERVICE, Policy, Refusal};
 use crate::told::Told;
+use dialled::Dialled;
 pub use inspected::prepared::Key;
 use inspected::prepared::{Authority, Prepared};
 use ledger::Ledger;
@@ -91,7 +94,10 @@ type Answer = (Instant, Rc<[IpAddr]>);
 
 /// What the parts of the broker share.
 struct Shared {
-    policy: Policy,
+    policy: RefCell<Policy>,
+    /// Woken when the policy changes.
+    changed: Notify,
+    dialled: Dialled,
     issued: RefCell<Issued>,
     /// Whether the box has IPv6.
     v6: Cell<bool>,
@@ -120,7 +126,9 @@ fn serve(policy: Policy, prepared: Option<Prepared>, channel: OwnedFd, most: usi
         .thread_keep_alive(Duration::from_secs(1))
         .build()?;
     let shared = Rc::new(Shared {
-        policy,
+        dialled: Dialled::beside(policy.ports()),
+        policy: RefCell::new(policy),
+        changed: Notify::new(),
         issued: RefCell::default(),
         v6: Cell::new(false),
         looked_up: RefCell::default(),
@@ -157,13 +165,7 @@ async fn until_the_end(shared: &Rc<Shared>, channel: &OwnedFd) -> io::Result<()>
             channel.readable().await?;
             match channel.try_io(Interest::READABLE, || channel::receive(&channel)) {
                 Ok(None) => return Ok(()),
-                Ok(Some(message)) => {
-                    if let Some(socket) = message.descriptor {
-                        open(shared, socket)?;
-                    } else if let (Some(prepared), Some(key)) = (&shared.prepared, Key::decode(&message.bytes)) {
-                        prepared.renew(key);
-                    }
-                }
+                Ok(Some(message)) => obey(shared, message)?,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error),
             }
@@ -179,6 +181,26 @@ async fn until_the_end(shared: &Rc<Shared>, channel: &OwnedFd) -> io::Result<()>
         told = tell => told,
         ended = work => ended,
     }
+}
+
+/// What the supervisor says is done, or is the end.
+fn obey(shared: &Rc<Shared>, message: Message) -> io::Result<()> {
+    let Message { bytes, descriptor } = message;
+    if let (Some(prepared), Some(key)) = (&shared.prepared, Key::decode(&bytes)) {
+        prepared.renew(key);
+        return Ok(());
+    }
+    match (Order::decode(&bytes), descriptor) {
+        (Some(Order::Door), Some(socket)) => open(shared, socket)?,
+        (Some(Order::Dialled(id)), socket) => shared.dialled.answered(id, socket),
+        (Some(Order::Change(change)), None) => {
+            let changed = shared.policy.borrow().changed(&change).map_err(io::Error::other)?;
+            shared.policy.replace(changed);
+            shared.changed.notify_waiters();
+        }
+        _ => return Err(io::ErrorKind::InvalidData.into()),
+    }
+    Ok(())
 }
 
 /// For bytes of a box that is gone.

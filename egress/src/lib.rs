@@ -6,7 +6,7 @@
 //! hello, request             what a client says first: does it ask for the name it was connected for?
 //! address                    where no name may lead
 //! credential, url, inspected hosts whose requests are read: keys that are added, rules for methods and paths
-//! told                       what the broker tells the supervisor about it
+//! told, order                what the broker tells the supervisor about it, and what it is told
 //! broker                     the process: accepts, decides, dials, passes on
 //! ```
 //!
@@ -23,6 +23,7 @@ mod hello;
 mod inspected;
 mod name;
 mod names;
+mod order;
 mod policy;
 mod request;
 mod rule;
@@ -35,6 +36,7 @@ pub use credential::{Credential, CredentialError, How, MAX_KEY, key};
 pub use inspected::Inspected;
 pub use name::Name;
 pub use names::{OWN_V4, OWN_V6};
+pub use order::{Change, Order};
 pub use policy::{NAME_SERVICE, Policy, PolicyError};
 pub use rule::{HostEntry, Rule, RuleError};
 pub use sets::{SetNames, set};

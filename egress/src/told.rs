@@ -4,6 +4,7 @@
 //! says, it is read with a bound and may be nonsense.
 
 use std::fmt;
+use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -111,6 +112,13 @@ pub enum Told {
     Again(Request),
     /// The last message.
     Totals(Totals),
+    /// A connection is wanted at a port that was allowed while the job ran, which the broker cannot dial itself.
+    Dial {
+        /// Of [`crate::Order::Dialled`].
+        id: u64,
+        /// Where to.
+        at: SocketAddr,
+    },
     /// The first message of a broker that reads requests: it can.
     Ready {
         /// The certificate of the job's own authority in PEM form, where it has one.

@@ -43,6 +43,14 @@ pub struct Secrets {
     pub certificates: Vec<Secret>,
 }
 
+impl Secrets {
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.files.is_empty() && self.variables.is_empty() && self.certificates.is_empty()
+    }
+}
+
 /// Mounts the files called `names` at `target`, which nobody can write; gives its place.
 pub(crate) fn deliver(root: &OwnedFd, target: &str, names: &[String], secrets: &[Secret]) -> Result<String, Failure> {
     let at = Step::DeliverSecrets;

@@ -613,3 +613,62 @@ for line in sys.stdin: print(get(port), flush=True)",
     let logs = run(scene.home.agentd().args(["logs", "renewed"])).expect_success();
     assert!(!logs.stdout.contains(KEY) && !logs.stdout.contains(new) && logs.stdout.contains("[redacted]"), "{logs}");
 }
+
+/// git asks for https and is led to the broker, which adds the password; a name that says what it is for needs no more words.
+#[test]
+fn cli_secret_reaches_git_and_known_names() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let scene = Scene::new(|_| b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n".to_vec());
+    let port = scene.server.port();
+    let key = format!("GH_TOKEN@api.test:{port}:basic:x-access-token");
+    let mut command = scene.home.run();
+    command.args(["-q", "--secret", &key]).args(&scene.flags[2..]).env("GH_TOKEN", KEY);
+    let ran =
+        run(command.args(["--", "git", "ls-remote", &format!("https://api.test:{port}/me/x.git")])).expect_code(128);
+    assert!(ran.stderr.contains("not found"), "{ran}");
+    let heard = scene.server.heard().join("");
+    let coded = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, format!("x-access-token:{KEY}"));
+    assert!(heard.starts_with("GET /me/x.git/info/refs?service=git-upload-pack HTTP/1.1\r\n"), "{heard}");
+    assert!(heard.contains(&format!("authorization: Basic {coded}\r\n")), "{heard}");
+    // Names that are known: the host is allowed by them, that is said, and the box is led there.
+    let mut command = scene.home.run();
+    command.args(["--secret", "ANTHROPIC_API_KEY", "--secret", "GITHUB_TOKEN=env:ANTHROPIC_API_KEY", "--", "env"]);
+    let ran = run(command.env("ANTHROPIC_API_KEY", KEY)).expect_success();
+    for line in [
+        "ANTHROPIC_API_KEY=agentd-adds-the-key-outside",
+        "ANTHROPIC_BASE_URL=http://api.anthropic.com",
+        "GITHUB_TOKEN=agentd-adds-the-key-outside",
+        "GIT_CONFIG_COUNT=1",
+        "GIT_CONFIG_KEY_0=url.http://github.com/.insteadOf",
+        "GIT_CONFIG_VALUE_0=https://github.com/",
+    ] {
+        assert!(ran.stdout.lines().any(|known| known == line), "{line}: {ran}");
+    }
+    assert!(
+        !ran.stdout.contains(KEY)
+            && ran
+                .stderr
+                .contains("secret GITHUB_TOKEN stays outside: requests to github.com and api.github.com get it"),
+        "{ran}"
+    );
+}
+
+/// A command called claude reaches what Claude Code needs, which is said; whoever chooses the network is not overruled.
+#[test]
+fn cli_claude_is_allowed_what_it_needs() {
+    let home = Home::new();
+    let shown = |flags: &[&str]| run(home.run().args(["--dry-run"]).args(flags).env("TOKEN", KEY)).expect_success();
+    let ran = shown(&["--", "/usr/local/bin/claude", "-p", "x"]);
+    assert!(ran.stdout.contains("through the broker: api.anthropic.com, platform.claude.com, claude.ai"), "{ran}");
+    assert!(ran.stderr.contains("the command is claude") && ran.stderr.contains("--net none"), "{ran}");
+    let with_key = shown(&["--secret", "ANTHROPIC_API_KEY=env:TOKEN", "--", "claude"]);
+    assert!(with_key.stdout.contains("through the broker: api.anthropic.com with ANTHROPIC_API_KEY\n"), "{with_key}");
+    for flags in [&["--net", "none", "--", "claude"][..], &["--", "sh", "-c", "claude"], &["--", "claudette"]] {
+        let ran = shown(flags);
+        assert!(ran.stdout.contains("network    none") && ran.stderr.is_empty(), "{ran}");
+    }
+    let denied = shown(&["--deny", "claude.ai", "--", "claude"]);
+    assert!(denied.stdout.contains("not claude.ai"), "{denied}");
+}

@@ -1,6 +1,7 @@
 //! `cargo xtask bench …`: what agentd costs, beside its peers, in one interleaved run.
 
 mod document;
+mod egress;
 mod filters;
 mod lists;
 mod prepare;
@@ -19,11 +20,16 @@ pub(crate) enum Verb {
     Filters(filters::Args),
     /// `agentd ps` over 10,000 records
     Lists(lists::Args),
+    /// The network broker's throughput, latency and memory: agentd, direct loopback, pasta, slirp4netns
+    Egress(egress::Args),
     /// A 3-layer image into an empty store: agentd, the bound, tar, umoci, skopeo, podman, charliecloud; then 1 to 40 layers
     Unpack(unpack::Args),
     /// The measuring half of `start`, already an ordinary user; prints JSON
     #[command(hide = true)]
     MeasureStart(start::measure::Args),
+    /// The client of `egress`, at the far end of a way; prints JSON
+    #[command(hide = true)]
+    MeasureEgress(egress::client::Args),
 }
 
 pub(crate) fn run(verb: Verb) -> Result<bool> {
@@ -31,7 +37,9 @@ pub(crate) fn run(verb: Verb) -> Result<bool> {
         Verb::Start(arguments) => start::run(&arguments),
         Verb::Filters(arguments) => filters::run(&arguments),
         Verb::Lists(arguments) => lists::run(&arguments),
+        Verb::Egress(arguments) => egress::run(&arguments),
         Verb::Unpack(arguments) => unpack::run(&arguments),
         Verb::MeasureStart(arguments) => start::measure::run(&arguments).map(|()| true),
+        Verb::MeasureEgress(arguments) => egress::client::run(&arguments).map(|()| true),
     }
 }

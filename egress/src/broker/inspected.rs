@@ -56,7 +56,7 @@ const MOST: usize = 256;
 pub(super) async fn take(slot: &Slot, client: TcpStream, target: &Target, port: u16) -> Option<TcpStream> {
     let shared = &slot.0;
     let Target::Name(name) = target else { return Some(client) };
-    let Some(site) = shared.policy.inspected().site(name, port) else { return Some(client) };
+    let Some(site) = shared.policy.borrow().inspected().site(name, port) else { return Some(client) };
     let refuse = |refusal: &Refusal| shared.ledger.refuse(name.as_str(), Some(port), refusal);
     let Ok(first) = timeout(FIRST_WORDS, first_byte(&client)).await else {
         refuse(&Refusal::because("the client said too little for too long"));

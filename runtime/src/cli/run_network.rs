@@ -38,7 +38,7 @@ pub(super) struct NetworkArgs {
 
 /// One rule, or those of a set.
 #[derive(Debug, Clone)]
-enum Rules {
+pub(super) enum Rules {
     Hosts(Vec<Rule>),
     Requests(UrlRule),
 }
@@ -54,7 +54,8 @@ fn network(text: &str) -> Result<Network, String> {
     }
 }
 
-fn allowance(text: &str) -> Result<Rules, String> {
+/// Reads a rule, or the name of a set.
+pub(super) fn allowance(text: &str) -> Result<Rules, String> {
     if let Some(rules) = set(text) {
         return Ok(Rules::Hosts(rules));
     }

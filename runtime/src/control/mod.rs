@@ -9,6 +9,7 @@
 
 mod caller;
 
+use agentd_egress::Change;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use caller::address;
@@ -67,6 +68,10 @@ pub enum Request {
     },
     /// The listener of that command's filter comes along: its refused calls are answered and told like the payload's.
     Listen,
+    /// What the box may reach. Where it has to be listened to at further ports, nothing changes before they are there.
+    Reach(Change),
+    /// A socket that listens inside the box comes along.
+    Door,
 }
 
 /// What is answered.
@@ -82,6 +87,8 @@ pub enum Answer {
         /// Whether it takes input.
         input: bool,
     },
+    /// To [`Request::Reach`]: the box must be listened to at these first. A pidfd of the payload comes along.
+    Ports(Vec<u16>),
     /// It cannot be done.
     Refused {
         /// Why.

@@ -20,7 +20,7 @@ use super::{PlanError, fake_root, host_root, image_config, image_root, keys, net
 use crate::cgroup::{self, Cgroup};
 use crate::job::id::{JobId, JobName};
 use crate::job::record::SCHEMA;
-use crate::job::spec::JobSpec;
+use crate::job::spec::{Asked, JobSpec};
 
 /// Where the workspace is inside.
 pub const WORKSPACE: &str = "/workspace";
@@ -120,6 +120,9 @@ pub struct Plan {
     /// What the box may reach, through the broker.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub reach: Option<Policy>,
+    /// The words that asked for all this.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub asked: Option<Asked>,
     /// The box.
     #[serde(rename = "box")]
     pub inside: BoxPlan,
@@ -273,6 +276,7 @@ impl Plan {
             fake_root: spec.fake_root,
             secret_env: spec.secret_env,
             reach,
+            asked: spec.asked,
             inside,
         };
         Ok((plan, in_store))

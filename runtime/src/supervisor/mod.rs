@@ -17,9 +17,11 @@ pub mod keys;
 mod log;
 mod network;
 mod obey;
+mod reach;
 mod ready;
 mod redact;
 mod renew;
+pub mod service;
 mod set_id;
 pub mod shell;
 mod streams;
@@ -63,6 +65,7 @@ use detach::Notice;
 use ending::{Reason, Stop};
 use network::{Broker, Early};
 use redact::Redactor;
+use service::Service;
 use shell::Shell;
 use streams::{Own, Streams, Wanted};
 
@@ -114,6 +117,7 @@ const GRACE_OF_A_START: Duration = Duration::from_secs(1);
 /// A running box, from outside.
 struct Supervisor<'a> {
     plan: &'a Plan,
+    service: &'a Service,
     signals: SignalFd,
     /// Whoever started this program; its end counts as a hang-up unless hang-ups are ignored (`nohup`).
     parent: Option<OwnedFd>,
@@ -156,6 +160,7 @@ impl<'a> Supervisor<'a> {
         secrets: Values,
         presence: Presence,
         shell: Option<io::Result<Shell>>,
+        service: &'a Service,
     ) -> Result<Self, SuperviseError> {
         let (own, notice) = match presence {
             Presence::Foreground => (Own::Standard, None),
@@ -170,10 +175,11 @@ impl<'a> Supervisor<'a> {
         let wanted = Wanted { terminal: process.terminal, input: process.input, own, kept };
         let (streams, stdio) = Streams::new(&wanted).to("set the streams up")?;
         let leaf = plan.cgroup.as_ref().map(|cgroup| Leaf::make(cgroup, &plan.id)).transpose()?;
-        let Early { network: broker, mut secrets } = network::start_early(plan, secrets)?;
-        let network = plan.inside.network;
-        let shell = shell.filter(|shell| shell.as_ref().map_or(true, |shell| shell.fits(network, leaf.is_some())));
-        let shell = shell.unwrap_or_else(|| Shell::new(network, leaf.as_ref().map(Leaf::as_fd), &mut secrets));
+        let Early { network, mut secrets } = network::start_early(plan, secrets)?;
+        let fits = |shell: &Shell| secrets.inside.is_empty() && shell.fits(plan.inside.network, leaf.is_some());
+        let shell = shell
+            .filter(|shell| shell.as_ref().map_or(true, fits))
+            .unwrap_or_else(|| Shell::new(plan.inside.network, leaf.as_ref().map(Leaf::as_fd), &mut secrets));
         let Shell { init, channel, .. } = shell.map_err(SuperviseError::Clone)?;
         match brief::send(&channel, &plan.inside, stdio.each_ref().map(AsFd::as_fd)) {
             // PID 1 has failed and is gone; why is in the channel.
@@ -184,6 +190,7 @@ impl<'a> Supervisor<'a> {
         tracing::debug!(id = %plan.id, "box cloned");
         let mut supervisor = Supervisor {
             plan,
+            service,
             signals,
             parent,
             notice,
@@ -195,7 +202,7 @@ impl<'a> Supervisor<'a> {
             streams,
             redactor: None,
             denials: Denials::new(plan, Events::at(directory.join(EVENTS))),
-            network: broker,
+            network,
             upper: None,
             deadline: plan.timeout_ms.and_then(|timeout| Instant::now().checked_add(Duration::from_millis(timeout))),
             stop: None,
@@ -222,7 +229,8 @@ impl<'a> Supervisor<'a> {
         let Some(redactor) = &self.redactor else { return Cow::Borrowed(self.plan) };
         let mut kept = self.plan.clone();
         let process = &mut kept.inside.process;
-        redactor.texts(process.argv.iter_mut().chain(&mut process.env).chain(&mut kept.warnings));
+        let asked = kept.asked.iter_mut().flat_map(|asked| &mut asked.words);
+        redactor.texts(process.argv.iter_mut().chain(&mut process.env).chain(&mut kept.warnings).chain(asked));
         Cow::Owned(kept)
     }
 
@@ -326,6 +334,7 @@ impl<'a> Supervisor<'a> {
             return Ok(());
         }
         self.stop = Some(Stop { reason, kill_at: end });
+        self.service.stopping();
         pidfd_send_signal(&self.init, rustix::process::Signal::TERM).or_else(gone).to("stop the box")
     }
 
@@ -376,6 +385,7 @@ impl<'a> Supervisor<'a> {
             Some((Report::Started, payload)) => {
                 self.started = true;
                 self.payload = payload;
+                self.service.started(self.plan);
                 if let Some(notice) = self.notice.take() {
                     // From here on it is nobody's.
                     self.parent = None;

@@ -83,6 +83,21 @@ impl Supervisor<'_> {
                 Some(false) => refused("too many commands are listened to"),
                 None => refused("no listener came along"),
             },
+            Request::Reach(change) => match self.change_reach(change) {
+                Ok(ports) if ports.is_empty() => Answer::Done,
+                Ok(ports) => match &self.payload {
+                    Some(payload) if self.alive => {
+                        asked.answer(&Answer::Ports(ports), Some(payload.as_fd()));
+                        return Ok(());
+                    }
+                    _ => refused("its command does not run"),
+                },
+                Err(reason) => Answer::Refused { reason },
+            },
+            Request::Door => match descriptor.ok_or("no socket came along").and_then(|door| self.open_late(&door)) {
+                Ok(()) => Answer::Done,
+                Err(reason) => refused(reason),
+            },
             Request::Enter => match &self.payload {
                 Some(payload) if self.alive => {
                     asked.answer(&Answer::Done, Some(payload.as_fd()));

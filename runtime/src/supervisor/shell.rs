@@ -27,7 +27,7 @@ pub struct Shell {
 }
 
 impl Shell {
-    /// Clones PID 1, into `cgroup` where it is to have limits. It gets `secrets`, but for the broker's; here they stay too.
+    /// Clones PID 1, into `cgroup` where it is to have limits. It gets those of `secrets` that the box gets; here all stay.
     ///
     /// # Errors
     /// The errno of `clone3(2)`, or of the calls before it.
@@ -40,10 +40,7 @@ impl Shell {
         let before = awaited.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
         let cloned = match clone_into(namespaces, cgroup) {
             Ok(Cloned::Child) => {
-                if !secrets.is_empty() {
-                    // Some may have come from there.
-                    agentd_sys::memory::forget_environment();
-                }
+                agentd_sys::memory::forget_environment();
                 let Values { inside: secrets, keys } = std::mem::take(secrets);
                 drop(keys);
                 agentd_init::run(Beginning { channel: inside, network, secrets })

@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 
 use super::prepare::Scratch;
-use super::start::statistics::percentile;
+use super::statistics::percentile;
 use super::verdicts::Verdicts;
 use crate::workspace;
 

@@ -92,17 +92,18 @@ impl Exchanges {
 
     async fn pass(&self, entry: &Rc<Entry>, request: Request<Incoming>) -> Result<Response<Answer>, Stop> {
         let Asked { name, site, port } = &self.asked;
-        let policy = &self.shared.policy;
         let refused = |why: &'static str| Stop::Refused(Refusal::because(why));
-        if let Some(denied) = policy.denial(name, *port).or_else(|| policy.denial(name, site.port)) {
-            return Err(Stop::Refused(denied));
+        {
+            let policy = self.shared.policy.borrow();
+            if let Some(denied) = policy.denial(name, *port).or_else(|| policy.denial(name, site.port)) {
+                return Err(Stop::Refused(denied));
+            }
+            self.check_host(&request)?;
+            let by_host = policy.decide(&Target::Name(name.clone()), site.port).ok();
+            let asked = (request.method().as_str(), request.uri().path());
+            let rule = policy.inspected().decide((name, site.port), asked, by_host);
+            entry.told.borrow_mut().rule = Some(rule.map_err(Stop::Refused)?);
         }
-        self.check_host(&request)?;
-        let path = request.uri().path().to_owned();
-        let by_host = policy.decide(&Target::Name(name.clone()), site.port).ok();
-        let inspected = policy.inspected();
-        let rule = inspected.decide((name, site.port), (request.method().as_str(), &path), by_host);
-        entry.told.borrow_mut().rule = Some(rule.map_err(Stop::Refused)?);
         let upgrades = request.headers().get_all(header::UPGRADE).iter();
         // Other protocols are asked for by way of asking, and the answer in HTTP/1.1 is as good.
         if upgrades.into_iter().any(|to| to.to_str().is_ok_and(|to| to.to_ascii_lowercase().contains("websocket"))) {
@@ -175,7 +176,7 @@ impl Exchanges {
             let header = HeaderName::try_from(credential.how.header()).ok();
             header.zip(value.flatten()).ok_or_else(|| Stop::Failed(format!("key {} is not there", credential.secret)))
         };
-        self.shared.policy.inspected().keys(name, site.port).map(key).collect()
+        self.shared.policy.borrow().inspected().keys(name, site.port).map(key).collect()
     }
 }
 
