@@ -87,7 +87,7 @@ fn enter(
         hide()?;
     }
     lockdown::limits(plan)?;
-    lockdown::drop_bounding_set()?;
+    lockdown::drop_bounding_set(plan)?;
     lockdown::no_new_privileges()?;
     let terminal = match plan.process.terminal {
         true => {
@@ -135,7 +135,7 @@ fn see_through(plan: &BoxPlan, channel: &OwnedFd, terminal: Option<OwnedFd>) -> 
     let command = Payload::fork_guest(plan)?;
     command.release(terminal)?;
     release_streams()?;
-    lockdown::clear_capabilities()?;
+    lockdown::clear_capabilities(lockdown::of_init(plan))?;
     agentd_sys::seccomp::load(agentd_profiles::seccomp(BuiltIn::Init)).at(Step::Seccomp, "the guest's host")?;
     command.started(|listener| {
         report::send(channel, &Report::Denials, Some(listener.as_fd())).at(Step::Seccomp, "agentd exec")

@@ -56,7 +56,7 @@ const START_FAILED: i32 = 125;
 pub fn run(plan: &BoxPlan, secrets: Secrets, descriptors: Descriptors) -> ! {
     let Descriptors { channel, stdio } = descriptors;
     let status = match start(plan, secrets, &channel, stdio) {
-        Ok(payload) => reaper::run(payload, plan.process.stop_signal, &channel),
+        Ok(payload) => reaper::run(plan, payload, &channel),
         Err(failure) => {
             // The supervisor is told through the only way there is; if it is gone, there is nobody to tell.
             report::send(&channel, &Report::Failed(failure), None).unwrap_or_default();
@@ -77,7 +77,7 @@ fn start(plan: &BoxPlan, mut secrets: Secrets, channel: &OwnedFd, stdio: [OwnedF
 
     // Modes of what PID 1 makes are exactly those it asks for.
     umask(Mode::empty());
-    write_id_maps(plan)?;
+    write_id_maps(plan, channel)?;
     if plan.own_cgroup {
         // Not by the clone: the root would be the supervisor's cgroup, and /proc/self/cgroup would lead to it.
         unshare(CloneFlags::CLONE_NEWCGROUP).at(Step::CgroupNamespace, "unshare")?;
@@ -89,7 +89,7 @@ fn start(plan: &BoxPlan, mut secrets: Secrets, channel: &OwnedFd, stdio: [OwnedF
     setsid().at(Step::NewSession, "setsid")?;
     // None of these takes away what the set-up needs, and from here on no exec in the box can gain anything.
     lockdown::limits(plan)?;
-    lockdown::drop_bounding_set()?;
+    lockdown::drop_bounding_set(plan)?;
     lockdown::no_new_privileges()?;
 
     // The payload's process makes the network namespace, which takes as long as all the mounts do.
@@ -144,17 +144,22 @@ fn die_with_supervisor(channel: &OwnedFd) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Maps the one id of the box. Unprivileged, a process may write its own maps for its own ids (user_namespaces(7)).
-fn write_id_maps(plan: &BoxPlan) -> Result<(), Failure> {
+/// Maps the one id of the box. Unprivileged, a process may write its own maps for its own ids (user_namespaces(7)); those of
+/// several ids are written from outside, by the host's helpers, and this waits for them.
+fn write_id_maps(plan: &BoxPlan, channel: &OwnedFd) -> Result<(), Failure> {
     let ids = &plan.identity;
-    for (path, contents) in [
-        ("/proc/self/setgroups", "deny".to_owned()),
-        ("/proc/self/uid_map", format!("{} {} 1", ids.box_uid, ids.host_uid)),
-        ("/proc/self/gid_map", format!("{} {} 1", ids.box_gid, ids.host_gid)),
-    ] {
-        std::fs::write(path, contents).at(Step::WriteIdMaps, path)?;
+    if plan.subids.is_some() {
+        report::wait_for_release(channel).at(Step::WriteIdMaps, "the host's newuidmap")?;
+    } else {
+        for (path, contents) in [
+            ("/proc/self/setgroups", "deny".to_owned()),
+            ("/proc/self/uid_map", format!("{} {} 1", ids.box_uid, ids.host_uid)),
+            ("/proc/self/gid_map", format!("{} {} 1", ids.box_gid, ids.host_gid)),
+        ] {
+            std::fs::write(path, contents).at(Step::WriteIdMaps, path)?;
+        }
     }
-    // Only now: the files written above belong to the host's root while the process is not dumpable. From here on no
+    // Only now: the files that are written above belong to the host's root while the process is not dumpable. From here on no
     // process of the box can trace PID 1, read its memory (the supervisor's at the clone) or open its descriptors.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).at(Step::WriteIdMaps, "PR_SET_DUMPABLE")
 }

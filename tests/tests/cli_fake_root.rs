@@ -144,6 +144,16 @@ fn cli_fake_root_installs_debian_packages() {
     assert!(ran.stdout.contains("\n0\n0 750\nalice:x:1000:1000:") && ran.stdout.contains("daemon2:x:"), "{ran}");
     assert_eq!(denials(&home), Vec::<String>::new());
 
+    // With several ids nothing is pretended: apt downloads as a user of its own, files are whose they are, su becomes somebody.
+    if require(Feature::Ranges) {
+        let script = "export DEBIAN_FRONTEND=noninteractive; apt-get -q update 2>&1 | grep -c sandbox; stat -c %U /var/lib/apt/lists/partial; \
+                      apt-get -qy --no-install-recommends install openssh-client sudo >/dev/null && dpkg --audit && stat -c '%G %a' /usr/bin/ssh-agent && \
+                      useradd -m alice && su alice -c 'id -un; touch ~/x' && stat -c %U /home/alice/x && sudo -n -u nobody id -un";
+        let ran = debian(&["--userns", "subids", "--writable", "--net", "host"], script).expect_success();
+        assert_eq!(ran.stdout, "0\n_apt\n_ssh 755\nalice\nalice\nnobody\n", "{ran}");
+        assert_eq!(denials(&home), Vec::<String>::new());
+    }
+
     // Without the flag it is what it was.
     let ran = debian(&["--user", "root", "--writable", "--net", "host"], "apt-get -q update; dpkg -i /dev/null");
     assert_ne!(ran.code(), 0, "{ran}");

@@ -95,6 +95,10 @@ pub(super) struct Args {
     /// reported as done, and set-user-ID bits are left out of modes
     #[arg(long, requires = "writable")]
     fake_root: bool,
+    /// Give the box several ids, your ranges of /etc/subuid and /etc/subgid, and make the command their root: it may give
+    /// files of the box to them and become one of them; needs newuidmap
+    #[arg(long, value_enum, value_name = "WHICH", requires = "writable", conflicts_with_all = ["fake_root", "keep"])]
+    userns: Option<Userns>,
     /// Working directory inside
     #[arg(short, long, value_name = "DIR", value_parser = spec::absolute)]
     workdir: Option<String>,
@@ -164,6 +168,13 @@ pub(super) struct Args {
     /// Command and arguments
     #[arg(trailing_var_arg = true, value_name = "COMMAND")]
     command: Vec<String>,
+}
+
+/// Which ids a box has.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Userns {
+    /// Yours, and your ranges of subordinate ids
+    Subids,
 }
 
 /// Runs the verb; gives the exit code.
@@ -326,6 +337,7 @@ fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
     }
     let (network, reach) = args.network.asked()?;
     let (on_exit, on_exit_files) = args.on_exit.map(on_exit::located).transpose()?.unwrap_or_default();
+    let root_by = if args.fake_root { Some("--fake-root") } else { args.userns.map(|_| "--userns subids") };
     Ok(JobSpec {
         image,
         workspace,
@@ -334,8 +346,9 @@ fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
         entrypoint: args.entrypoint,
         env,
         mounts: mounts.collect::<Result<_>>()?,
-        user: user(args.user, args.fake_root)?,
+        user: user(args.user, root_by)?,
         fake_root: args.fake_root,
+        subids: args.userns.is_some(),
         workdir: args.workdir,
         name: args.name,
         hostname: args.hostname,
@@ -368,16 +381,13 @@ fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
 }
 
 /// Who the command is, as asked.
-fn user(asked: Option<String>, fake_root: bool) -> Result<Option<String>> {
-    match asked.as_deref() {
-        Some("root" | "0" | "0:0") | None if fake_root => Ok(Some("root".into())),
-        Some(other) if fake_root => {
-            bail!(
-                "--fake-root makes the command root, and --user {} somebody else: leave one of them out",
-                printable(other)
-            )
+fn user(asked: Option<String>, root_by: Option<&str>) -> Result<Option<String>> {
+    match (asked.as_deref(), root_by) {
+        (Some("root" | "0" | "0:0") | None, Some(_)) => Ok(Some("root".into())),
+        (Some(other), Some(flag)) => {
+            bail!("{flag} makes the command root, and --user {} somebody else: leave one of them out", printable(other))
         }
-        _ => Ok(asked),
+        (_, None) => Ok(asked),
     }
 }
 
@@ -448,7 +458,11 @@ fn print_plan(plan: &Plan, format: Format) -> Result<()> {
                 "user       {}:{} inside{}, {}:{} outside",
                 ids.box_uid,
                 ids.box_gid,
-                if plan.fake_root { " (fake root)" } else { "" },
+                match (plan.fake_root, &plan.id_helpers) {
+                    (true, _) => " (fake root)",
+                    (_, Some(_)) => " (root of several ids)",
+                    _ => "",
+                },
                 ids.host_uid,
                 ids.host_gid
             )?;

@@ -118,6 +118,7 @@ pub(super) fn least() -> BoxPlan {
         own_cgroup: false,
         hostname: "doctor".into(),
         identity: Identity { host_uid: geteuid().as_raw(), host_gid: getegid().as_raw(), box_uid: 1000, box_gid: 1000 },
+        subids: None,
         network: Network::Host,
         doors: None,
         root: Root {

@@ -12,6 +12,7 @@ mod policy;
 pub mod profile;
 pub mod protect;
 pub mod secrets;
+pub mod subids;
 pub(crate) mod write_back;
 
 use std::io;
@@ -65,6 +66,9 @@ pub enum PlanError {
     /// The profile.
     #[error(transparent)]
     Profile(#[from] profile::ProfileError),
+    /// Several ids.
+    #[error(transparent)]
+    SubIds(#[from] subids::SubIdError),
     /// A limit that cannot be enforced.
     #[error("{flags} cannot be enforced: {why}; or leave it out, or add --best-effort-limits to go without")]
     Limits {

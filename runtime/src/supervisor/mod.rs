@@ -20,6 +20,7 @@ mod ready;
 mod redact;
 mod set_id;
 mod streams;
+mod subids;
 mod terminal;
 mod viewers;
 
@@ -65,6 +66,7 @@ use ending::{Reason, Stop};
 use network::Broker;
 use redact::Redactor;
 use streams::{Own, Streams, Wanted};
+use subids::{MapError, Steward};
 
 /// A job that could not be supervised. What fails inside the box is an [`Ending`], not an error.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +80,9 @@ pub enum SuperviseError {
     /// The job's cgroup.
     #[error("cannot enforce the limits")]
     Cgroup(#[from] LeafError),
+    /// Several ids.
+    #[error(transparent)]
+    Ids(#[from] MapError),
     /// `clone3`.
     #[error("cannot create namespaces for the box; `agentd doctor` says what this host allows")]
     Clone(#[source] io::Error),
@@ -174,11 +179,14 @@ pub fn run(
         let why = "agentd itself runs under a filter that another program listens to";
         record.warnings.push(format!("refused calls are not told: {why}"));
     }
-    let upper = supervisor.upper.take();
+    let (upper, steward) = (supervisor.upper.take(), supervisor.steward.take());
     record.usage = supervisor.leaf.as_mut().map(Leaf::usage);
     // Here at the latest the terminal has its modes back and no process of the box is left.
     drop(supervisor);
-    record.left = protect::after::findings(plan);
+    if let Some(steward) = steward {
+        steward.finish(&mut record);
+    }
+    record.left.extend(protect::after::findings(plan));
     let finished = match supervised {
         Ok(ending) => {
             let ending = ending.told_of(record.usage.as_ref(), plan.cgroup.as_ref());
@@ -275,6 +283,8 @@ struct Supervisor<'a> {
     denials: Denials<'a>,
     /// The broker, where the box may reach something.
     network: Option<Broker>,
+    /// Who gives back what the box's other ids own, where they could own something.
+    steward: Option<Steward>,
     /// What is written to the root, where it is to be kept.
     upper: Option<Upper>,
     deadline: Option<Instant>,
@@ -310,11 +320,11 @@ impl<'a> Supervisor<'a> {
         let leaf = plan.cgroup.as_ref().map(|cgroup| Leaf::make(cgroup, &plan.id)).transpose()?;
         let namespaces = if leaf.is_some() { BOX_NAMESPACES & !CGROUP_NAMESPACE } else { BOX_NAMESPACES };
         let cloned = clone_into(namespaces, leaf.as_ref().map(Leaf::as_fd));
-        let init = match cloned.map_err(SuperviseError::Clone)? {
+        let (pid, init) = match cloned.map_err(SuperviseError::Clone)? {
             Cloned::Child => {
                 agentd_init::run(&plan.inside, secrets, agentd_init::Descriptors { channel: inside, stdio });
             }
-            Cloned::Parent { pidfd, .. } => pidfd,
+            Cloned::Parent { pid, pidfd } => (pid, pidfd),
         };
         tracing::debug!(id = %plan.id, "box cloned");
         let mut supervisor = Supervisor {
@@ -331,6 +341,7 @@ impl<'a> Supervisor<'a> {
             redactor: None,
             denials: Denials::new(plan, Events::at(directory.join(EVENTS))),
             network: None,
+            steward: None,
             upper: None,
             deadline: plan.timeout_ms.and_then(|timeout| Instant::now().checked_add(Duration::from_millis(timeout))),
             stop: None,
@@ -342,6 +353,10 @@ impl<'a> Supervisor<'a> {
             failure: None,
             status: None,
         };
+        if plan.id_helpers.is_some() {
+            supervisor.steward = subids::map(plan, pid, &supervisor.init)?;
+            supervisor.release()?;
+        }
         let secrets = supervisor.start_network(secrets)?;
         // After the clone: PID 1 has no copy of what it needs.
         let values = secrets.files.iter().chain(&secrets.variables).map(|secret| &secret.value[..]);

@@ -97,7 +97,8 @@ pub(super) fn ledger(tree: &Tree) -> Vec<Finding> {
             if code.is_empty() && *cell != "the same" {
                 findings.push(Finding::error(LEDGER, format!("no test is named in {line:.60}…")));
             }
-            let is_name = |code: &&str| code.contains('_') && code.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+            let is_name =
+                |code: &&str| code.contains('_') && code.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
             for name in code.into_iter().filter(is_name).filter(|name| !tests.contains(name)) {
                 findings.push(Finding::error(LEDGER, format!("there is no test {name}")));
             }

@@ -36,7 +36,8 @@ fn clean() -> Tree {
         "docs/cve-ledger.md",
         "| id | test |\n|---|---|\n| A | `escape_a`, `cargo xtask fuzz` |\n| B | the same |\n\n| id | comes with |\n|---|---|\n| C | `later` |\n",
     ));
-    tree.files.push(file("tests/tests/escape.rs", "//! A.\n#[test]\n#[cfg(x)]\nfn escape_a() {}\nfn escape_not() {}\n"));
+    tree.files
+        .push(file("tests/tests/escape.rs", "//! A.\n#[test]\n#[cfg(x)]\nfn escape_a() {}\nfn escape_not() {}\n"));
     tree.paths.extend(["docs", "docs/adr/0001-direct.md"].map(String::from));
     tree.metadata.packages.push(package("agentd-init", "init", &[("agentd-sys", true), ("caps", false)]));
     tree
