@@ -442,3 +442,27 @@ fn cli_fake_root_jobs_end_while_modes_are_being_mended() {
     let left = ask.replace("echo on; wait", "exit 7");
     drop(on_host(&home, &[], &left).expect_code(7));
 }
+
+/// A command by `agentd exec` has a listener of its own, and gets the same answers: modes without the bits under
+/// `--fake-root`, EPERM that is told without it.
+#[test]
+fn escape_exec_leaves_no_set_user_id_program_behind() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    for (flags, outcome) in [(&FAKE_ROOT[..], "ok"), (&["--user", "root"], "EPERM")] {
+        let home = Home::new();
+        let (work, natively) = (home.workspace(), home.path().join("natively"));
+        fs::create_dir(&natively).unwrap();
+        let ran = run(Command::new("python3").args(["-c", MAKE_SET_ID]).arg(&natively)).expect_success();
+        assert_eq!(with_set_id(&natively).len(), ran.stdout.lines().count(), "{ran}");
+        let id = home.detached(&[flags, &["--workspace", work.to_str().unwrap()]].concat(), "exec sleep 1000");
+        let said = home.say(&["exec", &id, "python3", "-c", MAKE_SET_ID, "/workspace"]).expect_success().stdout;
+        assert!(said.lines().all(|line| line.ends_with(&format!(" {outcome}"))), "{flags:?}: {said}");
+        assert_eq!(said.lines().count(), ran.stdout.lines().count());
+        assert_eq!(with_set_id(&work), Vec::<String>::new());
+        let told = denials(&home);
+        assert_eq!(told.is_empty(), outcome == "ok", "{told:?}");
+        assert!(told.iter().all(|denial| denial.starts_with("python3 ") && denial.ends_with(" EPERM")), "{told:?}");
+    }
+}
