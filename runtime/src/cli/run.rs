@@ -511,7 +511,7 @@ fn root_of(plan: &Plan) -> &'static str {
     }
 }
 
-fn describe(mount: &agentd_init::plan::Mount) -> String {
+pub(super) fn describe(mount: &agentd_init::plan::Mount) -> String {
     use agentd_init::plan::Mount;
     let target = mount.target();
     match mount {

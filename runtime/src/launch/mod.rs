@@ -3,7 +3,7 @@
 //! Invariant: a plan that was made names every host object by path, device and inode, and needs no further decision.
 
 mod fake_root;
-mod host_root;
+pub(crate) mod host_root;
 mod image_config;
 pub mod image_root;
 pub mod network;
