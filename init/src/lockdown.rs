@@ -6,7 +6,7 @@ use caps::{CapSet, Capability, CapsHashSet};
 use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::thread::{no_new_privs, set_no_new_privs};
 
-use crate::plan::{BoxPlan, LimitedResource};
+use crate::plan::{BoxPlan, Ids, LimitedResource};
 use crate::step::{At, Failure, Step};
 
 /// Resource limits.
@@ -36,25 +36,27 @@ const OF_SEVERAL_IDS: [Capability; 6] = [
 /// What PID 1 has there: a signal that it passes on may be for a process of another id.
 const OF_THEIR_INIT: [Capability; 1] = [Capability::CAP_KILL];
 
-fn has_several_ids(plan: &BoxPlan) -> bool {
-    plan.subids.is_some() && plan.identity.box_uid == 0
-}
-
 /// The capabilities of the payload: none, but for root of a box with several ids.
-pub(crate) fn of_payload(plan: &BoxPlan) -> &'static [Capability] {
-    if has_several_ids(plan) { &OF_SEVERAL_IDS } else { &[] }
+pub(crate) fn of_payload(ids: Ids) -> &'static [Capability] {
+    match ids {
+        Ids::One => &[],
+        Ids::Several => &OF_SEVERAL_IDS,
+    }
 }
 
 /// Those of the processes that stay beside it: PID 1 and the host of a guest.
-pub(crate) fn of_init(plan: &BoxPlan) -> &'static [Capability] {
-    if has_several_ids(plan) { &OF_THEIR_INIT } else { &[] }
+pub(crate) fn of_init(ids: Ids) -> &'static [Capability] {
+    match ids {
+        Ids::One => &[],
+        Ids::Several => &OF_THEIR_INIT,
+    }
 }
 
 /// Empties the inheritable and ambient sets, and the bounding set but for what the payload keeps: no exec gives a capability
 /// back (CVE-2025-27612).
-pub(crate) fn drop_bounding_set(plan: &BoxPlan) -> Result<(), Failure> {
+pub(crate) fn drop_bounding_set(ids: Ids) -> Result<(), Failure> {
     let at = Step::DropBoundingSet;
-    let keep = of_payload(plan).iter().fold(0, |keep, capability| keep | (1 << capability.index()));
+    let keep = of_payload(ids).iter().fold(0, |keep, capability| keep | (1 << capability.index()));
     // Not by the caps crate: it drops the 41 it knows, and a newer kernel's must go as well.
     agentd_sys::process::drop_bounding_set(keep).at(at, "bounding")?;
     // The ambient set is part of the inheritable one (capabilities(7)): it is empty with it.

@@ -56,6 +56,23 @@ pub struct Identity {
     pub box_gid: u32,
 }
 
+/// How many ids a box has. PID 1 has to know before it has its plan: it keeps some of its capabilities for several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ids {
+    /// The user's own.
+    One,
+    /// His ranges as well.
+    Several,
+}
+
+impl BoxPlan {
+    /// How many ids the box has.
+    #[must_use]
+    pub fn ids(&self) -> Ids {
+        if self.subids.is_some() { Ids::Several } else { Ids::One }
+    }
+}
+
 /// Further ids of a box: parts of the ranges that the host's administrator has given its user.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SubIds {
@@ -143,6 +160,11 @@ pub struct Root {
 pub enum Addition {
     /// An empty directory.
     Directory {
+        /// Path relative to the root.
+        path: String,
+    },
+    /// An empty directory that a mount covers: what the layers have there is never seen.
+    Covered {
         /// Path relative to the root.
         path: String,
     },

@@ -50,7 +50,7 @@ pub(crate) fn run(plan: &BoxPlan, payload: Payload, channel: &OwnedFd) -> i32 {
 fn see_through(plan: &BoxPlan, payload: Payload, channel: &OwnedFd) -> Result<WaitStatus, Failure> {
     // The payload starts meanwhile; it cannot reach this process, which is not dumpable and outside its domain.
     release_streams()?;
-    lockdown::clear_capabilities(lockdown::of_init(plan))?;
+    lockdown::clear_capabilities(lockdown::of_init(plan.ids()))?;
     agentd_sys::seccomp::load(agentd_profiles::seccomp(BuiltIn::Init)).at(Step::Seccomp, "PID 1")?;
     payload.started(|listener| {
         let sent = report::send(channel, &Report::Denials, Some(listener.as_fd()));
