@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use agentd_egress::Rule;
-use agentd_init::plan::{Access, Hold, Network};
+use agentd_init::plan::{Access, Hold, Ids, Network};
 use agentd_init::step::{Failure, Step};
 use agentd_rootfs::ImageRef;
 use agentd_rootfs::commit::LeftOut;
@@ -100,6 +100,10 @@ pub(super) struct Args {
     /// reported as done, and set-user-ID bits are left out of modes
     #[arg(long, requires = "writable")]
     fake_root: bool,
+    /// Give the box several ids, your ranges of /etc/subuid and /etc/subgid, and make the command their root: it may give
+    /// files of the box to them and become one of them; needs newuidmap
+    #[arg(long, value_enum, value_name = "WHICH", requires = "writable", conflicts_with_all = ["fake_root", "keep"])]
+    userns: Option<Userns>,
     /// Working directory inside
     #[arg(short, long, value_name = "DIR", value_parser = spec::absolute)]
     workdir: Option<String>,
@@ -171,16 +175,23 @@ pub(super) struct Args {
     command: Vec<String>,
 }
 
+/// Which ids a box has.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Userns {
+    /// Yours, and your ranges of subordinate ids
+    Subids,
+}
+
 /// Words that make the box another than a shell can be, or that ask for none.
 const NOT_PLAIN: &[&str] =
-    &["-d", "-h", "--detach", "--help", "--dry-run", "--memory", "--cpu", "--pids", "--secret", "host"];
+    &["-d", "-h", "--detach", "--help", "--dry-run", "--userns", "--memory", "--cpu", "--pids", "--secret", "host"];
 
 /// The shell of the box that the command line seems to ask for. Reading it takes a tenth of a start, and planning another; PID 1
 /// makes its network meanwhile. A guess that was wrong costs a process that ends at once.
 pub(super) fn guess(mut words: impl Iterator<Item = OsString>) -> Option<io::Result<Shell>> {
     let is_run = words.nth(1).is_some_and(|verb| verb == "run");
     let is_plain = |word: OsString| !NOT_PLAIN.iter().any(|other| word.as_bytes().starts_with(other.as_bytes()));
-    (is_run && words.all(is_plain)).then(|| Shell::new(Network::None, None, &mut Values::default()))
+    (is_run && words.all(is_plain)).then(|| Shell::new(Network::None, Ids::One, None, &mut Values::default()))
 }
 
 impl Args {
@@ -380,6 +391,7 @@ fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
     }
     let (network, reach) = args.network.asked(args.secrets.credentials())?;
     let (on_exit, on_exit_files) = args.on_exit.map(on_exit::located).transpose()?.unwrap_or_default();
+    let root_by = if args.fake_root { Some("--fake-root") } else { args.userns.map(|_| "--userns subids") };
     Ok(JobSpec {
         image,
         workspace,
@@ -388,8 +400,9 @@ fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
         entrypoint: args.entrypoint,
         env,
         mounts: mounts.collect::<Result<_>>()?,
-        user: user(args.user, args.fake_root)?,
+        user: user(args.user, root_by)?,
         fake_root: args.fake_root,
+        subids: args.userns.is_some(),
         workdir: args.workdir,
         name: args.name,
         hostname: args.hostname,
@@ -438,16 +451,13 @@ fn asked(args: &Args) -> Result<Option<AskedWords>> {
 }
 
 /// Who the command is, as asked.
-fn user(asked: Option<String>, fake_root: bool) -> Result<Option<String>> {
-    match asked.as_deref() {
-        Some("root" | "0" | "0:0") | None if fake_root => Ok(Some("root".into())),
-        Some(other) if fake_root => {
-            bail!(
-                "--fake-root makes the command root, and --user {} somebody else: leave one of them out",
-                printable(other)
-            )
+fn user(asked: Option<String>, root_by: Option<&str>) -> Result<Option<String>> {
+    match (asked.as_deref(), root_by) {
+        (Some("root" | "0" | "0:0") | None, Some(_)) => Ok(Some("root".into())),
+        (Some(other), Some(flag)) => {
+            bail!("{flag} makes the command root, and --user {} somebody else: leave one of them out", printable(other))
         }
-        _ => Ok(asked),
+        (_, None) => Ok(asked),
     }
 }
 
@@ -496,7 +506,11 @@ fn print_plan(plan: &Plan, format: Format) -> Result<()> {
                 "user       {}:{} inside{}, {}:{} outside",
                 ids.box_uid,
                 ids.box_gid,
-                if plan.fake_root { " (fake root)" } else { "" },
+                match (plan.fake_root, &plan.id_helpers) {
+                    (true, _) => " (fake root)",
+                    (_, Some(_)) => " (root of several ids)",
+                    _ => "",
+                },
                 ids.host_uid,
                 ids.host_gid
             )?;
@@ -548,7 +562,7 @@ fn root_of(plan: &Plan) -> &'static str {
     }
 }
 
-fn describe(mount: &agentd_init::plan::Mount) -> String {
+pub(super) fn describe(mount: &agentd_init::plan::Mount) -> String {
     use agentd_init::plan::Mount;
     let target = mount.target();
     match mount {

@@ -165,6 +165,7 @@ fn spec(command: Vec<String>) -> JobSpec {
         mounts: Vec::new(),
         user: None,
         fake_root: false,
+        subids: false,
         workdir: None,
         name: None,
         hostname: None,

@@ -37,6 +37,8 @@ pub struct JobSpec {
     pub user: Option<String>,
     /// Whether changes of owners and ids that one id cannot make are reported as done; the user is root then.
     pub fake_root: bool,
+    /// Whether the box has the user's ranges of subordinate ids beside his own; the user is root then.
+    pub subids: bool,
     /// Absolute box path of the working directory.
     pub workdir: Option<String>,
     /// A name beside the id.

@@ -16,7 +16,9 @@ use serde::{Deserialize, Serialize};
 
 use super::image_root::{ImageRoot, InStore};
 use super::protect::{self, Protection};
-use super::{PlanError, fake_root, host_root, image_config, image_root, keys, network, policy, profile, secrets};
+use super::{
+    PlanError, fake_root, host_root, image_config, image_root, keys, network, policy, profile, secrets, subids,
+};
 use crate::cgroup::{self, Cgroup};
 use crate::job::id::{JobId, JobName};
 use crate::job::record::SCHEMA;
@@ -114,6 +116,9 @@ pub struct Plan {
     /// Whether the filter pretends changes of owners and ids, and the supervisor clears set-user-ID bits.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub fake_root: bool,
+    /// What maps further ids, where the box has some.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub id_helpers: Option<subids::Helpers>,
     /// Names of the secrets that become variables of the payload.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub secret_env: Vec<String>,
@@ -168,6 +173,7 @@ impl Plan {
             box_uid: user.uid,
             box_gid: user.gid,
         };
+        let (subids, id_helpers) = spec.subids.then(subids::find).transpose()?.unzip();
         let reach = network::policy(spec.reach.clone())?;
         let mut notes = Vec::new();
         if !chosen.seccomp.told {
@@ -176,6 +182,9 @@ impl Plan {
         }
         if geteuid().is_root() && spec.limits.pids.is_none() {
             notes.push("as root the number of processes is not bounded: the kernel exempts root's".into());
+        }
+        if subids.is_some() && spec.limits.pids.is_none() {
+            notes.push("with several ids each has its own bound on processes; --pids bounds the job's".into());
         }
         if spec.network == Network::Host && abi < 6 {
             warnings.push(
@@ -226,6 +235,7 @@ impl Plan {
         let mut inside = BoxPlan {
             hostname,
             identity,
+            subids,
             network: spec.network,
             doors: reach.as_ref().map(network::doors),
             root,
@@ -274,6 +284,7 @@ impl Plan {
             cgroup,
             learning: chosen.learning,
             fake_root: spec.fake_root,
+            id_helpers,
             secret_env: spec.secret_env,
             reach,
             asked: spec.asked,

@@ -100,11 +100,14 @@ pub fn run(
         let why = "agentd itself runs under a filter that another program listens to";
         record.warnings.push(format!("refused calls are not told: {why}"));
     }
-    let upper = supervisor.upper.take();
+    let (upper, steward) = (supervisor.upper.take(), supervisor.steward.take());
     record.usage = supervisor.leaf.as_mut().map(Leaf::usage);
     // Here at the latest the terminal has its modes back and no process of the box is left.
     drop(supervisor);
-    record.left = protect::after::findings(plan);
+    if let Some(steward) = steward {
+        steward.finish(&mut record);
+    }
+    record.left.extend(protect::after::findings(plan));
     let supervised = match supervised {
         Ok(ending) => {
             let ending = ending.told_of(record.usage.as_ref(), plan.cgroup.as_ref());

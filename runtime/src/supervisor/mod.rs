@@ -25,6 +25,7 @@ pub mod service;
 mod set_id;
 pub mod shell;
 mod streams;
+mod subids;
 mod terminal;
 mod viewers;
 
@@ -68,6 +69,7 @@ use redact::Redactor;
 use service::Service;
 use shell::Shell;
 use streams::{Own, Streams, Wanted};
+use subids::{MapError, Steward};
 
 /// A job that could not be supervised. What fails inside the box is an [`Ending`], not an error.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +83,9 @@ pub enum SuperviseError {
     /// The job's cgroup.
     #[error("cannot enforce the limits")]
     Cgroup(#[from] LeafError),
+    /// Several ids.
+    #[error(transparent)]
+    Ids(#[from] MapError),
     /// `clone3`.
     #[error("cannot create namespaces for the box; `agentd doctor` says what this host allows")]
     Clone(#[source] io::Error),
@@ -136,6 +141,8 @@ struct Supervisor<'a> {
     denials: Denials<'a>,
     /// The broker, where the box may reach something.
     network: Option<Broker>,
+    /// Who gives back what the box's other ids own, where they could own something.
+    steward: Option<Steward>,
     /// What is written to the root, where it is to be kept.
     upper: Option<Upper>,
     deadline: Option<Instant>,
@@ -176,11 +183,12 @@ impl<'a> Supervisor<'a> {
         let (streams, stdio) = Streams::new(&wanted).to("set the streams up")?;
         let leaf = plan.cgroup.as_ref().map(|cgroup| Leaf::make(cgroup, &plan.id)).transpose()?;
         let Early { network, mut secrets } = network::start_early(plan, secrets)?;
-        let fits = |shell: &Shell| secrets.inside.is_empty() && shell.fits(plan.inside.network, leaf.is_some());
+        let (kind, ids) = (plan.inside.network, plan.inside.ids());
+        let fits = |shell: &Shell| secrets.inside.is_empty() && shell.fits(kind, ids, leaf.is_some());
         let shell = shell
             .filter(|shell| shell.as_ref().map_or(true, fits))
-            .unwrap_or_else(|| Shell::new(plan.inside.network, leaf.as_ref().map(Leaf::as_fd), &mut secrets));
-        let Shell { init, channel, .. } = shell.map_err(SuperviseError::Clone)?;
+            .unwrap_or_else(|| Shell::new(kind, ids, leaf.as_ref().map(Leaf::as_fd), &mut secrets));
+        let Shell { pid, init, channel, .. } = shell.map_err(SuperviseError::Clone)?;
         match brief::send(&channel, &plan.inside, stdio.each_ref().map(AsFd::as_fd)) {
             // PID 1 has failed and is gone; why is in the channel.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
@@ -203,6 +211,7 @@ impl<'a> Supervisor<'a> {
             redactor: None,
             denials: Denials::new(plan, Events::at(directory.join(EVENTS))),
             network,
+            steward: None,
             upper: None,
             deadline: plan.timeout_ms.and_then(|timeout| Instant::now().checked_add(Duration::from_millis(timeout))),
             stop: None,
@@ -214,6 +223,10 @@ impl<'a> Supervisor<'a> {
             failure: None,
             status: None,
         };
+        if plan.id_helpers.is_some() {
+            supervisor.steward = subids::map(plan, pid, &supervisor.init)?;
+            supervisor.release()?;
+        }
         let secrets = supervisor.start_network(secrets)?;
         // After the clone: PID 1 has no copy of what it needs.
         let values = secrets.named().map(|(_, value)| value);
