@@ -188,6 +188,33 @@ fn a_name_that_leads_elsewhere_is_looked_at_when_it_is_to_be() {
 }
 
 #[test]
+fn an_image_is_run_by_its_id_as_it_is_in_the_store() {
+    if !require(Feature::Userns) || !require(Feature::Busybox) {
+        return;
+    }
+    let home = Home::new();
+    let (one, first) = write(&home, "one");
+    drop(agentd(&home, &["pull", "-q", &one]).expect_success());
+    let id = agentd(&home, &["images", "-q"]).expect_success().stdout.trim_end().to_owned();
+    assert_eq!(id, first.manifest[7..19]);
+    // The name leads to another image by now, and then its source is gone.
+    fs::remove_dir_all(home.path().join("img")).unwrap();
+    let made = |image: &str| run(home.run().args(["-q", "--image", image, "--", "stat", "-c", "%s", "one"]));
+    for image in [&id, &first.manifest[7..40], &first.manifest[7..], &first.manifest, &first.manifest[..30]] {
+        assert_eq!(made(image).expect_silent_success().stdout, "1000\n", "{image}");
+    }
+    // Eleven digits are a name, and what the store does not have is one too: neither is fetched.
+    for image in [&id[..11], "0123456789ab"] {
+        let ran = run(home.run().args(["--image", image, "--pull", "never", "--", "true"])).expect_code(125);
+        ran.expect_one_error_line(&[&format!("docker.io/library/{image}"), "is not in the store"]);
+    }
+    let unknown = "0".repeat(64);
+    let ran = run(home.run().args(["--image", &format!("sha256:{unknown}"), "--", "true"])).expect_code(125);
+    ran.expect_one_error_line(&["no image in the store is called", &unknown]);
+    agentd(&home, &["pull", &first.manifest]).expect_code(125).expect_one_error_line(&["is an image's id"]);
+}
+
+#[test]
 fn a_terminal_shows_a_bar_a_layer() {
     if !require(Feature::Busybox) {
         return;

@@ -11,8 +11,8 @@ use agentd_egress::Rule;
 use agentd_init::Secrets;
 use agentd_init::plan::{Access, Hold, Network};
 use agentd_init::step::{Failure, Step};
-use agentd_rootfs::ImageRef;
 use agentd_rootfs::commit::LeftOut;
+use agentd_rootfs::{ImageRef, RegistryConfig};
 use agentd_sys::descriptors::open_now;
 use anyhow::{Context, Result, bail, ensure};
 
@@ -42,7 +42,7 @@ use crate::supervisor::{self, Ending, Finished, LEAST_BYTES, Presence};
   agentd run --workspace . --allow claude --allow github -- claude -p 'update the changelog'")]
 pub(super) struct Args {
     /// What / is made of: host, dir:PATH, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME:TAG], or
-    /// [docker://]NAME[:TAG][@DIGEST] in a registry
+    /// [docker://]NAME[:TAG][@DIGEST] in a registry, or the ID of an image in the store (12 digits or more)
     #[arg(long, default_value = "host", value_name = "IMAGE", value_parser = Asked::parse)]
     image: Asked,
     /// When to fetch the image: when the store does not have it, each time, or not at all
@@ -182,10 +182,14 @@ fn perform(args: Args, learning: Option<&Learning>) -> Result<u8> {
     let callers = if args.detach { Some(open_now().context("cannot look at the open descriptors")?) } else { None };
     let directories = Directories::find()?;
     let (quiet, remove, dry_run, format) = (args.quiet, args.rm, args.dry_run, args.format);
-    let wanted = Wanted::new(args.pull.into(), directories.registries(), &args.image_limit)?;
+    let short_name = args.image.short_name();
+    let (image, pull) = args.image.clone().find(&directories.stores(), args.pull.into())?;
+    let registries = RegistryConfig { short_name, ..directories.registries() };
+    let wanted = Wanted::new(pull, registries, &args.image_limit)?;
+    let image = wanted::located(image, pull)?;
     secrets::check_names(args.secret.iter().chain(&args.secret_env).map(|secret| secret.name.as_str()))?;
     let asked = (args.secret.clone(), args.secret_env.clone());
-    let spec = JobSpec { learn: learning.is_some(), ..spec_of(args, &directories)? };
+    let spec = JobSpec { learn: learning.is_some(), ..spec_of(args, image)? };
     // A dry run needs none of their values, and prints none.
     let secrets = if dry_run { Secrets::default() } else { read_secrets(&asked.0, &asked.1)? };
     if spec.network == Network::Host && !quiet {
@@ -294,7 +298,7 @@ fn remedy(code: u8, failure: &Failure, plan: &Plan) -> String {
     }
 }
 
-fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
+fn spec_of(args: Args, image: ImageRef) -> Result<JobSpec> {
     let mut env = Vec::new();
     for file in &args.env_file {
         let text = fs::read_to_string(file).with_context(|| format!("cannot read --env-file {}", file.display()))?;
@@ -319,8 +323,6 @@ fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
         ProfileChoice::File(path) => ProfileChoice::File(std::path::absolute(&path)?),
         built_in => built_in,
     };
-    let image = args.image.find(&directories.stores(), args.pull.into())?;
-    let image = wanted::located(image, args.pull.into())?;
     if args.keep && matches!(image, ImageRef::Host | ImageRef::Dir(_)) {
         bail!("--keep is for images of layers, and {image} is none: nothing could be made of what is kept");
     }
