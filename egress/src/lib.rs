@@ -5,7 +5,8 @@
 //! names, dns                 the name service of the box: an allowed name gets an address that means it
 //! hello, request             what a client says first: does it ask for the name it was connected for?
 //! address                    where no name may lead
-//! told                       what the broker tells the supervisor about it
+//! credential, url, inspected hosts whose requests are read: keys that are added, rules for methods and paths
+//! told, order                what the broker tells the supervisor about it, and what it is told
 //! broker                     the process: accepts, decides, dials, passes on
 //! ```
 //!
@@ -14,22 +15,30 @@
 
 mod address;
 mod broker;
+mod credential;
 mod dns;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod hello;
+mod inspected;
 mod name;
 mod names;
+mod order;
 mod policy;
 mod request;
 mod rule;
 mod sets;
 mod told;
+mod url;
 
-pub use broker::run;
+pub use broker::{Key, run};
+pub use credential::{Credential, CredentialError, How, MAX_KEY, key};
+pub use inspected::Inspected;
 pub use name::Name;
 pub use names::{OWN_V4, OWN_V6};
+pub use order::{Change, Order};
 pub use policy::{NAME_SERVICE, Policy, PolicyError};
 pub use rule::{HostEntry, Rule, RuleError};
 pub use sets::{SetNames, set};
 pub use told::{Request, Told, Totals, Verdict};
+pub use url::{UrlRule, UrlRuleError};

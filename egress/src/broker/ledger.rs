@@ -67,6 +67,7 @@ impl Ledger {
             time: now(),
             untrusted_host: untrusted_host.to_owned(),
             port,
+            untrusted_request: None,
             address: None,
             rule: refusal.rule.clone(),
             up: 0,
@@ -94,7 +95,8 @@ impl Ledger {
         }
     }
 
-    fn put(&self, told: &Told) {
+    /// Lets the supervisor know, when it listens.
+    pub(super) fn put(&self, told: &Told) {
         let mut waiting = self.waiting.borrow_mut();
         if waiting.len() < MOST_WAITING {
             waiting.push_back(told.encode());

@@ -7,8 +7,10 @@ use agentd_rootfs::{Places, Proxies, RegistryConfig};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::geteuid;
 
+use super::say;
 use crate::job::store::Jobs;
 use crate::launch::plan::Surroundings;
+use crate::supervisor::service::Service;
 
 /// Where agentd keeps what it keeps.
 #[derive(Debug)]
@@ -56,6 +58,15 @@ impl Directories {
     /// The directory of everything that is kept of jobs.
     pub(super) fn state(&self) -> &Path {
         &self.state
+    }
+
+    /// The jobs, after the ends that killed supervisors could not write have been written. Where that cannot be, it is said,
+    /// and is no reason to keep the rest from its user: on a full disk `agentd rm` is what helps.
+    pub(super) fn swept_jobs(&self) -> Jobs {
+        let jobs = self.jobs();
+        let (_lost, troubles) = jobs.sweep();
+        troubles.into_iter().for_each(|trouble| say(&format!("{:#}", anyhow::Error::from(trouble))));
+        jobs
     }
 
     /// Where the store of images is or may be made: `$AGENTD_STORE` and nowhere else, or with the user's data, or in
@@ -143,6 +154,21 @@ impl Directories {
         files.dedup();
         files
     }
+}
+
+/// Names the socket of who wants to know how this service fares (sd_notify(3)): agentd, and not what it runs.
+pub(super) const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
+
+/// Who is told of a job, where agentd runs as a service.
+pub(super) fn service() -> Service {
+    Service::new(env::var_os(NOTIFY_SOCKET).as_deref(), is_journal())
+}
+
+/// Whether standard error is the journal: what it is connected to is compared, as systemd.exec(5) has it, for the variable
+/// outlives a redirection.
+fn is_journal() -> bool {
+    let Ok(stream) = env::var("JOURNAL_STREAM") else { return false };
+    rustix::fs::fstat(rustix::stdio::stderr()).is_ok_and(|stat| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
 }
 
 /// The directories, with colons between, that a variable names.

@@ -87,6 +87,15 @@ impl Asked {
         Ok(Asked { reference, text: text.to_owned() })
     }
 
+    /// Whether it is a path that begins at the working directory.
+    pub(super) fn is_relative(&self) -> bool {
+        match &self.reference {
+            Some(ImageRef::Dir(path) | ImageRef::Oci { layout: path, .. }) => path.is_relative(),
+            Some(ImageRef::OciArchive { file, .. } | ImageRef::DockerArchive { file, .. }) => file.is_relative(),
+            Some(ImageRef::Host | ImageRef::Registry(_)) | None => false,
+        }
+    }
+
     /// The image, and when to fetch it. Of a name without a registry the one that was committed here comes first, then the
     /// image in the store whose id begins so, unless it is to be pulled.
     pub(super) fn find(self, places: &Places, pull: Pull) -> Result<(ImageRef, Pull)> {

@@ -186,6 +186,7 @@ fn spec(command: Vec<String>) -> JobSpec {
         learn: false,
         secrets: Vec::new(),
         secret_env: Vec::new(),
+        asked: None,
     }
 }
 

@@ -3,11 +3,13 @@
 //! Invariant: nothing the broker does or leaves undone stops the supervisor: what it says is bounded, checked and only written
 //! down; a broker that is gone costs the job its network, and that is told.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use agentd_egress::{Request, Told, Totals, Verdict};
+use agentd_egress::{Order, Policy, Request, Told, Totals, Verdict};
+use agentd_init::Secret;
 use agentd_profiles::BuiltIn;
 use agentd_sys::channel;
 use agentd_sys::process::{Cloned, clone};
@@ -16,9 +18,12 @@ use rustix::net::Shutdown;
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
 use super::redact::Redactor;
-use super::{Secrets, SuperviseError, Supervisor, To};
+use super::{SuperviseError, Supervisor, To};
 use crate::job::events::Event;
-use crate::job::record::{NameUse, NetworkUse, Record};
+use crate::job::record::{NameUse, NetworkUse, PolicyChange, Record};
+use crate::launch::keys;
+use crate::launch::plan::Plan;
+use crate::launch::secrets::Values;
 
 /// Requests that are written down one by one; of further ones only the numbers are kept.
 const MOST_LINES: u64 = 10_000;
@@ -28,6 +33,9 @@ const MOST_NAMES: usize = 100;
 
 /// For how long the broker is waited for, between two of its messages, once the box is gone.
 const PATIENCE: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
+
+/// For how long a broker that reads requests is waited for before the box is made: it reads the host's authorities.
+const TO_BE_READY: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
 /// The same in all: a broker that never ends what it has to say does not keep the job from its end.
 const PATIENCE_IN_ALL: Duration = Duration::from_secs(5);
@@ -41,6 +49,12 @@ pub(super) struct Broker {
     names: Vec<NameUse>,
     totals: Option<Totals>,
     refusals: Vec<Request>,
+    /// The policy as it is now.
+    pub(super) policy: Policy,
+    /// Ports at which the box is listened to.
+    pub(super) open: BTreeSet<u16>,
+    /// What changed it.
+    pub(super) changes: Vec<PolicyChange>,
 }
 
 /// What came of a job's network.
@@ -62,39 +76,107 @@ enum Side {
     /// The process that is to be the broker, with its end of the channel.
     Broker(OwnedFd),
     /// The supervisor.
-    Supervisor(Broker),
+    Supervisor(Box<Broker>),
 }
 
 /// Makes the broker's process, from one with one thread.
-fn fork() -> io::Result<Side> {
+fn fork(policy: &Policy) -> io::Result<Side> {
     let (ours, theirs) = channel::pair()?;
     Ok(match clone(0)? {
         Cloned::Child => Side::Broker(theirs),
-        Cloned::Parent { pidfd, .. } => Side::Supervisor(Broker {
+        Cloned::Parent { pidfd, .. } => Side::Supervisor(Box::new(Broker {
             process: pidfd,
             channel: Some(ours),
             lines: 0,
             names: Vec::new(),
             totals: None,
             refusals: Vec::new(),
-        }),
+            open: policy.ports(),
+            policy: policy.clone(),
+            changes: Vec::new(),
+        })),
     })
 }
 
+/// Starts the broker, which keeps its keys and forgets every other secret.
+fn start(policy: &Policy, secrets: Values) -> Result<(Broker, Values), SuperviseError> {
+    match fork(policy).to("start the network broker")? {
+        Side::Broker(channel) => {
+            // It has a copy of this process's memory, and is near to whoever would want what is in there.
+            agentd_sys::memory::forget_environment();
+            let Values { inside, keys } = secrets;
+            drop(inside);
+            agentd_egress::run(policy.clone(), keys, channel, agentd_profiles::seccomp(BuiltIn::Broker))
+        }
+        Side::Supervisor(network) => Ok((*network, secrets)),
+    }
+}
+
+/// What a job whose requests are read begins with.
+pub(super) struct Early {
+    /// The broker.
+    pub(super) network: Option<Broker>,
+    /// The secrets, and the certificates that came with the broker.
+    pub(super) secrets: Values,
+}
+
+/// Starts the broker before the box, where the box needs its certificate or the broker has keys: it then has them from a
+/// process that has cloned nothing else yet, and says whether it can do its work.
+pub(super) fn start_early(plan: &Plan, secrets: Values) -> Result<Early, SuperviseError> {
+    let Some(policy) = plan.reach.as_ref().filter(|policy| !policy.inspected().is_empty()) else {
+        return Ok(Early { network: None, secrets });
+    };
+    let (network, mut secrets) = start(policy, secrets)?;
+    let certificate = network.ready()?;
+    if let Some(certificate) = certificate {
+        let mut bundle = keys::image_authorities(&plan.inside);
+        if !bundle.is_empty() && !bundle.ends_with(b"\n") {
+            bundle.push(b'\n');
+        }
+        bundle.extend_from_slice(certificate.as_bytes());
+        let file = |name: &str, contents: Vec<u8>| Secret { name: name.into(), value: contents.into() };
+        secrets.inside.certificates =
+            vec![file(keys::CERTIFICATE, certificate.into_bytes()), file(keys::BUNDLE, bundle)];
+    }
+    Ok(Early { network: Some(network), secrets })
+}
+
 impl Broker {
+    /// Waits until it says that it can read requests; gives the certificate of the job's authority.
+    fn ready(&self) -> Result<Option<String>, SuperviseError> {
+        let broken = |why: String| SuperviseError::Broker { why };
+        let Some(channel) = &self.channel else { return Err(broken("it has ended".into())) };
+        let mut ready = [PollFd::new(channel, PollFlags::IN)];
+        if poll(&mut ready, Some(&TO_BE_READY)).to("wait for the network broker")? == 0 {
+            return Err(broken("it does not answer".into()));
+        }
+        let message = channel::receive(channel).to("hear from the network broker")?;
+        match message.and_then(|message| Told::decode(&message.bytes)) {
+            Some(Told::Ready { certificate }) => Ok(certificate),
+            Some(Told::Unready { why }) => Err(broken(why)),
+            _ => Err(broken("it has ended".into())),
+        }
+    }
+
     /// Passes a socket of the box on.
     fn open(&mut self, door: &OwnedFd) {
+        self.order(&Order::Door, Some(door.as_fd()));
+    }
+
+    /// Gives the broker an order; whether it has it.
+    pub(super) fn order(&mut self, order: &Order, descriptor: Option<BorrowedFd<'_>>) -> bool {
         let sent = self.channel.as_ref().map_or(Ok(()), |channel| {
             let mut ready = [PollFd::new(channel, PollFlags::OUT)];
             match poll(&mut ready, Some(&PATIENCE))? {
                 0 => Err(io::ErrorKind::TimedOut.into()),
-                _ => channel::send(channel.as_fd(), b"D", Some(door.as_fd())),
+                _ => channel::send(channel.as_fd(), &order.encode(), descriptor),
             }
         });
         if sent.is_err() {
             // It is gone, or as good as gone; that is told at the end.
             self.channel = None;
         }
+        self.channel.is_some()
     }
 
     /// What to poll.
@@ -132,7 +214,13 @@ impl Broker {
                 self.totals = Some(totals);
                 None
             }
-            None => {
+            Some(Told::Dial { id, at }) => {
+                let socket = self.dial(at);
+                self.order(&Order::Dialled(id), socket.as_ref().map(AsFd::as_fd));
+                None
+            }
+            // These come first or not at all.
+            Some(Told::Ready { .. } | Told::Unready { .. }) | None => {
                 self.channel = None;
                 None
             }
@@ -179,26 +267,21 @@ impl Broker {
             .is_none()
             .then(|| "the network broker ended before the job; from then on it had no network".into());
         let Totals { allowed, refused, failed, up, down, untold } = self.totals.unwrap_or_default();
-        let used = NetworkUse { allowed, refused, failed, up, down, untold, names: std::mem::take(&mut self.names) };
+        let names = std::mem::take(&mut self.names);
+        let changes = std::mem::take(&mut self.changes);
+        let used = NetworkUse { allowed, refused, failed, up, down, untold, names, changes };
         Ended { used, refusals: std::mem::take(&mut self.refusals), last, warning }
     }
 }
 
 impl Supervisor<'_> {
-    /// Starts the broker, where the box may reach something; gives the secrets back, which the broker is not to have.
-    pub(super) fn start_network(&mut self, secrets: Secrets) -> Result<Secrets, SuperviseError> {
-        let Some(policy) = &self.plan.reach else { return Ok(secrets) };
-        match fork().to("start the network broker")? {
-            Side::Broker(channel) => {
-                // It has a copy of this process's memory, and is near to whoever would want them.
-                drop(secrets);
-                agentd_egress::run(policy.clone(), channel, agentd_profiles::seccomp(BuiltIn::Broker))
-            }
-            Side::Supervisor(network) => {
-                self.network = Some(network);
-                Ok(secrets)
-            }
-        }
+    /// Starts the broker, where the box may reach something and it is not there yet; gives the secrets back, which the broker
+    /// is not to have.
+    pub(super) fn start_network(&mut self, secrets: Values) -> Result<Values, SuperviseError> {
+        let Some(policy) = self.plan.reach.as_ref().filter(|_| self.network.is_none()) else { return Ok(secrets) };
+        let (network, secrets) = start(policy, secrets)?;
+        self.network = Some(network);
+        Ok(secrets)
     }
 
     /// Passes a socket of the box on to the broker.
@@ -242,7 +325,8 @@ impl Supervisor<'_> {
 /// A name that the payload asks for can be a secret as well as any.
 fn redact(redactor: &Redactor, request: &mut Request) {
     let before = request.untrusted_host.clone();
-    redactor.texts([&mut request.untrusted_host].into_iter().chain(&mut request.why).chain(&mut request.allow));
+    let texts = [&mut request.untrusted_request, &mut request.why, &mut request.allow].into_iter().flatten();
+    redactor.texts([&mut request.untrusted_host].into_iter().chain(texts));
     if request.untrusted_host != before {
         // It repeats the name in lower case, where the secret is not known again.
         request.allow = None;
@@ -272,6 +356,7 @@ mod tests {
             time: "2026-11-21T15:38:40.649Z".into(),
             untrusted_host: "a.org".into(),
             port: None,
+            untrusted_request: None,
             address: None,
             rule: None,
             up: 0,
@@ -288,8 +373,18 @@ mod tests {
             let again = Told::Again(refused).encode();
             while channel::send(theirs.as_fd(), &again, None).is_ok() {}
         });
-        let broker =
-            Broker { process, channel: Some(ours), lines: 0, names: Vec::new(), totals: None, refusals: Vec::new() };
+        let policy = Policy::new(Vec::new(), Vec::new(), Vec::new()).unwrap();
+        let broker = Broker {
+            process,
+            channel: Some(ours),
+            lines: 0,
+            names: Vec::new(),
+            totals: None,
+            refusals: Vec::new(),
+            policy,
+            open: BTreeSet::new(),
+            changes: Vec::new(),
+        };
         let begun = Instant::now();
         let ended = broker.finish();
         assert!(begun.elapsed() < PATIENCE_IN_ALL * 2);
