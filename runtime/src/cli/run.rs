@@ -27,6 +27,7 @@ use crate::cgroup::Limits;
 use crate::job::events::Denial;
 use crate::job::id::{JobId, JobName};
 use crate::job::record::Kept;
+use crate::job::restart::Restart;
 use crate::job::spec::{self, BindMount, JobSpec, ProfileChoice, SpecError, Workspace};
 use crate::launch::plan::Plan;
 use crate::launch::secrets::{self, AskedSecret};
@@ -127,6 +128,10 @@ pub(super) struct Args {
     /// Bytes of each output stream that are kept for `agentd logs`
     #[arg(long, value_name = "SIZE", default_value = "64m", value_parser = spec::parse_size)]
     max_output: u64,
+    /// Start the command again when it ends: no, on-failure[:N] (N times at most) or always; the pause before it grows from
+    /// 0.1 s to a minute. What is stopped, or reaches --timeout, which holds for all starts together, is not started again
+    #[arg(long, value_name = "POLICY", default_value = "no")]
+    restart: Restart,
     /// Run a program of the host when the job has ended, words apart by spaces and no shell; it gets AGENTD_JOB,
     /// AGENTD_NAME, AGENTD_STATE and AGENTD_EXIT_CODE
     #[arg(long, value_name = "COMMAND", value_parser = on_exit::words)]
@@ -173,6 +178,7 @@ pub(super) fn run(args: Args) -> Result<u8> {
 
 /// The same for `agentd profile learn`.
 pub(super) fn learn(args: Args, learning: &Learning) -> Result<u8> {
+    ensure!(args.restart.is_no(), "what is learned is of one run; leave --restart out");
     ensure!(!args.detach, "what is learned is written when the command ends; leave --detach out");
     perform(args, Some(learning))
 }
@@ -324,6 +330,12 @@ fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
     if args.keep && matches!(image, ImageRef::Host | ImageRef::Dir(_)) {
         bail!("--keep is for images of layers, and {image} is none: nothing could be made of what is kept");
     }
+    if !args.restart.is_no() {
+        let others = [("--rm", args.rm), ("--keep", args.keep), ("--fake-root", args.fake_root)];
+        if let Some((other, _)) = others.into_iter().find(|(_, is_given)| *is_given) {
+            bail!("{other} conflicts with --restart {}: leave one of them out", args.restart);
+        }
+    }
     let (network, reach) = args.network.asked()?;
     let (on_exit, on_exit_files) = args.on_exit.map(on_exit::located).transpose()?.unwrap_or_default();
     Ok(JobSpec {
@@ -347,6 +359,7 @@ fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
         keep: args.keep,
         storage: args.storage,
         max_output: args.max_output,
+        restart: args.restart,
         on_exit,
         on_exit_files,
         terminal: args.tty,

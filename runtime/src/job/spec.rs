@@ -12,6 +12,7 @@ use agentd_profiles::BuiltIn;
 use agentd_rootfs::ImageRef;
 
 use super::id::JobName;
+use super::restart::Restart;
 use crate::cgroup::Limits;
 use crate::launch::network::AskedNetwork;
 
@@ -58,6 +59,8 @@ pub struct JobSpec {
     pub storage: Option<u64>,
     /// Bytes of each output stream that are kept on disk.
     pub max_output: u64,
+    /// Whether it is started again when its command ends.
+    pub restart: Restart,
     /// Program and arguments that the supervisor runs on the host when the job has ended; none where empty.
     pub on_exit: Vec<String>,
     /// The files among its words.

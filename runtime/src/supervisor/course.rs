@@ -12,7 +12,6 @@ use agentd_rootfs::Hold;
 
 use super::detach::Notice;
 use super::{Ending, FAILED, SuperviseError, Supervisor, keep};
-use crate::cgroup::leaf::Leaf;
 use crate::job::events::Denial;
 use crate::job::record::{Enforced, Record, SCHEMA, State};
 use crate::job::store::{Jobs, now};
@@ -95,7 +94,8 @@ pub fn run(
         record.warnings.push(format!("refused calls are not told: {why}"));
     }
     let upper = supervisor.upper.take();
-    record.usage = supervisor.leaf.as_mut().map(Leaf::usage);
+    record.usage = supervisor.usage();
+    record.restarts = supervisor.restarts();
     // Here at the latest the terminal has its modes back and no process of the box is left.
     drop(supervisor);
     record.left = protect::after::findings(plan);
@@ -172,5 +172,6 @@ fn first_record(plan: &Plan) -> Record {
         output_dropped: 0,
         denials: 0,
         network: None,
+        restarts: 0,
     }
 }

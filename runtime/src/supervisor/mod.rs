@@ -5,6 +5,7 @@
 //! checked), bytes of output, which it copies and never interprets, and the registers of refused calls, which it answers;
 //! under `--fake-root` it clears bits in one of them.
 
+mod again;
 pub mod attached;
 mod control;
 mod course;
@@ -55,6 +56,7 @@ use crate::job::record::Record;
 use crate::job::store::JobStoreError;
 use crate::launch::plan::Plan;
 use crate::launch::protect::stubs::StubError;
+use again::Again;
 use control::Control;
 use denials::Denials;
 use detach::Notice;
@@ -121,8 +123,11 @@ struct Supervisor<'a> {
     /// What takes the job's secrets out of what is kept, where it has any.
     redactor: Option<Redactor>,
     denials: Denials<'a>,
+    /// What starts it again, where that is wanted.
+    again: Option<Again>,
     /// The broker, where the box may reach something.
     network: Option<Broker>,
+    network_before: Option<network::Before>,
     /// What is written to the root, where it is to be kept.
     upper: Option<Upper>,
     deadline: Option<Instant>,
@@ -156,8 +161,7 @@ impl<'a> Supervisor<'a> {
         let wanted = Wanted { terminal: process.terminal, input: process.input, own, kept };
         let (streams, stdio) = Streams::new(&wanted).to("set the streams up")?;
         let leaf = plan.cgroup.as_ref().map(|cgroup| Leaf::make(cgroup, &plan.id)).transpose()?;
-        let namespaces = if leaf.is_some() { BOX_NAMESPACES & !CGROUP_NAMESPACE } else { BOX_NAMESPACES };
-        let cloned = clone_into(namespaces, leaf.as_ref().map(Leaf::as_fd));
+        let cloned = clone_into(namespaces(leaf.as_ref()), leaf.as_ref().map(Leaf::as_fd));
         let init = match cloned.map_err(SuperviseError::Clone)? {
             Cloned::Child => {
                 agentd_init::run(&plan.inside, secrets, agentd_init::Descriptors { channel: inside, stdio });
@@ -178,7 +182,9 @@ impl<'a> Supervisor<'a> {
             streams,
             redactor: None,
             denials: Denials::new(plan, Events::at(directory.join(EVENTS))),
+            again: None,
             network: None,
+            network_before: None,
             upper: None,
             deadline: plan.timeout_ms.and_then(|timeout| Instant::now().checked_add(Duration::from_millis(timeout))),
             stop: None,
@@ -197,6 +203,7 @@ impl<'a> Supervisor<'a> {
         if let Some(redactor) = &supervisor.redactor {
             supervisor.streams.redact(redactor);
         }
+        supervisor.again = Again::new(plan.restart, secrets);
         Ok(supervisor)
     }
 
@@ -225,7 +232,7 @@ impl<'a> Supervisor<'a> {
     }
 
     /// Until PID 1 is gone and its output is passed on.
-    fn supervise(&mut self) -> Result<Ending, SuperviseError> {
+    fn watch(&mut self) -> Result<Ending, SuperviseError> {
         while self.alive || !(self.streams.done() || self.abandoned) {
             let ready = self.wait()?;
             if ready.channel {
@@ -261,8 +268,11 @@ impl<'a> Supervisor<'a> {
                 self.bury()?;
             }
         }
-        let timeout = self.plan.timeout_ms.map(Duration::from_millis);
-        Ok(Ending::new(self.failure.take(), self.status, self.stop, timeout))
+        Ok(Ending::new(self.failure.take(), self.status, self.stop, self.timeout()))
+    }
+
+    fn timeout(&self) -> Option<Duration> {
+        self.plan.timeout_ms.map(Duration::from_millis)
     }
 
     fn next_deadline(&self) -> Option<Instant> {
@@ -332,7 +342,7 @@ impl<'a> Supervisor<'a> {
                     }
                 }
                 // Only a reader that does not read keeps this program here.
-                _ if !self.alive => self.abandoned = true,
+                _ if !self.alive && !self.rests() => self.abandoned = true,
                 Signal::SIGHUP => self.stop(Reason::Hangup)?,
                 Signal::SIGTERM => self.stop(Reason::Terminated)?,
                 signal => {
@@ -341,6 +351,9 @@ impl<'a> Supervisor<'a> {
                     if matches!(signal, Signal::SIGINT | Signal::SIGQUIT) && !self.started && self.stop.is_none() {
                         let kill_at = Some(Instant::now() + GRACE_OF_A_START);
                         self.stop = Some(Stop { reason: Reason::Interrupted, kill_at });
+                    }
+                    if let (Some(again), Signal::SIGINT | Signal::SIGQUIT) = (&mut self.again, signal) {
+                        again.is_interrupted = true;
                     }
                     if let Some(signal) = rustix::process::Signal::from_named_raw(signal as i32) {
                         pidfd_send_signal(&self.init, signal).or_else(gone).to("relay a signal")?;
@@ -435,6 +448,11 @@ impl Drop for Supervisor<'_> {
             waitid(WaitId::PidFd(self.init.as_fd()), WaitIdOptions::EXITED).unwrap_or_default();
         }
     }
+}
+
+/// A box's namespaces; that of a cgroup of its own it makes itself, when it is there.
+fn namespaces(leaf: Option<&Leaf>) -> u64 {
+    if leaf.is_some() { BOX_NAMESPACES & !CGROUP_NAMESPACE } else { BOX_NAMESPACES }
 }
 
 fn gone(error: Errno) -> Result<(), Errno> {

@@ -43,11 +43,22 @@ pub(super) struct Broker {
     refusals: Vec<Request>,
 }
 
+/// What came of the network of the boxes before the last one's, where a job was started again.
+#[derive(Debug, Default)]
+pub(super) struct Before {
+    used: NetworkUse,
+    lines: u64,
+    refusals: Vec<Request>,
+    warnings: Vec<String>,
+}
+
 /// What came of a job's network.
 #[derive(Debug)]
 struct Ended {
     /// For the record.
     used: NetworkUse,
+    /// Requests that were written down.
+    lines: u64,
     /// The refusals, each kind once, with its count.
     refusals: Vec<Request>,
     /// What is still to be written down.
@@ -180,7 +191,7 @@ impl Broker {
             .then(|| "the network broker ended before the job; from then on it had no network".into());
         let Totals { allowed, refused, failed, up, down, untold } = self.totals.unwrap_or_default();
         let used = NetworkUse { allowed, refused, failed, up, down, untold, names: std::mem::take(&mut self.names) };
-        Ended { used, refusals: std::mem::take(&mut self.refusals), last, warning }
+        Ended { used, lines: self.lines, refusals: std::mem::take(&mut self.refusals), last, warning }
     }
 }
 
@@ -194,7 +205,13 @@ impl Supervisor<'_> {
                 drop(secrets);
                 agentd_egress::run(policy.clone(), channel, agentd_profiles::seccomp(BuiltIn::Broker))
             }
-            Side::Supervisor(network) => {
+            Side::Supervisor(mut network) => {
+                // What is kept has one bound for all of a job's boxes.
+                if let Some(before) = &mut self.network_before {
+                    network.lines = before.lines;
+                    network.names = std::mem::take(&mut before.used.names);
+                    network.refusals = std::mem::take(&mut before.refusals);
+                }
                 self.network = Some(network);
                 Ok(secrets)
             }
@@ -217,18 +234,32 @@ impl Supervisor<'_> {
 
     /// Writes down what the broker still has to tell; gives what it refused.
     pub(super) fn end_network(&mut self, record: &mut Record) -> Vec<Request> {
-        let Some(network) = self.network.take() else { return Vec::new() };
-        let Ended { mut used, mut refusals, last, warning } = network.finish();
-        for request in last {
-            self.put_down(request);
-        }
+        self.rest_network();
+        let Some(Before { mut used, mut refusals, warnings, .. }) = self.network_before.take() else {
+            return Vec::new();
+        };
         if let Some(redactor) = &self.redactor {
             redactor.texts(used.names.iter_mut().map(|name| &mut name.name));
             refusals.iter_mut().for_each(|refusal| redact(redactor, refusal));
         }
-        record.warnings.extend(warning);
+        record.warnings.extend(warnings);
         record.network = Some(used);
         refusals
+    }
+
+    /// Hears the broker out, and keeps what came of it: the box it was for is gone.
+    pub(super) fn rest_network(&mut self) {
+        let Some(network) = self.network.take() else { return };
+        let Ended { used, lines, refusals, last, warning } = network.finish();
+        for request in last {
+            self.put_down(request);
+        }
+        let before = self.network_before.get_or_insert_default();
+        before.used = std::mem::take(&mut before.used).and(used);
+        (before.lines, before.refusals) = (lines, refusals);
+        if before.warnings.is_empty() {
+            before.warnings.extend(warning);
+        }
     }
 
     fn put_down(&mut self, mut request: Request) {
