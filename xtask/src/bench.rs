@@ -1,9 +1,11 @@
 //! `cargo xtask bench …`: what agentd costs, beside its peers, in one interleaved run.
 
+mod document;
 mod filters;
 mod lists;
 mod prepare;
 mod start;
+mod statistics;
 mod unpack;
 mod verdicts;
 

@@ -10,11 +10,11 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use agentd_init::Secrets;
-use agentd_sys::process::{Cloned, clone_into};
 use rustix::io::Errno;
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 
 use super::ending::{Reason, Stop};
+use super::shell::Shell;
 use super::streams::Wanted;
 use super::{Ending, SuperviseError, Supervisor, To};
 use crate::cgroup::leaf::{Leaf, Usage};
@@ -156,21 +156,16 @@ impl Supervisor<'_> {
     fn begin_again(&mut self) -> Result<(), SuperviseError> {
         let plan = self.plan;
         let Some(again) = &mut self.again else { return Ok(()) };
-        let secrets = std::mem::take(&mut again.secrets);
-        let (channel, inside) = agentd_sys::channel::pair().to("make a channel")?;
+        let mut secrets = std::mem::take(&mut again.secrets);
         let process = &plan.inside.process;
         let wanted = Wanted { terminal: process.terminal, input: process.input, own: self.streams.own(), kept: None };
         let stdio = self.streams.begin_again(&wanted, self.redactor.as_ref()).to("set the streams up")?;
         self.leaf = plan.cgroup.as_ref().map(|cgroup| Leaf::make(cgroup, &plan.id)).transpose()?;
-        let cloned = clone_into(super::namespaces(self.leaf.as_ref()), self.leaf.as_ref().map(Leaf::as_fd));
-        self.init = match cloned.map_err(SuperviseError::Clone)? {
-            Cloned::Child => {
-                // PID 1 has no use for it, and what it looks for are secrets.
-                self.redactor = None;
-                agentd_init::run(&plan.inside, secrets, agentd_init::Descriptors { channel: inside, stdio });
-            }
-            Cloned::Parent { pidfd, .. } => pidfd,
-        };
+        let shell = Shell::new(plan.inside.network, self.leaf.as_ref().map(Leaf::as_fd), &mut secrets);
+        let Shell { init, channel, .. } = shell.map_err(SuperviseError::Clone)?;
+        self.init = init;
+        super::brief(&channel, plan, &stdio)?;
+        drop(stdio);
         self.channel = Some(channel);
         (self.alive, self.abandoned, self.abandon_at) = (true, false, None);
         (self.payload, self.failure, self.status) = (None, None, None);

@@ -2,6 +2,7 @@
 //!
 //! Invariant: whatever goes wrong once there is a record, it gets an end, and nothing of the box is left.
 
+use std::io;
 use std::time::Instant;
 
 use agentd_egress::Request;
@@ -11,6 +12,7 @@ use agentd_profiles::Lessons;
 use agentd_rootfs::Hold;
 
 use super::detach::Notice;
+use super::shell::Shell;
 use super::{Ending, FAILED, SuperviseError, Supervisor, keep};
 use crate::job::events::Denial;
 use crate::job::record::{Enforced, Record, SCHEMA, State};
@@ -45,8 +47,8 @@ pub enum Presence {
     Detached(Notice),
 }
 
-/// Runs a job, from clone to record; `hold` keeps its layers in the store until its plan is written.
-/// Of `secrets` nothing is kept but what a record or log would have to be cleaned of.
+/// Runs a job, from its plan to its record, in `shell` if there is one; `hold` keeps its layers in the store until its plan
+/// is written. Of `secrets` nothing is kept but what a record or log would have to be cleaned of.
 ///
 /// # Errors
 /// [`SuperviseError`]; nothing of the box is left then.
@@ -56,9 +58,10 @@ pub fn run(
     hold: Option<Hold>,
     secrets: Secrets,
     presence: Presence,
+    shell: Option<io::Result<Shell>>,
 ) -> Result<Finished, SuperviseError> {
     let begun = Instant::now();
-    let mut supervisor = Supervisor::start(plan, &jobs.directory_of(&plan.id), secrets, presence)?;
+    let mut supervisor = Supervisor::start(plan, &jobs.directory_of(&plan.id), secrets, presence, shell)?;
     // Written while PID 1 builds the box on another core; the payload starts only when they are there.
     let kept = supervisor.kept();
     let mut record = first_record(&kept);

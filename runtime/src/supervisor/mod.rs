@@ -21,6 +21,7 @@ mod obey;
 mod ready;
 mod redact;
 mod set_id;
+pub mod shell;
 mod streams;
 mod terminal;
 mod viewers;
@@ -31,13 +32,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use agentd_init::Secrets;
 use agentd_init::reaper::RELAYED;
 use agentd_init::report::{self, Report};
 use agentd_init::step::Failure;
+use agentd_init::{Secrets, brief};
 use agentd_rootfs::commit::Upper;
 use agentd_sys::memory::BEFORE_FORGETTING;
-use agentd_sys::process::{BOX_NAMESPACES, CGROUP_NAMESPACE, Cloned, clone_into};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
 use rustix::io::Errno;
@@ -63,6 +63,7 @@ use detach::Notice;
 use ending::{Reason, Stop};
 use network::Broker;
 use redact::Redactor;
+use shell::Shell;
 use streams::{Own, Streams, Wanted};
 
 /// A job that could not be supervised. What fails inside the box is an [`Ending`], not an error.
@@ -146,7 +147,13 @@ struct Supervisor<'a> {
 }
 
 impl<'a> Supervisor<'a> {
-    fn start(plan: &'a Plan, directory: &Path, secrets: Secrets, presence: Presence) -> Result<Self, SuperviseError> {
+    fn start(
+        plan: &'a Plan,
+        directory: &Path,
+        mut secrets: Secrets,
+        presence: Presence,
+        shell: Option<io::Result<Shell>>,
+    ) -> Result<Self, SuperviseError> {
         let (own, notice) = match presence {
             Presence::Foreground => (Own::Standard, None),
             Presence::Detached(notice) => (Own::Nothing, Some(notice)),
@@ -155,19 +162,17 @@ impl<'a> Supervisor<'a> {
         let mut watched: SigSet = RELAYED.iter().copied().collect();
         watched.extend([Signal::SIGCHLD, Signal::SIGWINCH, Signal::SIGURG]);
         let signals = agentd_sys::signal::descriptor(&watched).to("block signals")?;
-        let (channel, inside) = agentd_sys::channel::pair().to("make a channel")?;
         let process = &plan.inside.process;
         let kept = Some((directory, plan.max_output));
         let wanted = Wanted { terminal: process.terminal, input: process.input, own, kept };
         let (streams, stdio) = Streams::new(&wanted).to("set the streams up")?;
         let leaf = plan.cgroup.as_ref().map(|cgroup| Leaf::make(cgroup, &plan.id)).transpose()?;
-        let cloned = clone_into(namespaces(leaf.as_ref()), leaf.as_ref().map(Leaf::as_fd));
-        let init = match cloned.map_err(SuperviseError::Clone)? {
-            Cloned::Child => {
-                agentd_init::run(&plan.inside, secrets, agentd_init::Descriptors { channel: inside, stdio });
-            }
-            Cloned::Parent { pidfd, .. } => pidfd,
-        };
+        let network = plan.inside.network;
+        let shell = shell.filter(|shell| shell.as_ref().map_or(true, |shell| shell.fits(network, leaf.is_some())));
+        let shell = shell.unwrap_or_else(|| Shell::new(network, leaf.as_ref().map(Leaf::as_fd), &mut secrets));
+        let Shell { init, channel, .. } = shell.map_err(SuperviseError::Clone)?;
+        brief(&channel, plan, &stdio)?;
+        drop(stdio);
         tracing::debug!(id = %plan.id, "box cloned");
         let mut supervisor = Supervisor {
             plan,
@@ -224,7 +229,7 @@ impl<'a> Supervisor<'a> {
 
     /// Lets PID 1 start the payload.
     fn release(&self) -> Result<(), SuperviseError> {
-        match self.channel.as_ref().map_or(Ok(()), report::release) {
+        match self.channel.as_ref().map_or(Ok(()), brief::release) {
             // PID 1 has failed and is gone; why is in the channel.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             released => released.to("release the box"),
@@ -450,9 +455,13 @@ impl Drop for Supervisor<'_> {
     }
 }
 
-/// A box's namespaces; that of a cgroup of its own it makes itself, when it is there.
-fn namespaces(leaf: Option<&Leaf>) -> u64 {
-    if leaf.is_some() { BOX_NAMESPACES & !CGROUP_NAMESPACE } else { BOX_NAMESPACES }
+/// Tells PID 1 what its box is to be, and what the payload gets as 0, 1 and 2.
+fn brief(channel: &OwnedFd, plan: &Plan, stdio: &[OwnedFd; 3]) -> Result<(), SuperviseError> {
+    match brief::send(channel, &plan.inside, stdio.each_ref().map(AsFd::as_fd)) {
+        // PID 1 has failed and is gone; why is in the channel.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        sent => sent.to("brief the box"),
+    }
 }
 
 fn gone(error: Errno) -> Result<(), Errno> {
