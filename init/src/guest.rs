@@ -65,6 +65,24 @@ pub fn run(plan: &BoxPlan, namespaces: Vec<Joined>, descriptors: Descriptors) ->
     exit_now(START_FAILED)
 }
 
+/// Joins `namespaces` and listens at `ports` of all addresses there.
+///
+/// # Errors
+/// The errno, with the port where it is about one.
+pub fn doors(namespaces: Vec<Joined>, ports: &[u16]) -> Result<Vec<OwnedFd>, (Option<u16>, std::io::Error)> {
+    let join = || -> std::io::Result<()> {
+        // A process of the box that could see this one could look into it; new credentials undo it (see `enter`).
+        set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+        for Joined { descriptor, kind, .. } in namespaces {
+            move_into_link_name_space(descriptor.as_fd(), Some(kind))?;
+            set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+        }
+        Ok(())
+    };
+    join().map_err(|error| (None, error))?;
+    ports.iter().map(|port| crate::doors::late(*port).map_err(|error| (Some(*port), error.into()))).collect()
+}
+
 /// What the caller sends over the channel: a signal for the command's process group.
 ///
 /// # Errors

@@ -154,6 +154,21 @@ fn a_terminal_and_a_network_come_anew_each_time() {
 }
 
 #[test]
+fn what_was_denied_while_it_ran_stays_denied() {
+    let Some(home) = home() else { return };
+    let script = "getent hosts one.test >/dev/null && echo resolved || echo unknown; while [ ! -e go$n ]; do sleep 0.02; done; exit 1";
+    let flags = ["-d", "--restart", "on-failure:1", "--allow", "one.test", "--add-host", "one.test:10.0.0.1"];
+    let id = run(&mut noting(&home, &flags, script)).expect_silent_success().stdout.trim().to_owned();
+    let said = |text: &str| wait_until(PATIENCE, || home.say(&["logs", &id]).stdout == text);
+    assert!(said("run 1\nresolved\n"), "{}", home.say(&["logs", &id]));
+    let _ran = home.say(&["deny", &id, "one.test"]).expect_success();
+    fs::write(home.workspace().join("go1"), "").unwrap_or_else(|e| panic!("{e}"));
+    assert!(said("run 1\nresolved\nrun 2\nunknown\n"), "{}", home.say(&["logs", &id]));
+    let _ran = home.say(&["stop", &id]).expect_silent_success();
+    assert_eq!(home.record(&id)["network"]["changes"].as_array().map(Vec::len), Some(1));
+}
+
+#[test]
 fn a_supervisor_killed_in_a_pause_leaves_a_lost_job_that_knows_its_starts() {
     let Some(home) = home() else { return };
     let started = run(&mut noting(&home, &["-d", "--restart", "always"], "exit 5")).expect_silent_success();

@@ -21,6 +21,7 @@ mod progress;
 mod prune;
 mod ps;
 mod pull;
+mod reach;
 mod rename;
 mod rm;
 mod rmi;
@@ -82,6 +83,13 @@ enum Verb {
     /// filter. It ends with the job, or with this program. What was given with --secret-env it does not get. Its exit code is
     /// the command's.
     Exec(Later<Box<exec::Args>>),
+    /// Let a running job reach further hosts
+    ///
+    /// What `agentd deny` denied in the same words is allowed again. The record keeps each change. A job that was started
+    /// without --allow has no network that could be changed.
+    Allow(Later<reach::AllowArgs>),
+    /// Keep a running job from hosts, whatever allows them; connections to them end
+    Deny(Later<reach::DenyArgs>),
     /// Show what running jobs use: processors, memory, processes
     ///
     /// Counted are the processes that are there; memory that they share counts for each of them.
@@ -194,6 +202,8 @@ pub fn main() -> ExitCode {
         Verb::Logs(Later(args)) => logs::run(&args).map(|()| 0),
         Verb::Attach(Later(args)) => attach::run(args),
         Verb::Exec(Later(args)) => exec::run(*args),
+        Verb::Allow(Later(args)) => reach::allow(args).map(|()| 0),
+        Verb::Deny(Later(args)) => reach::deny(args).map(|()| 0),
         Verb::Stats(Later(args)) => stats::run(&args).map(|()| 0),
         Verb::Stop(Later(args)) => stop::run(&args).map(|()| 0),
         Verb::Kill(Later(args)) => kill::run(&args).map(|()| 0),

@@ -3,6 +3,7 @@
 //! Invariant: the state in a record is what was true when it was written; that a job which claims to run really does is
 //! told by its lock ([`super::store`]), never by the record.
 
+use agentd_egress::Change;
 use agentd_rootfs::commit::KeptLayer;
 use serde::{Deserialize, Serialize};
 
@@ -95,10 +96,23 @@ pub struct NetworkUse {
     /// By name and port: the first hundred.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub names: Vec<NameUse>,
+    /// What was allowed and denied while it ran, in that order.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub changes: Vec<PolicyChange>,
+}
+
+/// A change of what a running job may reach.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyChange {
+    /// RFC 3339, UTC.
+    pub time: String,
+    /// By `agentd allow` and `agentd deny`.
+    #[serde(flatten)]
+    pub change: Change,
 }
 
 impl NetworkUse {
-    /// Both; the names are those of `later`, which counted on from these.
+    /// Both; the names and changes are those of `later`, which went on from these.
     #[must_use]
     pub fn and(self, later: Self) -> Self {
         NetworkUse {
@@ -109,6 +123,7 @@ impl NetworkUse {
             down: self.down.saturating_add(later.down),
             untold: self.untold.saturating_add(later.untold),
             names: later.names,
+            changes: later.changes,
         }
     }
 }

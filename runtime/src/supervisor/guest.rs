@@ -49,6 +49,14 @@ pub enum GuestError {
     /// The job's cgroup.
     #[error("cannot go into the job's cgroup")]
     Cgroup(#[from] LeafError),
+    /// A port of the box.
+    #[error("cannot listen at port {port} of the box; a program in it may do so already")]
+    Port {
+        /// Which.
+        port: u16,
+        /// Why not.
+        source: io::Error,
+    },
     /// A call on the host.
     #[error("cannot {what}")]
     Host {
@@ -91,7 +99,7 @@ pub fn run(mut plan: Plan, payload: &OwnedFd, caller: &Caller, leaf: Option<&Pat
             (limit.soft, limit.hard) = (bounded(limit.soft), bounded(limit.hard));
         }
     }
-    let namespaces = namespaces(payload, plan.inside.network)?;
+    let namespaces = namespaces(payload, |name| name != "net" || plan.inside.network == Network::None)?;
     let mut watched: SigSet = RELAYED.iter().copied().collect();
     watched.extend([Signal::SIGCHLD, Signal::SIGWINCH]);
     let signals = agentd_sys::signal::descriptor(&watched).to("block signals")?;
@@ -121,6 +129,19 @@ pub fn run(mut plan: Plan, payload: &OwnedFd, caller: &Caller, leaf: Option<&Pat
         (None, None) => Err(GuestError::Ended),
         (failure, status) => Ok(Ending::new(failure, status, None, None)),
     }
+}
+
+/// Sockets that listen at `ports` inside the box that `payload` is in. This process is in its user and network namespace
+/// afterwards, and is good for nothing else.
+///
+/// # Errors
+/// [`GuestError`].
+pub fn doors(payload: &OwnedFd, ports: &[u16]) -> Result<Vec<OwnedFd>, GuestError> {
+    let namespaces = namespaces(payload, |name| matches!(name, "user" | "net"))?;
+    guest::doors(namespaces, ports).map_err(|(port, source)| match port {
+        Some(port) => GuestError::Port { port, source },
+        None => GuestError::Host { what: "join the box's network", source },
+    })
 }
 
 struct Guest<'c> {
@@ -190,7 +211,7 @@ impl Guest<'_> {
 }
 
 /// The namespaces of a box, the user namespace first.
-fn namespaces(payload: &OwnedFd, network: Network) -> Result<Vec<Joined>, GuestError> {
+fn namespaces(payload: &OwnedFd, wanted: impl Fn(&str) -> bool) -> Result<Vec<Joined>, GuestError> {
     let info = format!("/proc/self/fdinfo/{}", payload.as_raw_fd());
     let info = fs::read_to_string(info).to("look at the payload")?;
     let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")).map(str::trim).filter(|pid| *pid != "-1");
@@ -214,7 +235,7 @@ fn namespaces(payload: &OwnedFd, network: Network) -> Result<Vec<Joined>, GuestE
         ("cgroup", LinkNameSpaceType::ControlGroup),
         ("net", LinkNameSpaceType::Network),
     ] {
-        if (name, network) == ("net", Network::Host) {
+        if !wanted(name) {
             continue;
         }
         let descriptor = opened(openat(&directory, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()))?;

@@ -18,6 +18,7 @@ pub mod keys;
 mod log;
 mod network;
 mod obey;
+mod reach;
 mod ready;
 mod redact;
 mod set_id;

@@ -9,7 +9,7 @@
 mod contestants;
 mod files;
 pub(super) mod measure;
-mod memory;
+pub(super) mod memory;
 mod report;
 
 use std::path::Path;

@@ -18,7 +18,7 @@ pub(super) struct Contestant {
     pub(super) kinds: &'static [&'static str],
     /// Runs in every n-th round only.
     pub(super) every: u32,
-    /// Whether agentd has to be faster: whoever verifies what it unpacks, and pigz, which does not (docs/adr/0022).
+    /// Whether agentd has to be faster: whoever verifies what it unpacks, and pigz, which does not (docs/adr/0018).
     pub(super) is_peer: bool,
 }
 
