@@ -166,6 +166,7 @@ fn spec(command: Vec<String>) -> JobSpec {
         mounts: Vec::new(),
         user: None,
         fake_root: false,
+        subids: false,
         workdir: None,
         name: None,
         hostname: None,
@@ -188,6 +189,7 @@ fn spec(command: Vec<String>) -> JobSpec {
         learn: false,
         secrets: Vec::new(),
         secret_env: Vec::new(),
+        asked: None,
     }
 }
 

@@ -9,16 +9,17 @@
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use agentd_init::Secrets;
 use rustix::io::Errno;
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 
 use super::ending::{Reason, Stop};
+use super::network::{self, Early};
 use super::shell::Shell;
 use super::streams::Wanted;
 use super::{Ending, SuperviseError, Supervisor, To};
 use crate::cgroup::leaf::{Leaf, Usage};
 use crate::job::restart::{self, Restart};
+use crate::launch::secrets::Values;
 
 /// Before the first start again; then each time twice as long.
 const FIRST: Duration = Duration::from_millis(100);
@@ -31,7 +32,7 @@ const SETTLED: Duration = Duration::from_secs(10);
 pub(super) struct Again {
     policy: Restart,
     /// Kept for the next start, unlike those of other jobs.
-    secrets: Secrets,
+    secrets: Values,
     count: u32,
     pause: Duration,
     begun: Instant,
@@ -45,7 +46,7 @@ pub(super) struct Again {
 
 impl Again {
     /// Of a job with this policy; `None` where it is never started again.
-    pub(super) fn new(policy: Restart, secrets: Secrets) -> Option<Self> {
+    pub(super) fn new(policy: Restart, secrets: Values) -> Option<Self> {
         (policy != Restart::No).then(|| Again {
             policy,
             secrets,
@@ -156,20 +157,23 @@ impl Supervisor<'_> {
     fn begin_again(&mut self) -> Result<(), SuperviseError> {
         let plan = self.plan;
         let Some(again) = &mut self.again else { return Ok(()) };
-        let mut secrets = std::mem::take(&mut again.secrets);
+        let secrets = std::mem::take(&mut again.secrets);
         let process = &plan.inside.process;
         let wanted = Wanted { terminal: process.terminal, input: process.input, own: self.streams.own(), kept: None };
         let stdio = self.streams.begin_again(&wanted, self.redactor.as_ref()).to("set the streams up")?;
         self.leaf = plan.cgroup.as_ref().map(|cgroup| Leaf::make(cgroup, &plan.id)).transpose()?;
-        let shell = Shell::new(plan.inside.network, self.leaf.as_ref().map(Leaf::as_fd), &mut secrets);
+        let Early { network, mut secrets } = network::start_early(plan, self.policy(), secrets)?;
+        let cgroup = self.leaf.as_ref().map(Leaf::as_fd);
+        let shell = Shell::new(plan.inside.network, plan.inside.ids(), cgroup, &mut secrets);
         let Shell { init, channel, .. } = shell.map_err(SuperviseError::Clone)?;
-        self.init = init;
+        (self.init, self.network) = (init, network);
         super::brief(&channel, plan, &stdio)?;
         drop(stdio);
         self.channel = Some(channel);
         (self.alive, self.abandoned, self.abandon_at) = (true, false, None);
         (self.payload, self.failure, self.status) = (None, None, None);
         let secrets = self.start_network(secrets)?;
+        self.resume_network();
         if let Some(again) = &mut self.again {
             (again.secrets, again.rests, again.begun) = (secrets, false, Instant::now());
             again.count += 1;
@@ -190,7 +194,7 @@ mod tests {
 
     #[test]
     fn pauses_double_up_to_a_minute_and_begin_anew_after_a_long_run() {
-        let mut again = Again::new(Restart::Always, Secrets::default()).unwrap();
+        let mut again = Again::new(Restart::Always, Values::default()).unwrap();
         let pauses: Vec<u128> = (0..12).map(|_| again.after(&exited(0)).unwrap().as_millis()).collect();
         assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 51_200, 60_000, 60_000]);
         again.begun = Instant::now().checked_sub(SETTLED).unwrap();
@@ -199,8 +203,8 @@ mod tests {
 
     #[test]
     fn what_never_ran_or_was_interrupted_is_not_started_again() {
-        assert!(Again::new(Restart::No, Secrets::default()).is_none());
-        let mut again = Again::new(Restart::Always, Secrets::default()).unwrap();
+        assert!(Again::new(Restart::No, Values::default()).is_none());
+        let mut again = Again::new(Restart::Always, Values::default()).unwrap();
         let failed = Ending::Failed { code: 127, failure: Failure { step: Step::Exec, object: "x".into(), errno: 2 } };
         assert_eq!(again.after(&failed), None);
         again.count = 1;

@@ -21,9 +21,11 @@ mod obey;
 mod reach;
 mod ready;
 mod redact;
+pub mod service;
 mod set_id;
 pub mod shell;
 mod streams;
+mod subids;
 mod terminal;
 mod viewers;
 
@@ -33,10 +35,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use agentd_init::brief;
 use agentd_init::reaper::RELAYED;
 use agentd_init::report::{self, Report};
 use agentd_init::step::Failure;
-use agentd_init::{Secrets, brief};
 use agentd_rootfs::commit::Upper;
 use agentd_sys::memory::BEFORE_FORGETTING;
 use nix::sys::signal::{SigSet, Signal};
@@ -57,15 +59,18 @@ use crate::job::record::Record;
 use crate::job::store::JobStoreError;
 use crate::launch::plan::Plan;
 use crate::launch::protect::stubs::StubError;
+use crate::launch::secrets::Values;
 use again::Again;
 use control::Control;
 use denials::Denials;
 use detach::Notice;
 use ending::{Reason, Stop};
-use network::Broker;
+use network::{Broker, Early};
 use redact::Redactor;
+use service::Service;
 use shell::Shell;
 use streams::{Own, Streams, Wanted};
+use subids::{MapError, Steward};
 
 /// A job that could not be supervised. What fails inside the box is an [`Ending`], not an error.
 #[derive(Debug, thiserror::Error)]
@@ -79,9 +84,18 @@ pub enum SuperviseError {
     /// The job's cgroup.
     #[error("cannot enforce the limits")]
     Cgroup(#[from] LeafError),
+    /// Several ids.
+    #[error(transparent)]
+    Ids(#[from] MapError),
     /// `clone3`.
     #[error("cannot create namespaces for the box; `agentd doctor` says what this host allows")]
     Clone(#[source] io::Error),
+    /// The network broker.
+    #[error("cannot start the network broker: {why}")]
+    Broker {
+        /// Why not.
+        why: String,
+    },
     /// Any other call on the host.
     #[error("cannot {what}")]
     Host {
@@ -109,6 +123,7 @@ const GRACE_OF_A_START: Duration = Duration::from_secs(1);
 /// A running box, from outside.
 struct Supervisor<'a> {
     plan: &'a Plan,
+    service: &'a Service,
     signals: SignalFd,
     /// Whoever started this program; its end counts as a hang-up unless hang-ups are ignored (`nohup`).
     parent: Option<OwnedFd>,
@@ -130,6 +145,8 @@ struct Supervisor<'a> {
     /// The broker, where the box may reach something.
     network: Option<Broker>,
     network_before: Option<network::Before>,
+    /// Who gives back what the box's other ids own, where they could own something.
+    steward: Option<Steward>,
     /// What is written to the root, where it is to be kept.
     upper: Option<Upper>,
     deadline: Option<Instant>,
@@ -151,9 +168,10 @@ impl<'a> Supervisor<'a> {
     fn start(
         plan: &'a Plan,
         directory: &Path,
-        mut secrets: Secrets,
+        secrets: Values,
         presence: Presence,
         shell: Option<io::Result<Shell>>,
+        service: &'a Service,
     ) -> Result<Self, SuperviseError> {
         let (own, notice) = match presence {
             Presence::Foreground => (Own::Standard, None),
@@ -168,15 +186,19 @@ impl<'a> Supervisor<'a> {
         let wanted = Wanted { terminal: process.terminal, input: process.input, own, kept };
         let (streams, stdio) = Streams::new(&wanted).to("set the streams up")?;
         let leaf = plan.cgroup.as_ref().map(|cgroup| Leaf::make(cgroup, &plan.id)).transpose()?;
-        let network = plan.inside.network;
-        let shell = shell.filter(|shell| shell.as_ref().map_or(true, |shell| shell.fits(network, leaf.is_some())));
-        let shell = shell.unwrap_or_else(|| Shell::new(network, leaf.as_ref().map(Leaf::as_fd), &mut secrets));
-        let Shell { init, channel, .. } = shell.map_err(SuperviseError::Clone)?;
+        let Early { network, mut secrets } = network::start_early(plan, plan.reach.as_ref(), secrets)?;
+        let (kind, ids) = (plan.inside.network, plan.inside.ids());
+        let fits = |shell: &Shell| secrets.inside.is_empty() && shell.fits(kind, ids, leaf.is_some());
+        let shell = shell
+            .filter(|shell| shell.as_ref().map_or(true, fits))
+            .unwrap_or_else(|| Shell::new(kind, ids, leaf.as_ref().map(Leaf::as_fd), &mut secrets));
+        let Shell { pid, init, channel, .. } = shell.map_err(SuperviseError::Clone)?;
         brief(&channel, plan, &stdio)?;
         drop(stdio);
         tracing::debug!(id = %plan.id, "box cloned");
         let mut supervisor = Supervisor {
             plan,
+            service,
             signals,
             parent,
             notice,
@@ -189,8 +211,9 @@ impl<'a> Supervisor<'a> {
             redactor: None,
             denials: Denials::new(plan, Events::at(directory.join(EVENTS))),
             again: None,
-            network: None,
+            network,
             network_before: None,
+            steward: None,
             upper: None,
             deadline: plan.timeout_ms.and_then(|timeout| Instant::now().checked_add(Duration::from_millis(timeout))),
             stop: None,
@@ -202,9 +225,13 @@ impl<'a> Supervisor<'a> {
             failure: None,
             status: None,
         };
+        if plan.id_helpers.is_some() {
+            supervisor.steward = subids::map(plan, pid, &supervisor.init)?;
+            supervisor.release()?;
+        }
         let secrets = supervisor.start_network(secrets)?;
         // After the clone: PID 1 has no copy of what it needs.
-        let values = secrets.files.iter().chain(&secrets.variables).map(|secret| &secret.value[..]);
+        let values = secrets.named().map(|(_, value)| value);
         supervisor.redactor = Redactor::new(values).map_err(io::Error::other).to("look for secrets")?;
         if let Some(redactor) = &supervisor.redactor {
             supervisor.streams.redact(redactor);
@@ -218,7 +245,8 @@ impl<'a> Supervisor<'a> {
         let Some(redactor) = &self.redactor else { return Cow::Borrowed(self.plan) };
         let mut kept = self.plan.clone();
         let process = &mut kept.inside.process;
-        redactor.texts(process.argv.iter_mut().chain(&mut process.env).chain(&mut kept.warnings));
+        let asked = kept.asked.iter_mut().flat_map(|asked| &mut asked.words);
+        redactor.texts(process.argv.iter_mut().chain(&mut process.env).chain(&mut kept.warnings).chain(asked));
         Cow::Owned(kept)
     }
 
@@ -325,6 +353,7 @@ impl<'a> Supervisor<'a> {
             return Ok(());
         }
         self.stop = Some(Stop { reason, kill_at: end });
+        self.service.stopping();
         pidfd_send_signal(&self.init, rustix::process::Signal::TERM).or_else(gone).to("stop the box")
     }
 
@@ -378,6 +407,7 @@ impl<'a> Supervisor<'a> {
             Some((Report::Started, payload)) => {
                 self.started = true;
                 self.payload = payload;
+                self.service.started(self.plan);
                 if let Some(notice) = self.notice.take() {
                     // From here on it is nobody's.
                     self.parent = None;
