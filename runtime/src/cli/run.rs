@@ -29,6 +29,7 @@ use crate::cgroup::Limits;
 use crate::job::events::Denial;
 use crate::job::id::{JobId, JobName};
 use crate::job::record::Kept;
+use crate::job::restart::Restart;
 use crate::job::spec::{self, Asked as AskedWords, BindMount, JobSpec, ProfileChoice, SpecError, Workspace};
 use crate::launch::plan::Plan;
 use crate::launch::secrets::Values;
@@ -136,6 +137,10 @@ pub(super) struct Args {
     /// Bytes of each output stream that are kept for `agentd logs`
     #[arg(long, value_name = "SIZE", default_value = "64m", value_parser = spec::parse_size)]
     max_output: u64,
+    /// Start the command again when it ends: no, on-failure[:N] (N times at most) or always; the pause before it grows from
+    /// 0.1 s to a minute. What is stopped, or reaches --timeout, which holds for all starts together, is not started again
+    #[arg(long, value_name = "POLICY", default_value = "no")]
+    restart: Restart,
     /// Run a program of the host when the job has ended, words apart by spaces and no shell; it gets AGENTD_JOB,
     /// AGENTD_NAME, AGENTD_STATE and AGENTD_EXIT_CODE
     #[arg(long, value_name = "COMMAND", value_parser = on_exit::words)]
@@ -221,6 +226,7 @@ pub(super) fn run(args: Args, shell: Option<io::Result<Shell>>) -> Result<u8> {
 
 /// The same for `agentd profile learn`.
 pub(super) fn learn(args: Args, learning: &Learning) -> Result<u8> {
+    ensure!(args.restart.is_no(), "what is learned is of one run; leave --restart out");
     ensure!(args.job.is_none(), "flags of a job file are not for learning; write them out");
     ensure!(!args.detach, "what is learned is written when the command ends; leave --detach out");
     perform(args, None, Some(learning))
@@ -387,6 +393,18 @@ fn spec_of(args: Args, image: ImageRef) -> Result<JobSpec> {
     if args.keep && matches!(image, ImageRef::Host | ImageRef::Dir(_)) {
         bail!("--keep is for images of layers, and {image} is none: nothing could be made of what is kept");
     }
+    if !args.restart.is_no() {
+        let others = [
+            ("--rm", args.rm),
+            ("--keep", args.keep),
+            ("--fake-root", args.fake_root),
+            ("--userns", args.userns.is_some()),
+            ("a key that the broker adds", !args.secrets.credentials().is_empty()),
+        ];
+        if let Some((other, _)) = others.into_iter().find(|(_, is_given)| *is_given) {
+            bail!("{other} conflicts with --restart {}: leave one of them out", args.restart);
+        }
+    }
     let (network, reach) = args.network.asked(args.secrets.credentials())?;
     let (on_exit, on_exit_files) = args.on_exit.map(on_exit::located).transpose()?.unwrap_or_default();
     let root_by = if args.fake_root { Some("--fake-root") } else { args.userns.map(|_| "--userns subids") };
@@ -412,6 +430,7 @@ fn spec_of(args: Args, image: ImageRef) -> Result<JobSpec> {
         keep: args.keep,
         storage: args.storage,
         max_output: args.max_output,
+        restart: args.restart,
         on_exit,
         on_exit_files,
         terminal: args.tty,
