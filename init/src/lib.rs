@@ -116,7 +116,7 @@ fn start(network: Network, ids: Ids, mut secrets: Secrets, channel: &OwnedFd) ->
     };
     let stage = root::stage(&plan)?;
     let (root, upper) = root::assemble(&plan, &stage)?;
-    let mounts::Built { terminal, mut targets } = mounts::build(&plan, &stage, &root, channel, &secrets.files)?;
+    let mounts::Built { terminal, mut targets } = mounts::build(&plan, &stage, &root, channel, &secrets)?;
     // Overwritten here; the payload's process never has them.
     secrets.files.clear();
     if let Some(doors) = &plan.doors {

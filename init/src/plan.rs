@@ -273,6 +273,13 @@ pub enum Mount {
         /// Names of the files; what is in them comes another way ([`crate::Secrets`]).
         names: Vec<String>,
     },
+    /// Certificates, the same way: they are made when the box is started.
+    Trust {
+        /// Absolute box path.
+        target: String,
+        /// Names of the files.
+        names: Vec<String>,
+    },
 }
 
 impl Mount {
@@ -287,6 +294,7 @@ impl Mount {
             | Mount::Writable { target }
             | Mount::HostTree { target, .. }
             | Mount::Bind { target, .. }
+            | Mount::Trust { target, .. }
             | Mount::Secrets { target, .. } => target,
         }
     }

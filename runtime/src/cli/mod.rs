@@ -27,6 +27,7 @@ mod rm;
 mod rmi;
 mod run;
 mod run_network;
+mod run_secrets;
 mod stats;
 mod stop;
 mod template;

@@ -6,6 +6,7 @@ mod fake_root;
 pub(crate) mod host_root;
 mod image_config;
 pub mod image_root;
+pub mod keys;
 pub mod network;
 pub mod plan;
 mod policy;

@@ -16,7 +16,9 @@ use serde::{Deserialize, Serialize};
 
 use super::image_root::{ImageRoot, InStore};
 use super::protect::{self, Protection};
-use super::{PlanError, fake_root, host_root, image_config, image_root, network, policy, profile, secrets, subids};
+use super::{
+    PlanError, fake_root, host_root, image_config, image_root, keys, network, policy, profile, secrets, subids,
+};
 use crate::cgroup::{self, Cgroup};
 use crate::job::id::{JobId, JobName};
 use crate::job::record::SCHEMA;
@@ -189,13 +191,14 @@ impl Plan {
         if !spec.secret_env.is_empty() {
             warnings.push(format!(
                 "--secret-env {}: every program of the box can read it, and whatever one of them starts or logs may carry it on; \
-                 --secret gives a file",
+                 --secret-file gives a file",
                 spec.secret_env.join(", ")
             ));
         }
         let hostname = spec.hostname.clone().unwrap_or_else(|| id.to_string());
         let home = home(&spec, image.as_ref(), user.home.as_deref());
-        let mut process = process(&spec, image.as_ref(), &home)?;
+        let for_keys = reach.as_ref().map(|policy| keys::environment(policy.inspected())).unwrap_or_default();
+        let mut process = process(&spec, image.as_ref(), &home, for_keys)?;
         let mut volumes = Vec::new();
         if let Some(image) = &image {
             process.stop_signal = image_config::stop_signal(&image.config, &mut notes);
@@ -254,6 +257,7 @@ impl Plan {
             inside.mounts.extend(host.mounts);
         }
         mounts(&spec, &home, volumes, &chosen.profile, &mut inside)?;
+        inside.mounts.extend(reach.as_ref().and_then(|policy| keys::mount(policy.inspected())));
         let protection = protect::areas::protect(&spec, surroundings, &mut inside, &mut warnings)?;
         grants(&chosen.profile, &mut inside);
         let (image_digest, in_store) = image.map_or((None, None), |image| (image.digest, image.in_store));
@@ -352,7 +356,12 @@ fn home(spec: &JobSpec, image: Option<&ImageRoot>, of_user: Option<&str>) -> Str
     said.unwrap_or_else(|| HOME.to_owned())
 }
 
-fn process(spec: &JobSpec, image: Option<&ImageRoot>, home: &str) -> Result<Process, PlanError> {
+fn process(
+    spec: &JobSpec,
+    image: Option<&ImageRoot>,
+    home: &str,
+    for_keys: Vec<(String, String)>,
+) -> Result<Process, PlanError> {
     let empty = agentd_rootfs::ImageConfig::default();
     let config = image.map_or(&empty, |image| &image.config);
     let mut argv = match &spec.entrypoint {
@@ -369,7 +378,7 @@ fn process(spec: &JobSpec, image: Option<&ImageRoot>, home: &str) -> Result<Proc
     }
     let mut env: Vec<(String, String)> = vec![("PATH".into(), PATH.into())];
     let own = [policy::VARIABLE].map(|(name, value)| (name.to_owned(), value.to_owned()));
-    let layers = [config.env.as_slice(), &own, spec.env.as_slice()];
+    let layers = [config.env.as_slice(), &own, for_keys.as_slice(), spec.env.as_slice()];
     let layered = layers.into_iter().flatten().cloned().chain([("HOME".to_owned(), home.to_owned())]);
     // The value of such a name comes another way.
     for (name, value) in layered.filter(|(name, _)| !spec.secret_env.contains(name)) {

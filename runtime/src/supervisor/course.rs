@@ -6,7 +6,6 @@ use std::io;
 use std::time::Instant;
 
 use agentd_egress::Request;
-use agentd_init::Secrets;
 use agentd_init::plan::Network;
 use agentd_profiles::Lessons;
 use agentd_rootfs::Hold;
@@ -21,6 +20,7 @@ use crate::job::store::{Jobs, now};
 use crate::launch::plan::Plan;
 use crate::launch::protect;
 use crate::launch::protect::stubs::Stubs;
+use crate::launch::secrets::Values;
 
 /// A finished job: how it ended, and its record as it was written.
 #[derive(Debug)]
@@ -57,7 +57,7 @@ pub fn run(
     plan: &Plan,
     jobs: &Jobs,
     hold: Option<Hold>,
-    secrets: Secrets,
+    secrets: Values,
     presence: Presence,
     shell: Option<io::Result<Shell>>,
 ) -> Result<Finished, SuperviseError> {

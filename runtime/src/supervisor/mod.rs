@@ -33,10 +33,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use agentd_init::brief;
 use agentd_init::reaper::RELAYED;
 use agentd_init::report::{self, Report};
 use agentd_init::step::Failure;
-use agentd_init::{Secrets, brief};
 use agentd_rootfs::commit::Upper;
 use agentd_sys::memory::BEFORE_FORGETTING;
 use nix::sys::signal::{SigSet, Signal};
@@ -57,11 +57,12 @@ use crate::job::record::Record;
 use crate::job::store::JobStoreError;
 use crate::launch::plan::Plan;
 use crate::launch::protect::stubs::StubError;
+use crate::launch::secrets::Values;
 use control::Control;
 use denials::Denials;
 use detach::Notice;
 use ending::{Reason, Stop};
-use network::Broker;
+use network::{Broker, Early};
 use redact::Redactor;
 use shell::Shell;
 use streams::{Own, Streams, Wanted};
@@ -85,6 +86,12 @@ pub enum SuperviseError {
     /// `clone3`.
     #[error("cannot create namespaces for the box; `agentd doctor` says what this host allows")]
     Clone(#[source] io::Error),
+    /// The network broker.
+    #[error("cannot start the network broker: {why}")]
+    Broker {
+        /// Why not.
+        why: String,
+    },
     /// Any other call on the host.
     #[error("cannot {what}")]
     Host {
@@ -153,7 +160,7 @@ impl<'a> Supervisor<'a> {
     fn start(
         plan: &'a Plan,
         directory: &Path,
-        mut secrets: Secrets,
+        secrets: Values,
         presence: Presence,
         shell: Option<io::Result<Shell>>,
     ) -> Result<Self, SuperviseError> {
@@ -170,9 +177,12 @@ impl<'a> Supervisor<'a> {
         let wanted = Wanted { terminal: process.terminal, input: process.input, own, kept };
         let (streams, stdio) = Streams::new(&wanted).to("set the streams up")?;
         let leaf = plan.cgroup.as_ref().map(|cgroup| Leaf::make(cgroup, &plan.id)).transpose()?;
-        let (network, ids) = (plan.inside.network, plan.inside.ids());
-        let shell = shell.filter(|shell| shell.as_ref().map_or(true, |shell| shell.fits(network, ids, leaf.is_some())));
-        let shell = shell.unwrap_or_else(|| Shell::new(network, ids, leaf.as_ref().map(Leaf::as_fd), &mut secrets));
+        let Early { network, mut secrets } = network::start_early(plan, secrets)?;
+        let (of_box, ids) = (plan.inside.network, plan.inside.ids());
+        let fits = |shell: &Shell| secrets.inside.is_empty() && shell.fits(of_box, ids, leaf.is_some());
+        let shell = shell
+            .filter(|shell| shell.as_ref().map_or(true, fits))
+            .unwrap_or_else(|| Shell::new(of_box, ids, leaf.as_ref().map(Leaf::as_fd), &mut secrets));
         let Shell { pid, init, channel, .. } = shell.map_err(SuperviseError::Clone)?;
         match brief::send(&channel, &plan.inside, stdio.each_ref().map(AsFd::as_fd)) {
             // PID 1 has failed and is gone; why is in the channel.
@@ -194,7 +204,7 @@ impl<'a> Supervisor<'a> {
             streams,
             redactor: None,
             denials: Denials::new(plan, Events::at(directory.join(EVENTS))),
-            network: None,
+            network,
             steward: None,
             upper: None,
             deadline: plan.timeout_ms.and_then(|timeout| Instant::now().checked_add(Duration::from_millis(timeout))),
@@ -213,7 +223,7 @@ impl<'a> Supervisor<'a> {
         }
         let secrets = supervisor.start_network(secrets)?;
         // After the clone: PID 1 has no copy of what it needs.
-        let values = secrets.files.iter().chain(&secrets.variables).map(|secret| &secret.value[..]);
+        let values = secrets.named().map(|(_, value)| value);
         supervisor.redactor = Redactor::new(values).map_err(io::Error::other).to("look for secrets")?;
         if let Some(redactor) = &supervisor.redactor {
             supervisor.streams.redact(redactor);

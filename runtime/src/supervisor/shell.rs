@@ -9,12 +9,14 @@
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
+use agentd_init::Beginning;
 use agentd_init::plan::{Ids, Network};
 use agentd_init::reaper::RELAYED;
-use agentd_init::{Beginning, Secrets};
 use agentd_sys::process::{BOX_NAMESPACES, CGROUP_NAMESPACE, Cloned, clone_into};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use rustix::process::Pid;
+
+use crate::launch::secrets::Values;
 
 /// What is to be a box.
 #[derive(Debug)]
@@ -28,11 +30,11 @@ pub struct Shell {
 }
 
 impl Shell {
-    /// Clones PID 1, into `cgroup` where it is to have limits. It gets `secrets`; here they stay too.
+    /// Clones PID 1, into `cgroup` where it is to have limits. It gets those of `secrets` that the box gets; here all stay.
     ///
     /// # Errors
     /// The errno of `clone3(2)`, or of the calls before it.
-    pub fn new(network: Network, ids: Ids, cgroup: Option<BorrowedFd<'_>>, secrets: &mut Secrets) -> io::Result<Self> {
+    pub fn new(network: Network, ids: Ids, cgroup: Option<BorrowedFd<'_>>, secrets: &mut Values) -> io::Result<Self> {
         let (channel, inside) = agentd_sys::channel::pair()?;
         let namespaces = if cgroup.is_some() { BOX_NAMESPACES & !CGROUP_NAMESPACE } else { BOX_NAMESPACES };
         // They wait for PID 1 from its first instruction on; here they end the planning, as ever.
@@ -41,7 +43,10 @@ impl Shell {
         let before = awaited.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
         let cloned = match clone_into(namespaces, cgroup) {
             Ok(Cloned::Child) => {
-                agentd_init::run(Beginning { channel: inside, network, ids, secrets: std::mem::take(secrets) })
+                agentd_sys::memory::forget_environment();
+                let Values { inside: secrets, keys } = std::mem::take(secrets);
+                drop(keys);
+                agentd_init::run(Beginning { channel: inside, network, ids, secrets })
             }
             Ok(Cloned::Parent { pid, pidfd }) => Ok((pid, pidfd)),
             Err(error) => Err(error),
