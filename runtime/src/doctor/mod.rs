@@ -14,7 +14,7 @@ pub mod attack;
 mod boxes;
 mod cgroup;
 mod disk;
-mod host;
+pub(crate) mod host;
 mod refusal;
 mod trial;
 mod user;
