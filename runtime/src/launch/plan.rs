@@ -32,7 +32,7 @@ pub const WORKSPACE: &str = "/workspace";
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The home directory of a user that the image does not know.
-const HOME: &str = "/home/agent";
+pub(super) const HOME: &str = "/home/agent";
 
 /// The newest Landlock ABI whose rights agentd handles (Linux 6.15); a newer kernel's further rights are left alone.
 pub const NEWEST_ABI: u32 = 7;
