@@ -12,6 +12,7 @@ mod dial;
 mod dialled;
 mod ledger;
 mod passing;
+mod proxied;
 mod service;
 
 use std::cell::{Cell, RefCell};
@@ -37,6 +38,7 @@ use crate::name::Name;
 use crate::names::Issued;
 use crate::order::Order;
 use crate::policy::{NAME_SERVICE, Policy, Refusal};
+use crate::proxy::PROXY;
 use dialled::Dialled;
 use ledger::Ledger;
 use passing::Pipes;
@@ -235,6 +237,8 @@ async fn accept(shared: Rc<Shared>, listener: TcpListener, at: SocketAddr) {
         };
         if at.port() == NAME_SERVICE.1 {
             tokio::task::spawn_local(service::stream(slot, client));
+        } else if at == SocketAddr::from(PROXY) {
+            tokio::task::spawn_local(proxied::serve(slot, client));
         } else {
             tokio::task::spawn_local(connection::serve(slot, client));
         }

@@ -4,6 +4,7 @@
 //! name, rule, sets, policy   what is allowed: words of the user, decided on without any I/O
 //! names, dns                 the name service of the box: an allowed name gets an address that means it
 //! hello, request             what a client says first: does it ask for the name it was connected for?
+//! proxy                      what a client says to the proxy that a box may have
 //! address                    where no name may lead
 //! told, order                what the broker tells the supervisor about it, and what it is told
 //! broker                     the process: accepts, decides, dials, passes on
@@ -22,6 +23,7 @@ mod name;
 mod names;
 mod order;
 mod policy;
+mod proxy;
 mod request;
 mod rule;
 mod sets;
@@ -32,6 +34,7 @@ pub use name::Name;
 pub use names::{OWN_V4, OWN_V6};
 pub use order::{Change, Order};
 pub use policy::{NAME_SERVICE, Policy, PolicyError};
+pub use proxy::PROXY;
 pub use rule::{HostEntry, Rule, RuleError};
 pub use sets::{SetNames, set};
 pub use told::{Request, Told, Totals, Verdict};

@@ -33,6 +33,9 @@ pub enum PolicyError {
     /// The port of the box's own name service.
     #[error("port 53 of a box is its own name service; it cannot be allowed")]
     NameService,
+    /// The port of the proxy, in a box that has one.
+    #[error("port {port} of a box with --proxy is the proxy; a program in the box can reach that port of a host through it", port = crate::PROXY.1)]
+    Proxy,
     /// Too many rules.
     #[error("there are {0} rules; a job has {MOST_RULES} at most")]
     Rules(usize),

@@ -19,6 +19,7 @@ use crate::hello::{self, Hello};
 use crate::name::Name;
 use crate::names;
 use crate::policy::{Refusal, Target};
+use crate::proxy;
 use crate::request::{self, Beginning, Head};
 use crate::told::{Request, Verdict};
 
@@ -72,16 +73,46 @@ impl Drop for Entry<'_> {
     }
 }
 
+/// How a connection begins.
+#[derive(Debug)]
+pub(super) enum Opening {
+    /// By itself: what the client says is for the server.
+    Plain,
+    /// By `CONNECT`, which has been said.
+    Connect,
+    /// By SOCKS5.
+    Socks,
+    /// By a request to the proxy, whose head is to be passed on as this one.
+    Request(Vec<u8>),
+}
+
 /// Serves a connection to its end.
 pub(super) async fn serve(slot: Slot, client: TcpStream) {
-    let sending = Sending::on(&slot.0);
-    let Ok(meant) = client.local_addr() else { return };
-    let (address, port) = (meant.ip().to_canonical(), meant.port());
-    let target = target(&slot.0, address);
+    let Ok(at) = client.local_addr() else { return };
+    let (host, target) = meant(&slot.0, at.ip().to_canonical());
+    conduct(slot, client, (host, target, at.port()), Opening::Plain, Vec::new()).await;
+}
+
+/// What an address of the box means, and what it is called in the ledger.
+pub(super) fn meant(shared: &Shared, address: IpAddr) -> (String, Result<Target, Refusal>) {
+    let target = target(shared, address);
     let host = match &target {
         Ok(Target::Name(name)) => name.to_string(),
         _ => address.to_string(),
     };
+    (host, target)
+}
+
+/// Serves a connection of which it is known where it is to go.
+pub(super) async fn conduct(
+    slot: Slot,
+    client: TcpStream,
+    (host, target, port): (String, Result<Target, Refusal>, u16),
+    opening: Opening,
+    mut said: Vec<u8>,
+) {
+    let sending = Sending::on(&slot.0);
+    let is_socks = matches!(opening, Opening::Socks);
     let mut entry = Entry {
         shared: &slot.0,
         begun: Instant::now(),
@@ -102,9 +133,8 @@ pub(super) async fn serve(slot: Slot, client: TcpStream) {
             count: 1,
         },
     };
-    let mut said = Vec::new();
     let passed = match target {
-        Ok(target) => pass(&mut entry, &client, sending, (&target, port), &mut said).await,
+        Ok(target) => pass(&mut entry, &client, (sending, opening), (&target, port), &mut said).await,
         Err(refusal) => Err(Stop::Refused(refusal)),
     };
     let Err(stop) = passed else { return };
@@ -120,12 +150,19 @@ pub(super) async fn serve(slot: Slot, client: TcpStream) {
         Stop::Failed(why) => (request.verdict, request.why) = (Verdict::Failed, Some(why)),
     }
     let end = (request.verdict, request.why.clone().unwrap_or_default(), request.allow.clone());
+    let is_dialled = entry.request.address.is_some();
     let has_begun = entry.up.get() + entry.down.get() > 0;
     // Told before the client is: what it does next may be its end.
     drop(entry);
     if has_begun {
         // In the midst of what the server says, an answer would be taken for the server's.
         return reset(&client);
+    }
+    if is_socks && !is_dialled {
+        // Not allowed by the rules; the host cannot be reached (RFC 1928, 6).
+        let code = if end.0 == Verdict::Refused { 2 } else { 4 };
+        let told = timeout(COURTESY, passing::last_words(&client, &proxy::socks_answer(code))).await;
+        return if matches!(told, Ok(Ok(()))) { drop(client) } else { reset(&client) };
     }
     answer(&client, said, &end).await;
 }
@@ -159,7 +196,7 @@ async fn denied(shared: &Shared, target: &Target, server: &TcpStream) -> Result<
 async fn pass(
     entry: &mut Entry<'_>,
     client: &TcpStream,
-    sending: Sending<'_>,
+    (sending, opening): (Sending<'_>, Opening),
     (target, port): (&Target, u16),
     said: &mut Vec<u8>,
 ) -> Result<(), Stop> {
@@ -171,22 +208,38 @@ async fn pass(
         80 => Expected::Http,
         _ => Expected::Anything,
     };
+    let late = |_| Stop::Refused(Refusal::because("the client said too little for too long"));
     let mut first = None;
-    if let Target::Name(name) = target
-        && expected != Expected::Anything
-    {
-        let late = |_| Stop::Refused(Refusal::because("the client said too little for too long"));
-        first = Some(timeout(FIRST_WORDS, first_words(client, name, port, expected, said)).await.map_err(late)??);
+    match (&opening, target) {
+        (Opening::Plain, Target::Name(name)) if expected != Expected::Anything => {
+            first = Some(timeout(FIRST_WORDS, first_words(client, name, port, expected, said)).await.map_err(late)??);
+        }
+        (Opening::Request(_), _) if expected == Expected::Tls => {
+            return Err(Stop::Refused(Refusal::because("it does not speak TLS")));
+        }
+        _ => {}
     }
     let server = dial::dial(shared, target, port).await?;
     // What it said is on its way and not needed for an answer any more.
     *said = Vec::new();
+    match opening {
+        Opening::Plain => {}
+        Opening::Connect => passing::write(client, proxy::CONNECTED).await?,
+        Opening::Socks => passing::write(client, &proxy::socks_answer(0)).await?,
+        Opening::Request(head) => first = Some(head),
+    }
     entry.request.address = server.peer_addr().ok().map(|address| address.ip().to_string());
     let (asked, is_asked) = oneshot::channel();
     let up = async {
         let mut first = match (first, target) {
             (Some(first), _) => first,
-            (None, Target::Name(name)) => first_words(client, name, port, expected, said).await?,
+            (None, Target::Name(name)) if expected == Expected::Anything => {
+                first_words(client, name, port, expected, said).await?
+            }
+            // Behind a proxy's answer.
+            (None, Target::Name(name)) => {
+                timeout(FIRST_WORDS, first_words(client, name, port, expected, said)).await.map_err(late)??
+            }
             (None, Target::Address(_)) => Vec::new(),
         };
         if let (Target::Name(name), Some(22)) = (target, first.first()) {

@@ -101,20 +101,23 @@ pub(super) async fn write(to: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
 
 /// Reads what is there, up to `most` bytes in all; `false` at the end.
 pub(super) async fn read(from: &TcpStream, bytes: &mut Vec<u8>, most: usize) -> io::Result<bool> {
-    let mut part = [0; 4096];
     loop {
         from.readable().await?;
-        let room = part.len().min(most.saturating_sub(bytes.len()));
-        match from.try_read(&mut part[..room]) {
-            Ok(0) => return Ok(false),
-            Ok(read) => {
-                bytes.extend_from_slice(&part[..read]);
-                return Ok(true);
-            }
+        match read_now(from, bytes, most) {
+            Ok(read) => return Ok(read > 0),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Not a part of what waits: a thousand connections would have a thousand of these buffers.
+fn read_now(from: &TcpStream, bytes: &mut Vec<u8>, most: usize) -> io::Result<usize> {
+    let mut part = [0; 4096];
+    let room = part.len().min(most.saturating_sub(bytes.len()));
+    let read = from.try_read(&mut part[..room])?;
+    bytes.extend_from_slice(&part[..read]);
+    Ok(read)
 }
 
 /// Says these last words and waits for the other side to have them: to close at once would take them back.

@@ -23,6 +23,10 @@ pub(super) struct NetworkArgs {
     /// Say where an allowed name is, as this host reaches it; it may then be a private address, or one of this host
     #[arg(long, value_name = "NAME:ADDRESS", requires = "allow")]
     add_host: Vec<HostEntry>,
+    /// Give the box a proxy as well, for programs that need one to be told of: HTTP and SOCKS5, with the same rules, at
+    /// 127.0.0.1:1080; http_proxy, https_proxy and all_proxy say so
+    #[arg(long, requires = "allow")]
+    proxy: bool,
 }
 
 /// One rule, or those of a set.
@@ -52,12 +56,12 @@ pub(super) fn allowance(text: &str) -> Result<Rules, String> {
 impl NetworkArgs {
     /// The network, and what it may reach.
     pub(super) fn asked(self) -> Result<(Network, AskedNetwork)> {
-        let NetworkArgs { net, allow, deny, add_host } = self;
+        let NetworkArgs { net, allow, deny, add_host, proxy } = self;
         if net == Network::Host && !allow.is_empty() {
             bail!("--net host reaches everything, and --allow less: give one of them");
         }
         let allow = allow.into_iter().flat_map(|rules| rules.0).collect();
-        Ok((net, AskedNetwork { allow, deny, hosts: add_host }))
+        Ok((net, AskedNetwork { allow, deny, hosts: add_host, proxy }))
     }
 }
 

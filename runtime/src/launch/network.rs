@@ -4,10 +4,10 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use agentd_egress::{HostEntry, NAME_SERVICE, OWN_V4, OWN_V6, Policy, PolicyError, Rule};
+use agentd_egress::{HostEntry, NAME_SERVICE, OWN_V4, OWN_V6, PROXY, Policy, PolicyError, Rule};
 use agentd_init::plan::{Doors, Net};
 
-/// What `--allow`, `--deny` and `--add-host` say.
+/// What `--allow`, `--deny`, `--add-host` and `--proxy` say.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AskedNetwork {
     /// What is allowed.
@@ -16,6 +16,8 @@ pub struct AskedNetwork {
     pub deny: Vec<Rule>,
     /// Where names are.
     pub hosts: Vec<HostEntry>,
+    /// Whether the box gets a proxy too.
+    pub proxy: bool,
 }
 
 /// The policy, where something is allowed.
@@ -23,13 +25,17 @@ pub struct AskedNetwork {
 /// # Errors
 /// [`PolicyError`].
 pub fn policy(asked: AskedNetwork) -> Result<Option<Policy>, PolicyError> {
-    let AskedNetwork { allow, deny, hosts } = asked;
-    if allow.is_empty() { Ok(None) } else { Policy::new(allow, deny, hosts).map(Some) }
+    let AskedNetwork { allow, deny, hosts, proxy } = asked;
+    if allow.is_empty() {
+        return Ok(None);
+    }
+    let policy = Policy::new(allow, deny, hosts)?;
+    if proxy && policy.ports().contains(&PROXY.1) { Err(PolicyError::Proxy) } else { Ok(Some(policy)) }
 }
 
 /// What leads from the box to the broker.
 #[must_use]
-pub fn doors(policy: &Policy) -> Doors {
+pub fn doors(policy: &Policy, proxy: bool) -> Doors {
     Doors {
         // Without an address beside 127.0.0.1 and ::1, programs that ask for names believe that there is no network (AI_ADDRCONFIG).
         addresses: vec![Net { address: OWN_V4.into(), prefix: 32 }, Net { address: OWN_V6.into(), prefix: 128 }],
@@ -41,7 +47,17 @@ pub fn doors(policy: &Policy) -> Doors {
         ],
         ports: policy.ports().into_iter().collect(),
         names: NAME_SERVICE,
+        proxy: proxy.then_some(PROXY),
     }
+}
+
+/// What tells programs of the proxy. HTTP's own for all: some that are told of SOCKS and cannot speak it do not start.
+pub(super) fn proxy_variables() -> impl Iterator<Item = (String, String)> {
+    let (host, port) = PROXY;
+    let proxy = format!("http://{host}:{port}");
+    let none = ["no_proxy", "NO_PROXY"].map(|name| (name.to_owned(), "localhost,127.0.0.1,::1".to_owned()));
+    let names = ["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"];
+    names.map(|name| (name.to_owned(), proxy.clone())).into_iter().chain(none)
 }
 
 /// The box's /etc/resolv.conf.
