@@ -126,6 +126,11 @@ pub enum Addition {
         /// Path relative to the root.
         path: String,
     },
+    /// An empty directory that a mount covers: what the layers have there is never seen.
+    Covered {
+        /// Path relative to the root.
+        path: String,
+    },
     /// A regular file, mode 0644.
     File {
         /// Path relative to the root.
@@ -231,6 +236,13 @@ pub enum Mount {
         /// Names of the files; what is in them comes another way ([`crate::Secrets`]).
         names: Vec<String>,
     },
+    /// Certificates, the same way: they are made when the box is started.
+    Trust {
+        /// Absolute box path.
+        target: String,
+        /// Names of the files.
+        names: Vec<String>,
+    },
 }
 
 impl Mount {
@@ -245,6 +257,7 @@ impl Mount {
             | Mount::Writable { target }
             | Mount::HostTree { target, .. }
             | Mount::Bind { target, .. }
+            | Mount::Trust { target, .. }
             | Mount::Secrets { target, .. } => target,
         }
     }

@@ -21,6 +21,7 @@ pub mod registry;
 pub mod server;
 mod started;
 mod terminal;
+pub mod tls;
 pub mod unpackers;
 
 use std::os::unix::fs::DirBuilderExt;

@@ -1,5 +1,4 @@
 //! `agentd run --proxy`: programs that insist on a proxy reach what is allowed, in the words of HTTP and of SOCKS5.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking, also in the functions beside it")]
 
 use std::process::Command;
 

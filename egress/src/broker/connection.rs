@@ -4,7 +4,6 @@
 //! client's own first words have named the same host.
 
 use std::cell::Cell;
-use std::convert::Infallible;
 use std::io;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -14,7 +13,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::ledger::now;
-use super::{Sending, Shared, Slot, dial, passing, reset};
+use super::{Sending, Shared, Slot, dial, inspected, passing, reset};
 use crate::hello::{self, Hello};
 use crate::name::Name;
 use crate::names;
@@ -108,9 +107,29 @@ pub(super) async fn conduct(
     slot: Slot,
     client: TcpStream,
     (host, target, port): (String, Result<Target, Refusal>, u16),
-    opening: Opening,
+    mut opening: Opening,
     mut said: Vec<u8>,
 ) {
+    let shared = &slot.0;
+    let mut target = target.and_then(|target| shared.meter.admit().map(|()| target));
+    let mut client = client;
+    if let Ok(Target::Name(name)) = &target
+        && shared.policy.borrow().inspected().site(name, port).is_some()
+    {
+        if let Opening::Request(_) = opening {
+            let why = "requests for this host are read, and its keys added, only without the proxy (no_proxy)";
+            target = Err(Refusal::because(why));
+        } else {
+            // Who comes by the proxy speaks to the broker itself from here on.
+            let greeted = greet(&client, std::mem::replace(&mut opening, Opening::Plain)).await;
+            said.clear();
+            let meant = Target::Name(name.clone());
+            match (greeted, inspected::take(&slot, client, &meant, port).await) {
+                (Ok(None), Some(back)) => client = back,
+                _ => return,
+            }
+        }
+    }
     let sending = Sending::on(&slot.0);
     let is_socks = matches!(opening, Opening::Socks);
     let mut entry = Entry {
@@ -122,6 +141,7 @@ pub(super) async fn conduct(
             time: now(),
             untrusted_host: host,
             port: Some(port),
+            untrusted_request: None,
             address: None,
             rule: None,
             up: 0,
@@ -179,15 +199,18 @@ fn target(shared: &Shared, address: IpAddr) -> Result<Target, Refusal> {
 }
 
 /// Waits until the policy denies what it has allowed.
-async fn denied(shared: &Shared, target: &Target, server: &TcpStream) -> Result<Infallible, Stop> {
-    let at = server.peer_addr()?;
+async fn denied(shared: &Shared, (target, port): (&Target, u16), at: Option<IpAddr>) -> Refusal {
+    let asked = || {
+        let policy = shared.policy.borrow();
+        policy.decide(target, port)?;
+        match (target, at) {
+            (Target::Name(name), Some(at)) => policy.judge(name, at, port),
+            _ => Ok(()),
+        }
+    };
     loop {
-        {
-            let policy = shared.policy.borrow();
-            policy.decide(target, at.port()).map_err(Stop::Refused)?;
-            if let Target::Name(name) = target {
-                policy.judge(name, at.ip().to_canonical(), at.port()).map_err(Stop::Refused)?;
-            }
+        if let Err(refusal) = asked() {
+            return refusal;
         }
         shared.changed.notified().await;
     }
@@ -222,13 +245,10 @@ async fn pass(
     let server = dial::dial(shared, target, port).await?;
     // What it said is on its way and not needed for an answer any more.
     *said = Vec::new();
-    match opening {
-        Opening::Plain => {}
-        Opening::Connect => passing::write(client, proxy::CONNECTED).await?,
-        Opening::Socks => passing::write(client, &proxy::socks_answer(0)).await?,
-        Opening::Request(head) => first = Some(head),
-    }
-    entry.request.address = server.peer_addr().ok().map(|address| address.ip().to_string());
+    first = greet(client, opening).await?.or(first);
+    // A server that has reset the connection has none any more.
+    let at = server.peer_addr().ok().map(|address| address.ip().to_canonical());
+    entry.request.address = at.map(|address| address.to_string());
     let (asked, is_asked) = oneshot::channel();
     let up = async {
         let mut first = match (first, target) {
@@ -245,12 +265,12 @@ async fn pass(
         if let (Target::Name(name), Some(22)) = (target, first.first()) {
             // Nothing behind the hello before it is known whether the server asks for another one.
             let behind = first.split_off(hello::length(&first));
-            send(&server, &first, &entry.up).await?;
+            send(shared, &server, &first, &entry.up).await?;
             first = if is_asked.await.unwrap_or(false) { another(client, name, behind).await? } else { behind };
         }
-        send(&server, &first, &entry.up).await?;
+        send(shared, &server, &first, &entry.up).await?;
         drop(first);
-        shared.pipes.pass(client, &server, &entry.up).await?;
+        shared.pipes.pass(client, &server, &entry.up, &shared.meter).await?;
         drop(sending);
         Ok(())
     };
@@ -259,14 +279,14 @@ async fn pass(
             let answer = answer_to_hello(&server).await?;
             // Where no hello was sent, nobody waits for that.
             asked.send(hello::asks_again(&answer)).unwrap_or_default();
-            send(client, &answer, &entry.down).await?;
+            send(shared, client, &answer, &entry.down).await?;
         }
-        Ok(shared.pipes.pass(&server, client, &entry.down).await?)
+        shared.pipes.pass(&server, client, &entry.down, &shared.meter).await
     };
     let passed = tokio::select! {
         biased;
         passed = async { tokio::try_join!(up, down) } => passed.map(|((), ())| ()),
-        Err(stop) = denied(shared, target, &server) => Err(stop),
+        refusal = denied(shared, (target, port), at) => Err(Stop::Refused(refusal)),
     };
     if passed.is_err() {
         // Neither side takes a connection that broke for one that ended.
@@ -275,9 +295,21 @@ async fn pass(
     passed
 }
 
+/// Tells a client of the proxy that it is connected; gives what it has said already to the server.
+async fn greet(client: &TcpStream, opening: Opening) -> io::Result<Option<Vec<u8>>> {
+    match opening {
+        Opening::Plain => {}
+        Opening::Connect => passing::write(client, proxy::CONNECTED).await?,
+        Opening::Socks => passing::write(client, &proxy::socks_answer(0)).await?,
+        Opening::Request(head) => return Ok(Some(head)),
+    }
+    Ok(None)
+}
+
 /// Writes and counts.
-async fn send(to: &TcpStream, bytes: &[u8], count: &Cell<u64>) -> io::Result<()> {
+async fn send(shared: &Shared, to: &TcpStream, bytes: &[u8], count: &Cell<u64>) -> io::Result<()> {
     passing::write(to, bytes).await?;
+    shared.meter.moved(bytes.len());
     count.set(count.get().saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX)));
     Ok(())
 }

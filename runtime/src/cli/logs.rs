@@ -166,6 +166,9 @@ fn print_requests(requests: &[Request]) -> Result<()> {
             }
             None => writeln!(out, "{time}  {verdict}  {host}{port}  {count}x")?,
         }
+        if let Some(asked) = &request.untrusted_request {
+            writeln!(out, "    {}", printable(asked))?;
+        }
         if let Some(why) = &request.why {
             writeln!(out, "    {}", printable(why))?;
         }

@@ -27,11 +27,13 @@ mod rm;
 mod rmi;
 mod run;
 mod run_network;
+mod run_secrets;
 mod stats;
 mod stop;
 mod template;
 mod wait;
 mod wanted;
+mod which;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -182,6 +184,7 @@ const NOT_FOUND: u8 = 1;
 /// The program: parses, runs the verb, turns what it says into an exit code.
 #[must_use]
 pub fn main() -> ExitCode {
+    let shell = run::guess(std::env::args_os());
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -194,7 +197,7 @@ pub fn main() -> ExitCode {
         tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::DEBUG).init();
     }
     let done = match cli.verb {
-        Verb::Run(Later(args)) => run::run(*args),
+        Verb::Run(Later(args)) => run::run(*args, shell),
         Verb::Ps(Later(args)) => ps::run(&args).map(|()| 0),
         Verb::Inspect(Later(args)) => inspect::run(&args).map(|()| 0),
         Verb::Logs(Later(args)) => logs::run(&args).map(|()| 0),
@@ -243,12 +246,12 @@ fn say(text: &str) {
     eprintln!("agentd: {}", printable(text));
 }
 
-/// Writes a document to standard output. JSON escapes C0 controls; C1 ones, which some terminals obey, are escaped here.
+/// Writes a document to standard output. JSON escapes C0 controls; what else some terminals obey is escaped here.
 fn print_json(document: &impl Serialize) -> anyhow::Result<()> {
     let text = serde_json::to_string_pretty(document)?;
     let mut escaped = String::with_capacity(text.len() + 1);
     for c in text.chars() {
-        if c.is_control() && c != '\n' {
+        if agentd_rootfs::is_unprintable(c) && c != '\n' {
             escaped.push_str(&format!("\\u{:04x}", u32::from(c)));
         } else {
             escaped.push(c);
@@ -259,18 +262,7 @@ fn print_json(document: &impl Serialize) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Text from a job, safe for a terminal: control characters are shown, not sent.
+/// Text from a job or an image, safe for a terminal.
 fn printable(text: &str) -> String {
-    // Directional controls are none to Unicode, and would let a name read as another.
-    let is_directional =
-        |c| matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    let mut shown = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_control() || is_directional(c) {
-            shown.extend(c.escape_default());
-        } else {
-            shown.push(c);
-        }
-    }
-    shown
+    agentd_rootfs::shown(text.chars())
 }

@@ -36,7 +36,13 @@ pub(super) struct DenyArgs {
 
 /// Runs `agentd allow`.
 pub(super) fn allow(args: AllowArgs) -> Result<()> {
-    let allow = args.rules.into_iter().flat_map(|rules| rules.0).collect();
+    let mut allow = Vec::new();
+    for rules in args.rules {
+        match rules {
+            Rules::Hosts(hosts) => allow.extend(hosts),
+            Rules::Requests(rule) => bail!("{rule}: what requests a job may make is said when it starts (--allow)"),
+        }
+    }
     change(&args.job, Change { allow, deny: Vec::new() })
 }
 
@@ -53,8 +59,7 @@ fn change(job: &str, change: Change) -> Result<()> {
         serde_json::to_vec(&change)?.len() <= MOST,
         "these are more rules than one message holds; give fewer at once"
     );
-    let jobs = Directories::find()?.jobs();
-    jobs.sweep()?;
+    let jobs = Directories::find()?.swept_jobs();
     let id = jobs.find(job)?;
     let caller = Caller::reach(&jobs, &id)?;
     let (Answer::Ports(ports), payload) = caller.ask(Request::Reach(change.clone()), None)? else { return Ok(()) };

@@ -25,8 +25,7 @@ pub(super) struct Args {
 
 /// Runs the verb.
 pub(super) fn run(args: &Args) -> Result<()> {
-    let jobs = Directories::find()?.jobs();
-    jobs.sweep()?;
+    let jobs = Directories::find()?.swept_jobs();
     let mut out = std::io::stdout().lock();
     if args.all {
         let (records, troubles) = jobs.list()?;

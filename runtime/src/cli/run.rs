@@ -1,14 +1,14 @@
 //! `agentd run`.
 
 use std::env;
-use std::ffi::OsStr;
+use std::ffi::OsString;
 use std::fs;
-use std::io::Write;
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use agentd_egress::Rule;
-use agentd_init::Secrets;
 use agentd_init::plan::{Access, Hold, Network};
 use agentd_init::step::{Failure, Step};
 use agentd_rootfs::ImageRef;
@@ -21,6 +21,7 @@ use super::on_exit;
 use super::profile::Learning;
 use super::progress::{Follower, INTERRUPTED};
 use super::run_network::{self, NetworkArgs};
+use super::run_secrets::{self, SecretArgs};
 use super::wanted::{self, Asked, Policy, Wanted};
 use super::{Format, print_json, printable, say};
 use crate::cgroup::Limits;
@@ -29,10 +30,11 @@ use crate::job::id::{JobId, JobName};
 use crate::job::record::Kept;
 use crate::job::spec::{self, BindMount, JobSpec, ProfileChoice, SpecError, Workspace};
 use crate::launch::plan::Plan;
-use crate::launch::secrets::{self, AskedSecret};
+use crate::launch::secrets::Values;
 use crate::launch::write_back;
 use crate::supervisor::detach::{self, Apart};
-use crate::supervisor::{self, Ending, Finished, LEAST_BYTES, Presence};
+use crate::supervisor::shell::Shell;
+use crate::supervisor::{self, Ending, Finished, Presence};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -75,13 +77,8 @@ pub(super) struct Args {
     /// Set a variable; NAME alone passes your own on
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     env: Vec<String>,
-    /// Give a secret as file /run/secrets/NAME; SOURCE is env:VARIABLE, file:PATH, cmd:COMMAND or cred:NAME (systemd)
-    /// [default: env:NAME]
-    #[arg(long, value_name = "NAME[=SOURCE]")]
-    secret: Vec<AskedSecret>,
-    /// Give a secret as a variable instead: every program of the box can read it and pass it on
-    #[arg(long, value_name = "NAME[=SOURCE]")]
-    secret_env: Vec<AskedSecret>,
+    #[command(flatten)]
+    secrets: SecretArgs,
     /// Set the variables of a file, a NAME=VALUE a line
     #[arg(long, value_name = "FILE")]
     env_file: Vec<PathBuf>,
@@ -166,32 +163,49 @@ pub(super) struct Args {
     command: Vec<String>,
 }
 
-/// Runs the verb; gives the exit code.
-pub(super) fn run(args: Args) -> Result<u8> {
-    perform(args, None)
+/// Words that make the box another than a shell can be, or that ask for none.
+const NOT_PLAIN: &[&str] =
+    &["-d", "-h", "--detach", "--help", "--dry-run", "--memory", "--cpu", "--pids", "--secret", "host"];
+
+/// The shell of the box that the command line seems to ask for. Reading it takes a tenth of a start, and planning another; PID 1
+/// makes its network meanwhile. A guess that was wrong costs a process that ends at once.
+pub(super) fn guess(mut words: impl Iterator<Item = OsString>) -> Option<io::Result<Shell>> {
+    let is_run = words.nth(1).is_some_and(|verb| verb == "run");
+    let is_plain = |word: OsString| !NOT_PLAIN.iter().any(|other| word.as_bytes().starts_with(other.as_bytes()));
+    (is_run && words.all(is_plain)).then(|| Shell::new(Network::None, None, &mut Values::default()))
+}
+
+/// Runs the verb, in `shell` if it fits; gives the exit code.
+pub(super) fn run(args: Args, shell: Option<io::Result<Shell>>) -> Result<u8> {
+    perform(args, shell, None)
 }
 
 /// The same for `agentd profile learn`.
 pub(super) fn learn(args: Args, learning: &Learning) -> Result<u8> {
     ensure!(!args.detach, "what is learned is written when the command ends; leave --detach out");
-    perform(args, Some(learning))
+    perform(args, None, Some(learning))
 }
 
-fn perform(args: Args, learning: Option<&Learning>) -> Result<u8> {
+fn perform(args: Args, shell: Option<io::Result<Shell>>, learning: Option<&Learning>) -> Result<u8> {
     // Before anything of agentd's own is open.
     let callers = if args.detach { Some(open_now().context("cannot look at the open descriptors")?) } else { None };
     let directories = Directories::find()?;
     let (quiet, remove, dry_run, format) = (args.quiet, args.rm, args.dry_run, args.format);
     let wanted = Wanted::new(args.pull.into(), directories.registries(), &args.image_limit)?;
-    secrets::check_names(args.secret.iter().chain(&args.secret_env).map(|secret| secret.name.as_str()))?;
-    let asked = (args.secret.clone(), args.secret_env.clone());
+    args.secrets.check(args.network.network())?;
+    let asked = args.secrets.clone();
     let spec = JobSpec { learn: learning.is_some(), ..spec_of(args, &directories)? };
     // A dry run needs none of their values, and prints none.
-    let secrets = if dry_run { Secrets::default() } else { read_secrets(&asked.0, &asked.1)? };
+    let secrets = if dry_run { Values::default() } else { asked.read()? };
+    if !quiet {
+        asked.said().iter().for_each(|said| say(said));
+    }
     if spec.network == Network::Host && !quiet {
         say("--net host: the job reaches everything this host reaches, its own loopback services included");
     }
     let id = JobId::random().context("cannot make a job id")?;
+    // A shell is a child of this process, and has no secret.
+    let shell = shell.filter(|_| callers.is_none() && secrets.is_empty());
     let mut follower = Follower::new(quiet);
     let planned = follower.follow(&wanted, |fetch| Plan::new(id, spec, &directories.surroundings(), fetch))?;
     let Some((mut plan, in_store)) = planned else { return Ok(INTERRUPTED) };
@@ -200,7 +214,7 @@ fn perform(args: Args, learning: Option<&Learning>) -> Result<u8> {
         image.write_back.map(write_back::apart).transpose()?;
         hold = Some(image.hold);
     }
-    plan.warnings.extend(not_redacted(&secrets));
+    plan.warnings.extend(run_secrets::not_redacted(&secrets));
     learning.map_or(Ok(()), |learning| learning.check(&plan))?;
     if dry_run {
         return print_plan(&plan, format).map(|()| 0);
@@ -220,11 +234,11 @@ fn perform(args: Args, learning: Option<&Learning>) -> Result<u8> {
             return Ok(0);
         }
     };
-    let finished = supervisor::run(&plan, &jobs, hold, secrets, presence);
+    let finished = supervisor::run(&plan, &jobs, hold, secrets, presence, shell);
     on_exit::run(&plan, finished.as_ref().ok().map(|finished| &finished.record.state));
     let finished = finished?;
     if !quiet {
-        for left in &finished.record.left {
+        for left in finished.record.left.iter().chain(&finished.late_warning) {
             say(&format!("warning: {left}"));
         }
     }
@@ -324,7 +338,7 @@ fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
     if args.keep && matches!(image, ImageRef::Host | ImageRef::Dir(_)) {
         bail!("--keep is for images of layers, and {image} is none: nothing could be made of what is kept");
     }
-    let (network, reach) = args.network.asked()?;
+    let (network, reach) = args.network.asked(args.secrets.credentials())?;
     let (on_exit, on_exit_files) = args.on_exit.map(on_exit::located).transpose()?.unwrap_or_default();
     Ok(JobSpec {
         image,
@@ -362,8 +376,8 @@ fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
         best_effort_limits: args.best_effort_limits,
         profile,
         learn: false,
-        secrets: args.secret.into_iter().map(|secret| secret.name).collect(),
-        secret_env: args.secret_env.into_iter().map(|secret| secret.name).collect(),
+        secrets: args.secrets.files(),
+        secret_env: args.secrets.variables(),
     })
 }
 
@@ -379,28 +393,6 @@ fn user(asked: Option<String>, fake_root: bool) -> Result<Option<String>> {
         }
         _ => Ok(asked),
     }
-}
-
-fn read_secrets(files: &[AskedSecret], variables: &[AskedSecret]) -> Result<Secrets> {
-    let environment = |name: &OsStr| env::var_os(name);
-    let secrets = Secrets {
-        files: files.iter().map(|secret| secret.read(&environment)).collect::<Result<_, _>>()?,
-        variables: variables.iter().map(|secret| secret.read_for_variable(&environment)).collect::<Result<_, _>>()?,
-    };
-    secrets::check_lengths(&secrets)?;
-    Ok(secrets)
-}
-
-fn not_redacted(secrets: &Secrets) -> Option<String> {
-    let all = secrets.files.iter().chain(&secrets.variables);
-    let short: Vec<&str> =
-        all.filter(|secret| secret.value.len() < LEAST_BYTES).map(|secret| secret.name.as_str()).collect();
-    (!short.is_empty()).then(|| {
-        format!(
-            "secret {} is shorter than {LEAST_BYTES} bytes: it is not taken out of logs and records",
-            short.join(", ")
-        )
-    })
 }
 
 /// `NAME=VALUE`, or `NAME` with this process's own value; nothing when that is not set.
@@ -484,7 +476,10 @@ fn network_of(plan: &Plan) -> String {
             let list = |rules: &[Rule]| rules.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
             let denied =
                 if policy.denied().is_empty() { String::new() } else { format!("; not {}", list(policy.denied())) };
-            format!("through the broker: {}{denied}", list(policy.allowed()))
+            let read = run_network::inspected(policy.inspected());
+            let allowed: Vec<String> =
+                [list(policy.allowed()), read].into_iter().filter(|text| !text.is_empty()).collect();
+            format!("through the broker: {}{denied}", allowed.join(", "))
         }
     }
 }
@@ -503,6 +498,7 @@ fn describe(mount: &agentd_init::plan::Mount) -> String {
     match mount {
         Mount::Proc { .. } | Mount::Dev { .. } => format!("{target} (fresh)"),
         Mount::Sys { .. } => format!("{target} (read-only)"),
+        Mount::Trust { .. } => format!("{target} (read-only, certificates)"),
         Mount::Secrets { names, .. } => format!("{target} (read-only, never swapped: {})", names.join(", ")),
         Mount::Scratch { .. } | Mount::Writable { .. } => format!("{target} (writable, thrown away)"),
         Mount::HostTree { source, .. } => {

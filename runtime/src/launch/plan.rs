@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::image_root::{ImageRoot, InStore};
 use super::protect::{self, Protection};
-use super::{PlanError, fake_root, host_root, image_config, image_root, network, policy, profile, secrets};
+use super::{PlanError, fake_root, host_root, image_config, image_root, keys, network, policy, profile, secrets};
 use crate::cgroup::{self, Cgroup};
 use crate::job::id::{JobId, JobName};
 use crate::job::record::SCHEMA;
@@ -182,13 +182,14 @@ impl Plan {
         if !spec.secret_env.is_empty() {
             warnings.push(format!(
                 "--secret-env {}: every program of the box can read it, and whatever one of them starts or logs may carry it on; \
-                 --secret gives a file",
+                 --secret-file gives a file",
                 spec.secret_env.join(", ")
             ));
         }
         let hostname = spec.hostname.clone().unwrap_or_else(|| id.to_string());
         let home = home(&spec, image.as_ref(), user.home.as_deref());
-        let mut process = process(&spec, image.as_ref(), &home)?;
+        let for_keys = reach.as_ref().map(|policy| keys::environment(policy.inspected())).unwrap_or_default();
+        let mut process = process(&spec, image.as_ref(), &home, for_keys)?;
         let mut volumes = Vec::new();
         if let Some(image) = &image {
             process.stop_signal = image_config::stop_signal(&image.config, &mut notes);
@@ -246,6 +247,7 @@ impl Plan {
             inside.mounts.extend(host.mounts);
         }
         mounts(&spec, &home, volumes, &chosen.profile, &mut inside)?;
+        inside.mounts.extend(reach.as_ref().and_then(|policy| keys::mount(policy.inspected())));
         let protection = protect::areas::protect(&spec, surroundings, &mut inside, &mut warnings)?;
         grants(&chosen.profile, &mut inside);
         let (image_digest, in_store) = image.map_or((None, None), |image| (image.digest, image.in_store));
@@ -343,7 +345,12 @@ fn home(spec: &JobSpec, image: Option<&ImageRoot>, of_user: Option<&str>) -> Str
     said.unwrap_or_else(|| HOME.to_owned())
 }
 
-fn process(spec: &JobSpec, image: Option<&ImageRoot>, home: &str) -> Result<Process, PlanError> {
+fn process(
+    spec: &JobSpec,
+    image: Option<&ImageRoot>,
+    home: &str,
+    for_keys: Vec<(String, String)>,
+) -> Result<Process, PlanError> {
     let empty = agentd_rootfs::ImageConfig::default();
     let config = image.map_or(&empty, |image| &image.config);
     let mut argv = match &spec.entrypoint {
@@ -361,9 +368,9 @@ fn process(spec: &JobSpec, image: Option<&ImageRoot>, home: &str) -> Result<Proc
     let mut env: Vec<(String, String)> = vec![("PATH".into(), PATH.into())];
     let mut own = vec![(policy::VARIABLE.0.to_owned(), policy::VARIABLE.1.to_owned())];
     if spec.reach.proxy {
-        own.extend(network::proxy_variables());
+        own.extend(network::proxy_variables(&spec.reach));
     }
-    let layers = [config.env.as_slice(), &own, spec.env.as_slice()];
+    let layers = [config.env.as_slice(), &own, for_keys.as_slice(), spec.env.as_slice()];
     let layered = layers.into_iter().flatten().cloned().chain([("HOME".to_owned(), home.to_owned())]);
     // The value of such a name comes another way.
     for (name, value) in layered.filter(|(name, _)| !spec.secret_env.contains(name)) {
@@ -501,14 +508,14 @@ fn mounts(
     let volumes = volumes.into_iter().filter(|volume| volume != home);
     inside.mounts.extend(volumes.map(|target| Mount::Writable { target }));
     for target in ["proc", "dev", "sys", "tmp", "run", "scratch"] {
-        inside.root.additions.push(Addition::Directory { path: target.into() });
+        inside.root.additions.push(Addition::Covered { path: target.into() });
     }
     if home == HOME {
         // Made with the rest: in a directory of the image that belongs to somebody else nothing can be made later.
         inside.root.additions.push(Addition::Directory { path: HOME.trim_start_matches('/').into() });
     }
     if let Some(workspace) = &spec.workspace {
-        inside.root.additions.push(Addition::Directory { path: "workspace".into() });
+        inside.root.additions.push(Addition::Covered { path: "workspace".into() });
         let source = super::directory(&workspace.path, "workspace")?;
         super::may_enter(&source.path, "workspace")?;
         inside.mounts.push(Mount::Bind {

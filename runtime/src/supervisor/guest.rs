@@ -10,7 +10,6 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use agentd_init::Descriptors;
 use agentd_init::guest::{self, Joined};
 use agentd_init::plan::Network;
 use agentd_init::reaper::RELAYED;
@@ -110,7 +109,10 @@ pub fn run(mut plan: Plan, payload: &OwnedFd, caller: &Caller, leaf: Option<&Pat
     let (streams, stdio) = Streams::new(&wanted).to("set the streams up")?;
     let leaf = plan.cgroup.as_ref().zip(leaf).map(|(cgroup, leaf)| leaf::visit(cgroup, leaf)).transpose()?;
     let usher = match clone_into(0, leaf.as_ref().map(AsFd::as_fd)).to("start a process in the job's cgroup")? {
-        Cloned::Child => guest::run(&plan.inside, namespaces, Descriptors { channel: inside, stdio }),
+        Cloned::Child => {
+            agentd_sys::memory::forget_environment();
+            guest::run(&plan.inside, namespaces, guest::Descriptors { channel: inside, stdio })
+        }
         Cloned::Parent { pidfd, .. } => pidfd,
     };
     drop((namespaces, inside, stdio));

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use agentd_egress::{Order, Policy, Request, Told, Totals, Verdict};
+use agentd_init::Secret;
 use agentd_profiles::BuiltIn;
 use agentd_sys::channel;
 use agentd_sys::process::{Cloned, clone};
@@ -17,9 +18,12 @@ use rustix::net::Shutdown;
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
 use super::redact::Redactor;
-use super::{Secrets, SuperviseError, Supervisor, To};
+use super::{SuperviseError, Supervisor, To};
 use crate::job::events::Event;
 use crate::job::record::{NameUse, NetworkUse, PolicyChange, Record};
+use crate::launch::keys;
+use crate::launch::plan::Plan;
+use crate::launch::secrets::Values;
 
 /// Requests that are written down one by one; of further ones only the numbers are kept.
 const MOST_LINES: u64 = 10_000;
@@ -29,6 +33,9 @@ const MOST_NAMES: usize = 100;
 
 /// For how long the broker is waited for, between two of its messages, once the box is gone.
 const PATIENCE: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
+
+/// For how long a broker that reads requests is waited for before the box is made: it reads the host's authorities.
+const TO_BE_READY: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
 /// The same in all: a broker that never ends what it has to say does not keep the job from its end.
 const PATIENCE_IN_ALL: Duration = Duration::from_secs(5);
@@ -91,7 +98,66 @@ fn fork(policy: &Policy) -> io::Result<Side> {
     })
 }
 
+/// Starts the broker, which keeps its keys and forgets every other secret.
+fn start(policy: &Policy, secrets: Values) -> Result<(Broker, Values), SuperviseError> {
+    match fork(policy).to("start the network broker")? {
+        Side::Broker(channel) => {
+            // It has a copy of this process's memory, and is near to whoever would want what is in there.
+            agentd_sys::memory::forget_environment();
+            let Values { inside, keys } = secrets;
+            drop(inside);
+            agentd_egress::run(policy.clone(), keys, channel, agentd_profiles::seccomp(BuiltIn::Broker))
+        }
+        Side::Supervisor(network) => Ok((*network, secrets)),
+    }
+}
+
+/// What a job whose requests are read begins with.
+pub(super) struct Early {
+    /// The broker.
+    pub(super) network: Option<Broker>,
+    /// The secrets, and the certificates that came with the broker.
+    pub(super) secrets: Values,
+}
+
+/// Starts the broker before the box, where the box needs its certificate or the broker has keys: it then has them from a
+/// process that has cloned nothing else yet, and says whether it can do its work.
+pub(super) fn start_early(plan: &Plan, secrets: Values) -> Result<Early, SuperviseError> {
+    let Some(policy) = plan.reach.as_ref().filter(|policy| !policy.inspected().is_empty()) else {
+        return Ok(Early { network: None, secrets });
+    };
+    let (network, mut secrets) = start(policy, secrets)?;
+    let certificate = network.ready()?;
+    if let Some(certificate) = certificate {
+        let mut bundle = keys::image_authorities(&plan.inside);
+        if !bundle.is_empty() && !bundle.ends_with(b"\n") {
+            bundle.push(b'\n');
+        }
+        bundle.extend_from_slice(certificate.as_bytes());
+        let file = |name: &str, contents: Vec<u8>| Secret { name: name.into(), value: contents.into() };
+        secrets.inside.certificates =
+            vec![file(keys::CERTIFICATE, certificate.into_bytes()), file(keys::BUNDLE, bundle)];
+    }
+    Ok(Early { network: Some(network), secrets })
+}
+
 impl Broker {
+    /// Waits until it says that it can read requests; gives the certificate of the job's authority.
+    fn ready(&self) -> Result<Option<String>, SuperviseError> {
+        let broken = |why: String| SuperviseError::Broker { why };
+        let Some(channel) = &self.channel else { return Err(broken("it has ended".into())) };
+        let mut ready = [PollFd::new(channel, PollFlags::IN)];
+        if poll(&mut ready, Some(&TO_BE_READY)).to("wait for the network broker")? == 0 {
+            return Err(broken("it does not answer".into()));
+        }
+        let message = channel::receive(channel).to("hear from the network broker")?;
+        match message.and_then(|message| Told::decode(&message.bytes)) {
+            Some(Told::Ready { certificate }) => Ok(certificate),
+            Some(Told::Unready { why }) => Err(broken(why)),
+            _ => Err(broken("it has ended".into())),
+        }
+    }
+
     /// Passes a socket of the box on.
     fn open(&mut self, door: &OwnedFd) {
         self.order(&Order::Door, Some(door.as_fd()));
@@ -153,7 +219,8 @@ impl Broker {
                 self.order(&Order::Dialled(id), socket.as_ref().map(AsFd::as_fd));
                 None
             }
-            None => {
+            // These come first or not at all.
+            Some(Told::Ready { .. } | Told::Unready { .. }) | None => {
                 self.channel = None;
                 None
             }
@@ -208,20 +275,13 @@ impl Broker {
 }
 
 impl Supervisor<'_> {
-    /// Starts the broker, where the box may reach something; gives the secrets back, which the broker is not to have.
-    pub(super) fn start_network(&mut self, secrets: Secrets) -> Result<Secrets, SuperviseError> {
-        let Some(policy) = &self.plan.reach else { return Ok(secrets) };
-        match fork(policy).to("start the network broker")? {
-            Side::Broker(channel) => {
-                // It has a copy of this process's memory, and is near to whoever would want them.
-                drop(secrets);
-                agentd_egress::run(policy.clone(), channel, agentd_profiles::seccomp(BuiltIn::Broker))
-            }
-            Side::Supervisor(network) => {
-                self.network = Some(*network);
-                Ok(secrets)
-            }
-        }
+    /// Starts the broker, where the box may reach something and it is not there yet; gives the secrets back, which the broker
+    /// is not to have.
+    pub(super) fn start_network(&mut self, secrets: Values) -> Result<Values, SuperviseError> {
+        let Some(policy) = self.plan.reach.as_ref().filter(|_| self.network.is_none()) else { return Ok(secrets) };
+        let (network, secrets) = start(policy, secrets)?;
+        self.network = Some(network);
+        Ok(secrets)
     }
 
     /// Passes a socket of the box on to the broker.
@@ -265,7 +325,8 @@ impl Supervisor<'_> {
 /// A name that the payload asks for can be a secret as well as any.
 fn redact(redactor: &Redactor, request: &mut Request) {
     let before = request.untrusted_host.clone();
-    redactor.texts([&mut request.untrusted_host].into_iter().chain(&mut request.why).chain(&mut request.allow));
+    let texts = [&mut request.untrusted_request, &mut request.why, &mut request.allow].into_iter().flatten();
+    redactor.texts([&mut request.untrusted_host].into_iter().chain(texts));
     if request.untrusted_host != before {
         // It repeats the name in lower case, where the secret is not known again.
         request.allow = None;
@@ -295,6 +356,7 @@ mod tests {
             time: "2026-11-21T15:38:40.649Z".into(),
             untrusted_host: "a.org".into(),
             port: None,
+            untrusted_request: None,
             address: None,
             rule: None,
             up: 0,

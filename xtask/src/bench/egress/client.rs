@@ -128,5 +128,5 @@ fn round_trip(server: &str) -> Result<f64> {
         exchange(&mut stream)?;
         times.push(begun.elapsed().as_secs_f64() * 1e6);
     }
-    Ok(crate::bench::start::statistics::percentile(&times, 50))
+    Ok(crate::bench::statistics::percentile(&times, 50))
 }

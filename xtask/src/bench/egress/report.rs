@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use super::Round;
 use super::client::{MANY, Measured};
 use super::ways::{WAYS, Way};
-use crate::bench::start::statistics::percentile;
+use crate::bench::statistics::percentile;
 
 const BEGIN: &str = "<!-- bench egress: begin -->";
 const END: &str = "<!-- bench egress: end -->";
