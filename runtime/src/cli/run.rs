@@ -9,26 +9,27 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use agentd_egress::Rule;
-use agentd_init::plan::{Access, Hold, Network};
+use agentd_init::plan::{Access, Hold, Ids, Network};
 use agentd_init::step::{Failure, Step};
 use agentd_rootfs::ImageRef;
 use agentd_rootfs::commit::LeftOut;
 use agentd_sys::descriptors::open_now;
 use anyhow::{Context, Result, bail, ensure};
 
-use super::environment::Directories;
+use super::environment::{self, Directories};
+use super::job_file;
 use super::on_exit;
 use super::profile::Learning;
 use super::progress::{Follower, INTERRUPTED};
 use super::run_network::{self, NetworkArgs};
 use super::run_secrets::{self, SecretArgs};
 use super::wanted::{self, Asked, Policy, Wanted};
-use super::{Format, print_json, printable, say};
+use super::{FAILED, Format, print_json, printable, rm, say};
 use crate::cgroup::Limits;
 use crate::job::events::Denial;
 use crate::job::id::{JobId, JobName};
 use crate::job::record::Kept;
-use crate::job::spec::{self, BindMount, JobSpec, ProfileChoice, SpecError, Workspace};
+use crate::job::spec::{self, Asked as AskedWords, BindMount, JobSpec, ProfileChoice, SpecError, Workspace};
 use crate::launch::plan::Plan;
 use crate::launch::secrets::Values;
 use crate::launch::write_back;
@@ -43,6 +44,10 @@ use crate::supervisor::{self, Ending, Finished, Presence};
   agentd run --image oci:./img --workspace ./repo --timeout 30m -- claude -p 'fix the failing test'
   agentd run --workspace . --allow claude --allow github -- claude -p 'update the changelog'")]
 pub(super) struct Args {
+    /// Take flags from a file: TOML, a key a long flag (`memory = "2g"`, `rm = true`, `allow = ["claude"]`), and `command`;
+    /// flags and command given here come after it. It may ask for whatever you may: read one before you run it
+    #[arg(long, value_name = "FILE")]
+    job: Option<PathBuf>,
     /// What / is made of: host, dir:PATH, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME:TAG], or
     /// [docker://]NAME[:TAG][@DIGEST] in a registry
     #[arg(long, default_value = "host", value_name = "IMAGE", value_parser = Asked::parse)]
@@ -71,6 +76,9 @@ pub(super) struct Args {
     /// A name for the job, beside its id
     #[arg(long)]
     name: Option<JobName>,
+    /// End and forget the job that has this name now, if there is one
+    #[arg(long, requires = "name", conflicts_with = "dry_run")]
+    replace: bool,
     /// Forget the job when it has ended
     #[arg(long, conflicts_with = "keep")]
     rm: bool,
@@ -92,6 +100,10 @@ pub(super) struct Args {
     /// reported as done, and set-user-ID bits are left out of modes
     #[arg(long, requires = "writable")]
     fake_root: bool,
+    /// Give the box several ids, your ranges of /etc/subuid and /etc/subgid, and make the command their root: it may give
+    /// files of the box to them and become one of them; needs newuidmap
+    #[arg(long, value_enum, value_name = "WHICH", requires = "writable", conflicts_with_all = ["fake_root", "keep"])]
+    userns: Option<Userns>,
     /// Working directory inside
     #[arg(short, long, value_name = "DIR", value_parser = spec::absolute)]
     workdir: Option<String>,
@@ -163,25 +175,53 @@ pub(super) struct Args {
     command: Vec<String>,
 }
 
+/// Which ids a box has.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Userns {
+    /// Yours, and your ranges of subordinate ids
+    Subids,
+}
+
 /// Words that make the box another than a shell can be, or that ask for none.
 const NOT_PLAIN: &[&str] =
-    &["-d", "-h", "--detach", "--help", "--dry-run", "--memory", "--cpu", "--pids", "--secret", "host"];
+    &["-d", "-h", "--detach", "--help", "--dry-run", "--userns", "--memory", "--cpu", "--pids", "--secret", "host"];
 
 /// The shell of the box that the command line seems to ask for. Reading it takes a tenth of a start, and planning another; PID 1
 /// makes its network meanwhile. A guess that was wrong costs a process that ends at once.
 pub(super) fn guess(mut words: impl Iterator<Item = OsString>) -> Option<io::Result<Shell>> {
     let is_run = words.nth(1).is_some_and(|verb| verb == "run");
     let is_plain = |word: OsString| !NOT_PLAIN.iter().any(|other| word.as_bytes().starts_with(other.as_bytes()));
-    (is_run && words.all(is_plain)).then(|| Shell::new(Network::None, None, &mut Values::default()))
+    (is_run && words.all(is_plain)).then(|| Shell::new(Network::None, Ids::One, None, &mut Values::default()))
+}
+
+impl Args {
+    pub(super) fn names_job_file(&self) -> bool {
+        self.job.is_some()
+    }
+}
+
+/// What the verb's flags are.
+pub(super) fn description() -> clap::Command {
+    <Args as clap::Args>::augment_args(clap::Command::new("agentd run"))
 }
 
 /// Runs the verb, in `shell` if it fits; gives the exit code.
 pub(super) fn run(args: Args, shell: Option<io::Result<Shell>>) -> Result<u8> {
-    perform(args, shell, None)
+    let Some(file) = &args.job else { return perform(args, shell, None) };
+    let words = job_file::put_in(env::args_os(), !args.command.is_empty(), file, description())?;
+    match super::again(words) {
+        Ok(args) => perform(args, shell, None),
+        Err(error) => {
+            // A terminal that is gone cannot be told anything.
+            error.print().unwrap_or_default();
+            Ok(FAILED)
+        }
+    }
 }
 
 /// The same for `agentd profile learn`.
 pub(super) fn learn(args: Args, learning: &Learning) -> Result<u8> {
+    ensure!(args.job.is_none(), "flags of a job file are not for learning; write them out");
     ensure!(!args.detach, "what is learned is written when the command ends; leave --detach out");
     perform(args, None, Some(learning))
 }
@@ -190,11 +230,13 @@ fn perform(args: Args, shell: Option<io::Result<Shell>>, learning: Option<&Learn
     // Before anything of agentd's own is open.
     let callers = if args.detach { Some(open_now().context("cannot look at the open descriptors")?) } else { None };
     let directories = Directories::find()?;
-    let (quiet, remove, dry_run, format) = (args.quiet, args.rm, args.dry_run, args.format);
+    let (quiet, remove, replace, dry_run, format) = (args.quiet, args.rm, args.replace, args.dry_run, args.format);
     let wanted = Wanted::new(args.pull.into(), directories.registries(), &args.image_limit)?;
     args.secrets.check(args.network.network())?;
     let asked = args.secrets.clone();
-    let spec = JobSpec { learn: learning.is_some(), ..spec_of(args, &directories)? };
+    let mut spec = JobSpec { learn: learning.is_some(), ..spec_of(args, &directories)? };
+    // Those of another verb are not asked for again.
+    spec.asked.take_if(|_| learning.is_some());
     // A dry run needs none of their values, and prints none.
     let secrets = if dry_run { Values::default() } else { asked.read()? };
     if !quiet {
@@ -225,6 +267,10 @@ fn perform(args: Args, shell: Option<io::Result<Shell>>, learning: Option<&Learn
         }
     }
     let jobs = directories.jobs();
+    if let (true, Some(name)) = (replace, &plan.name) {
+        rm::replace(&jobs, name)?;
+    }
+    let service = environment::service();
     let presence = match callers.map(|callers| detach::apart(&callers)).transpose().context("cannot detach")? {
         None => Presence::Foreground,
         Some(Apart::Supervisor(notice)) => Presence::Detached(notice),
@@ -234,7 +280,7 @@ fn perform(args: Args, shell: Option<io::Result<Shell>>, learning: Option<&Learn
             return Ok(0);
         }
     };
-    let finished = supervisor::run(&plan, &jobs, hold, secrets, presence, shell);
+    let finished = supervisor::run(&plan, &jobs, hold, secrets, presence, shell, &service);
     on_exit::run(&plan, finished.as_ref().ok().map(|finished| &finished.record.state));
     let finished = finished?;
     if !quiet {
@@ -309,6 +355,7 @@ fn remedy(code: u8, failure: &Failure, plan: &Plan) -> String {
 }
 
 fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
+    let asked = asked(&args)?;
     let mut env = Vec::new();
     for file in &args.env_file {
         let text = fs::read_to_string(file).with_context(|| format!("cannot read --env-file {}", file.display()))?;
@@ -340,6 +387,7 @@ fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
     }
     let (network, reach) = args.network.asked(args.secrets.credentials())?;
     let (on_exit, on_exit_files) = args.on_exit.map(on_exit::located).transpose()?.unwrap_or_default();
+    let root_by = if args.fake_root { Some("--fake-root") } else { args.userns.map(|_| "--userns subids") };
     Ok(JobSpec {
         image,
         workspace,
@@ -348,8 +396,9 @@ fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
         entrypoint: args.entrypoint,
         env,
         mounts: mounts.collect::<Result<_>>()?,
-        user: user(args.user, args.fake_root)?,
+        user: user(args.user, root_by)?,
         fake_root: args.fake_root,
+        subids: args.userns.is_some(),
         workdir: args.workdir,
         name: args.name,
         hostname: args.hostname,
@@ -378,20 +427,33 @@ fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
         learn: false,
         secrets: args.secrets.files(),
         secret_env: args.secrets.variables(),
+        asked,
     })
 }
 
+/// The words of this run. Where it was started is looked at only if some of them may be relative to that.
+fn asked(args: &Args) -> Result<Option<AskedWords>> {
+    let is_relative = args.workspace.as_ref().is_some_and(|path| !path.starts_with('/'))
+        || args.image.is_relative()
+        || args.mount.iter().any(|mount| mount.source.is_relative())
+        || args.env_file.iter().chain(&args.job).any(|path| path.is_relative())
+        || matches!(&args.profile, ProfileChoice::File(path) if path.is_relative())
+        || !args.secrets.is_empty()
+        || args.on_exit.is_some();
+    let directory = is_relative.then(env::current_dir).transpose().context("cannot tell the working directory")?;
+    let words = env::args_os().skip(1).skip_while(|word| word.as_encoded_bytes().starts_with(b"-")).skip(1);
+    let words = words.map(|word| word.into_string().ok()).collect::<Option<Vec<String>>>();
+    Ok(words.map(|words| AskedWords { words, directory }))
+}
+
 /// Who the command is, as asked.
-fn user(asked: Option<String>, fake_root: bool) -> Result<Option<String>> {
-    match asked.as_deref() {
-        Some("root" | "0" | "0:0") | None if fake_root => Ok(Some("root".into())),
-        Some(other) if fake_root => {
-            bail!(
-                "--fake-root makes the command root, and --user {} somebody else: leave one of them out",
-                printable(other)
-            )
+fn user(asked: Option<String>, root_by: Option<&str>) -> Result<Option<String>> {
+    match (asked.as_deref(), root_by) {
+        (Some("root" | "0" | "0:0") | None, Some(_)) => Ok(Some("root".into())),
+        (Some(other), Some(flag)) => {
+            bail!("{flag} makes the command root, and --user {} somebody else: leave one of them out", printable(other))
         }
-        _ => Ok(asked),
+        (_, None) => Ok(asked),
     }
 }
 
@@ -440,7 +502,11 @@ fn print_plan(plan: &Plan, format: Format) -> Result<()> {
                 "user       {}:{} inside{}, {}:{} outside",
                 ids.box_uid,
                 ids.box_gid,
-                if plan.fake_root { " (fake root)" } else { "" },
+                match (plan.fake_root, &plan.id_helpers) {
+                    (true, _) => " (fake root)",
+                    (_, Some(_)) => " (root of several ids)",
+                    _ => "",
+                },
                 ids.host_uid,
                 ids.host_gid
             )?;
@@ -492,7 +558,7 @@ fn root_of(plan: &Plan) -> &'static str {
     }
 }
 
-fn describe(mount: &agentd_init::plan::Mount) -> String {
+pub(super) fn describe(mount: &agentd_init::plan::Mount) -> String {
     use agentd_init::plan::Mount;
     let target = mount.target();
     match mount {

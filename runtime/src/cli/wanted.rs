@@ -79,6 +79,15 @@ impl Asked {
         Ok(Asked { reference: reference(text)?, text: text.to_owned() })
     }
 
+    /// Whether it is a path that begins at the working directory.
+    pub(super) fn is_relative(&self) -> bool {
+        match &self.reference {
+            ImageRef::Dir(path) | ImageRef::Oci { layout: path, .. } => path.is_relative(),
+            ImageRef::OciArchive { file, .. } | ImageRef::DockerArchive { file, .. } => file.is_relative(),
+            ImageRef::Host | ImageRef::Registry(_) => false,
+        }
+    }
+
     /// The image: of a name without a registry the one that was committed here comes first, unless it is to be pulled.
     pub(super) fn find(self, places: &Places, pull: Pull) -> Result<ImageRef> {
         let is_named = matches!(self.reference, ImageRef::Registry(_)) && pull != Pull::Always;

@@ -165,6 +165,7 @@ fn spec(command: Vec<String>) -> JobSpec {
         mounts: Vec::new(),
         user: None,
         fake_root: false,
+        subids: false,
         workdir: None,
         name: None,
         hostname: None,
@@ -186,6 +187,7 @@ fn spec(command: Vec<String>) -> JobSpec {
         learn: false,
         secrets: Vec::new(),
         secret_env: Vec::new(),
+        asked: None,
     }
 }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 use agentd_init::plan::{Access, Network};
 use agentd_profiles::BuiltIn;
 use agentd_rootfs::ImageRef;
+use serde::{Deserialize, Serialize};
 
 use super::id::JobName;
 use crate::cgroup::Limits;
@@ -36,6 +37,8 @@ pub struct JobSpec {
     pub user: Option<String>,
     /// Whether changes of owners and ids that one id cannot make are reported as done; the user is root then.
     pub fake_root: bool,
+    /// Whether the box has the user's ranges of subordinate ids beside his own; the user is root then.
+    pub subids: bool,
     /// Absolute box path of the working directory.
     pub workdir: Option<String>,
     /// A name beside the id.
@@ -78,6 +81,18 @@ pub struct JobSpec {
     pub secrets: Vec<String>,
     /// Names of the secrets that become variables.
     pub secret_env: Vec<String>,
+    /// The words that asked for all this, where they are text.
+    pub asked: Option<Asked>,
+}
+
+/// How a job was asked for, to ask for it again (`agentd generate`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Asked {
+    /// The words after `agentd run`.
+    pub words: Vec<String>,
+    /// Where relative paths among them began, if there are any.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub directory: Option<PathBuf>,
 }
 
 /// `--profile NAME|FILE`.

@@ -16,11 +16,13 @@ use serde::{Deserialize, Serialize};
 
 use super::image_root::{ImageRoot, InStore};
 use super::protect::{self, Protection};
-use super::{PlanError, fake_root, host_root, image_config, image_root, keys, network, policy, profile, secrets};
+use super::{
+    PlanError, fake_root, host_root, image_config, image_root, keys, network, policy, profile, secrets, subids,
+};
 use crate::cgroup::{self, Cgroup};
 use crate::job::id::{JobId, JobName};
 use crate::job::record::SCHEMA;
-use crate::job::spec::JobSpec;
+use crate::job::spec::{Asked, JobSpec};
 
 /// Where the workspace is inside.
 pub const WORKSPACE: &str = "/workspace";
@@ -114,12 +116,18 @@ pub struct Plan {
     /// Whether the filter pretends changes of owners and ids, and the supervisor clears set-user-ID bits.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub fake_root: bool,
+    /// What maps further ids, where the box has some.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub id_helpers: Option<subids::Helpers>,
     /// Names of the secrets that become variables of the payload.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub secret_env: Vec<String>,
     /// What the box may reach, through the broker.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub reach: Option<Policy>,
+    /// The words that asked for all this.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub asked: Option<Asked>,
     /// The box.
     #[serde(rename = "box")]
     pub inside: BoxPlan,
@@ -165,6 +173,7 @@ impl Plan {
             box_uid: user.uid,
             box_gid: user.gid,
         };
+        let (subids, id_helpers) = spec.subids.then(subids::find).transpose()?.unzip();
         let reach = network::policy(spec.reach.clone())?;
         let mut notes = Vec::new();
         if !chosen.seccomp.told {
@@ -173,6 +182,9 @@ impl Plan {
         }
         if geteuid().is_root() && spec.limits.pids.is_none() {
             notes.push("as root the number of processes is not bounded: the kernel exempts root's".into());
+        }
+        if subids.is_some() && spec.limits.pids.is_none() {
+            notes.push("with several ids each has its own bound on processes; --pids bounds the job's".into());
         }
         if spec.network == Network::Host && abi < 6 {
             warnings.push(
@@ -223,6 +235,7 @@ impl Plan {
         let mut inside = BoxPlan {
             hostname,
             identity,
+            subids,
             network: spec.network,
             doors: reach.as_ref().map(|policy| network::doors(policy, spec.reach.proxy)),
             root,
@@ -271,8 +284,10 @@ impl Plan {
             cgroup,
             learning: chosen.learning,
             fake_root: spec.fake_root,
+            id_helpers,
             secret_env: spec.secret_env,
             reach,
+            asked: spec.asked,
             inside,
         };
         Ok((plan, in_store))

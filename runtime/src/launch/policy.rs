@@ -98,6 +98,9 @@ impl Note<'_> {
                 writeln!(text, "  but what is called {} may be changed", opened.join(" or "))?;
             }
         }
+        if spec.subids && !kept.is_empty() {
+            text.push_str("  what belongs to other ids than root in what is kept is root's again at the end\n");
+        }
         if !spec.secrets.is_empty() {
             writeln!(text, "  secrets are files in {}: do not print, copy or send them", secrets::DIRECTORY)?;
         }

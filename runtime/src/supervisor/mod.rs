@@ -20,9 +20,11 @@ mod obey;
 mod reach;
 mod ready;
 mod redact;
+pub mod service;
 mod set_id;
 pub mod shell;
 mod streams;
+mod subids;
 mod terminal;
 mod viewers;
 
@@ -63,8 +65,10 @@ use detach::Notice;
 use ending::{Reason, Stop};
 use network::{Broker, Early};
 use redact::Redactor;
+use service::Service;
 use shell::Shell;
 use streams::{Own, Streams, Wanted};
+use subids::{MapError, Steward};
 
 /// A job that could not be supervised. What fails inside the box is an [`Ending`], not an error.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +82,9 @@ pub enum SuperviseError {
     /// The job's cgroup.
     #[error("cannot enforce the limits")]
     Cgroup(#[from] LeafError),
+    /// Several ids.
+    #[error(transparent)]
+    Ids(#[from] MapError),
     /// `clone3`.
     #[error("cannot create namespaces for the box; `agentd doctor` says what this host allows")]
     Clone(#[source] io::Error),
@@ -114,6 +121,7 @@ const GRACE_OF_A_START: Duration = Duration::from_secs(1);
 /// A running box, from outside.
 struct Supervisor<'a> {
     plan: &'a Plan,
+    service: &'a Service,
     signals: SignalFd,
     /// Whoever started this program; its end counts as a hang-up unless hang-ups are ignored (`nohup`).
     parent: Option<OwnedFd>,
@@ -132,6 +140,8 @@ struct Supervisor<'a> {
     denials: Denials<'a>,
     /// The broker, where the box may reach something.
     network: Option<Broker>,
+    /// Who gives back what the box's other ids own, where they could own something.
+    steward: Option<Steward>,
     /// What is written to the root, where it is to be kept.
     upper: Option<Upper>,
     deadline: Option<Instant>,
@@ -156,6 +166,7 @@ impl<'a> Supervisor<'a> {
         secrets: Values,
         presence: Presence,
         shell: Option<io::Result<Shell>>,
+        service: &'a Service,
     ) -> Result<Self, SuperviseError> {
         let (own, notice) = match presence {
             Presence::Foreground => (Own::Standard, None),
@@ -171,11 +182,12 @@ impl<'a> Supervisor<'a> {
         let (streams, stdio) = Streams::new(&wanted).to("set the streams up")?;
         let leaf = plan.cgroup.as_ref().map(|cgroup| Leaf::make(cgroup, &plan.id)).transpose()?;
         let Early { network, mut secrets } = network::start_early(plan, secrets)?;
-        let fits = |shell: &Shell| secrets.inside.is_empty() && shell.fits(plan.inside.network, leaf.is_some());
+        let (kind, ids) = (plan.inside.network, plan.inside.ids());
+        let fits = |shell: &Shell| secrets.inside.is_empty() && shell.fits(kind, ids, leaf.is_some());
         let shell = shell
             .filter(|shell| shell.as_ref().map_or(true, fits))
-            .unwrap_or_else(|| Shell::new(plan.inside.network, leaf.as_ref().map(Leaf::as_fd), &mut secrets));
-        let Shell { init, channel, .. } = shell.map_err(SuperviseError::Clone)?;
+            .unwrap_or_else(|| Shell::new(kind, ids, leaf.as_ref().map(Leaf::as_fd), &mut secrets));
+        let Shell { pid, init, channel, .. } = shell.map_err(SuperviseError::Clone)?;
         match brief::send(&channel, &plan.inside, stdio.each_ref().map(AsFd::as_fd)) {
             // PID 1 has failed and is gone; why is in the channel.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
@@ -185,6 +197,7 @@ impl<'a> Supervisor<'a> {
         tracing::debug!(id = %plan.id, "box cloned");
         let mut supervisor = Supervisor {
             plan,
+            service,
             signals,
             parent,
             notice,
@@ -197,6 +210,7 @@ impl<'a> Supervisor<'a> {
             redactor: None,
             denials: Denials::new(plan, Events::at(directory.join(EVENTS))),
             network,
+            steward: None,
             upper: None,
             deadline: plan.timeout_ms.and_then(|timeout| Instant::now().checked_add(Duration::from_millis(timeout))),
             stop: None,
@@ -208,6 +222,10 @@ impl<'a> Supervisor<'a> {
             failure: None,
             status: None,
         };
+        if plan.id_helpers.is_some() {
+            supervisor.steward = subids::map(plan, pid, &supervisor.init)?;
+            supervisor.release()?;
+        }
         let secrets = supervisor.start_network(secrets)?;
         // After the clone: PID 1 has no copy of what it needs.
         let values = secrets.named().map(|(_, value)| value);
@@ -223,7 +241,8 @@ impl<'a> Supervisor<'a> {
         let Some(redactor) = &self.redactor else { return Cow::Borrowed(self.plan) };
         let mut kept = self.plan.clone();
         let process = &mut kept.inside.process;
-        redactor.texts(process.argv.iter_mut().chain(&mut process.env).chain(&mut kept.warnings));
+        let asked = kept.asked.iter_mut().flat_map(|asked| &mut asked.words);
+        redactor.texts(process.argv.iter_mut().chain(&mut process.env).chain(&mut kept.warnings).chain(asked));
         Cow::Owned(kept)
     }
 
@@ -327,6 +346,7 @@ impl<'a> Supervisor<'a> {
             return Ok(());
         }
         self.stop = Some(Stop { reason, kill_at: end });
+        self.service.stopping();
         pidfd_send_signal(&self.init, rustix::process::Signal::TERM).or_else(gone).to("stop the box")
     }
 
@@ -377,6 +397,7 @@ impl<'a> Supervisor<'a> {
             Some((Report::Started, payload)) => {
                 self.started = true;
                 self.payload = payload;
+                self.service.started(self.plan);
                 if let Some(notice) = self.notice.take() {
                     // From here on it is nobody's.
                     self.parent = None;

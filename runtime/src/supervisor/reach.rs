@@ -1,4 +1,4 @@
-//! What a running job may reach, changed from outside: `agentd allow` and `agentd deny` (docs/adr/0019).
+//! What a running job may reach, changed from outside: `agentd allow` and `agentd deny` (docs/adr/0020).
 //!
 //! Invariant: a change that cannot be had in full changes nothing, and none is made that the job's events do not hold.
 //! Nothing here waits: a connection that the broker cannot dial itself is only begun.

@@ -99,6 +99,13 @@ impl Jobs {
         (records, troubles)
     }
 
+    /// The id of the job that has a name.
+    #[must_use]
+    pub fn find_name(&self, name: &JobName) -> Option<JobId> {
+        let target = fs::read_link(self.names().join(name.as_str())).ok()?;
+        target.to_str()?.parse().ok()
+    }
+
     /// The id of the job that `text` names: a name, an id or the beginning of one.
     ///
     /// # Errors
@@ -106,8 +113,7 @@ impl Jobs {
     pub fn find(&self, text: &str) -> Result<JobId> {
         let not_found = || JobStoreError::NotFound(text.to_owned());
         if let Ok(name) = text.parse::<JobName>()
-            && let Ok(target) = fs::read_link(self.names().join(name.as_str()))
-            && let Some(id) = target.to_str().and_then(|target| target.parse().ok())
+            && let Some(id) = self.find_name(&name)
         {
             return Ok(id);
         }
