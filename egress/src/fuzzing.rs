@@ -7,6 +7,7 @@ use crate::credential::Credential;
 use crate::dns::{self, Found};
 use crate::hello::{self, Hello};
 use crate::name::Name;
+use crate::proxy::{self, Asked};
 use crate::request::{self, Head};
 use crate::rule::Rule;
 use crate::told::Told;
@@ -44,6 +45,14 @@ pub fn requests(untrusted: &[u8]) {
     }
     if let Some(key) = Key::decode(untrusted) {
         assert_eq!(Key::decode(&key.encode()).map(|key| key.value), Some(key.value));
+    }
+}
+
+/// What a client says to the proxy of a box.
+pub fn proxied(untrusted: &[u8]) {
+    let _read_or_refused = (proxy::socks(untrusted), proxy::socks_greeting(untrusted));
+    if let Asked::Request(_, _, passed) = proxy::http(untrusted) {
+        assert!(matches!(request::read(&passed), Head::Asks { .. }));
     }
 }
 
