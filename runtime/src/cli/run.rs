@@ -11,8 +11,8 @@ use std::time::Duration;
 use agentd_egress::Rule;
 use agentd_init::plan::{Access, Hold, Ids, Network};
 use agentd_init::step::{Failure, Step};
-use agentd_rootfs::ImageRef;
 use agentd_rootfs::commit::LeftOut;
+use agentd_rootfs::{ImageRef, RegistryConfig};
 use agentd_sys::descriptors::open_now;
 use anyhow::{Context, Result, bail, ensure};
 
@@ -50,7 +50,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE")]
     job: Option<PathBuf>,
     /// What / is made of: host, dir:PATH, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME:TAG], or
-    /// [docker://]NAME[:TAG][@DIGEST] in a registry
+    /// [docker://]NAME[:TAG][@DIGEST] in a registry, or the ID of an image in the store (12 digits or more)
     #[arg(long, default_value = "host", value_name = "IMAGE", value_parser = Asked::parse)]
     image: Asked,
     /// When to fetch the image: when the store does not have it, each time, or not at all
@@ -237,10 +237,14 @@ fn perform(args: Args, shell: Option<io::Result<Shell>>, learning: Option<&Learn
     let callers = if args.detach { Some(open_now().context("cannot look at the open descriptors")?) } else { None };
     let directories = Directories::find()?;
     let (quiet, remove, replace, dry_run, format) = (args.quiet, args.rm, args.replace, args.dry_run, args.format);
-    let wanted = Wanted::new(args.pull.into(), directories.registries(), &args.image_limit)?;
+    let short_name = args.image.short_name();
+    let (image, pull) = args.image.clone().find(&directories.stores(), args.pull.into())?;
+    let registries = RegistryConfig { short_name, ..directories.registries() };
+    let wanted = Wanted::new(pull, registries, &args.image_limit)?;
+    let image = wanted::located(image, pull)?;
     args.secrets.check(args.network.network())?;
     let asked = args.secrets.clone();
-    let mut spec = JobSpec { learn: learning.is_some(), ..spec_of(args, &directories)? };
+    let mut spec = JobSpec { learn: learning.is_some(), ..spec_of(args, image)? };
     // Those of another verb are not asked for again.
     spec.asked.take_if(|_| learning.is_some());
     // A dry run needs none of their values, and prints none.
@@ -360,7 +364,7 @@ fn remedy(code: u8, failure: &Failure, plan: &Plan) -> String {
     }
 }
 
-fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
+fn spec_of(args: Args, image: ImageRef) -> Result<JobSpec> {
     let asked = asked(&args)?;
     let mut env = Vec::new();
     for file in &args.env_file {
@@ -386,8 +390,6 @@ fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
         ProfileChoice::File(path) => ProfileChoice::File(std::path::absolute(&path)?),
         built_in => built_in,
     };
-    let image = args.image.find(&directories.stores(), args.pull.into())?;
-    let image = wanted::located(image, args.pull.into())?;
     if args.keep && matches!(image, ImageRef::Host | ImageRef::Dir(_)) {
         bail!("--keep is for images of layers, and {image} is none: nothing could be made of what is kept");
     }
