@@ -65,6 +65,10 @@ impl Supervisor<'_> {
                 Ok(()) => Answer::Done,
                 Err(why) => refused(&why),
             },
+            Request::Renew { secret } => match self.renew(&secret, descriptor)? {
+                Ok(()) => Answer::Done,
+                Err(reason) => refused(&reason),
+            },
             Request::Describe => {
                 let process = &self.plan.inside.process;
                 Answer::Job { terminal: process.terminal, input: process.input }
