@@ -11,8 +11,8 @@ use std::time::Duration;
 use agentd_egress::Rule;
 use agentd_init::plan::{Access, Hold, Ids, Network};
 use agentd_init::step::{Failure, Step};
-use agentd_rootfs::ImageRef;
 use agentd_rootfs::commit::LeftOut;
+use agentd_rootfs::{ImageRef, RegistryConfig};
 use agentd_sys::descriptors::open_now;
 use anyhow::{Context, Result, bail, ensure};
 
@@ -29,6 +29,7 @@ use crate::cgroup::Limits;
 use crate::job::events::Denial;
 use crate::job::id::{JobId, JobName};
 use crate::job::record::Kept;
+use crate::job::restart::Restart;
 use crate::job::spec::{self, Asked as AskedWords, BindMount, JobSpec, ProfileChoice, SpecError, Workspace};
 use crate::launch::plan::Plan;
 use crate::launch::secrets::Values;
@@ -49,7 +50,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE")]
     job: Option<PathBuf>,
     /// What / is made of: host, dir:PATH, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME:TAG], or
-    /// [docker://]NAME[:TAG][@DIGEST] in a registry
+    /// [docker://]NAME[:TAG][@DIGEST] in a registry, or the ID of an image in the store (12 digits or more)
     #[arg(long, default_value = "host", value_name = "IMAGE", value_parser = Asked::parse)]
     image: Asked,
     /// When to fetch the image: when the store does not have it, each time, or not at all
@@ -136,6 +137,10 @@ pub(super) struct Args {
     /// Bytes of each output stream that are kept for `agentd logs`
     #[arg(long, value_name = "SIZE", default_value = "64m", value_parser = spec::parse_size)]
     max_output: u64,
+    /// Start the command again when it ends: no, on-failure[:N] (N times at most) or always; the pause before it grows from
+    /// 0.1 s to a minute. What is stopped, or reaches --timeout, which holds for all starts together, is not started again
+    #[arg(long, value_name = "POLICY", default_value = "no")]
+    restart: Restart,
     /// Run a program of the host when the job has ended, words apart by spaces and no shell; it gets AGENTD_JOB,
     /// AGENTD_NAME, AGENTD_STATE and AGENTD_EXIT_CODE
     #[arg(long, value_name = "COMMAND", value_parser = on_exit::words)]
@@ -221,6 +226,7 @@ pub(super) fn run(args: Args, shell: Option<io::Result<Shell>>) -> Result<u8> {
 
 /// The same for `agentd profile learn`.
 pub(super) fn learn(args: Args, learning: &Learning) -> Result<u8> {
+    ensure!(args.restart.is_no(), "what is learned is of one run; leave --restart out");
     ensure!(args.job.is_none(), "flags of a job file are not for learning; write them out");
     ensure!(!args.detach, "what is learned is written when the command ends; leave --detach out");
     perform(args, None, Some(learning))
@@ -231,10 +237,14 @@ fn perform(args: Args, shell: Option<io::Result<Shell>>, learning: Option<&Learn
     let callers = if args.detach { Some(open_now().context("cannot look at the open descriptors")?) } else { None };
     let directories = Directories::find()?;
     let (quiet, remove, replace, dry_run, format) = (args.quiet, args.rm, args.replace, args.dry_run, args.format);
-    let wanted = Wanted::new(args.pull.into(), directories.registries(), &args.image_limit)?;
+    let short_name = args.image.short_name();
+    let (image, pull) = args.image.clone().find(&directories.stores(), args.pull.into())?;
+    let registries = RegistryConfig { short_name, ..directories.registries() };
+    let wanted = Wanted::new(pull, registries, &args.image_limit)?;
+    let image = wanted::located(image, pull)?;
     args.secrets.check(args.network.network())?;
     let asked = args.secrets.clone();
-    let mut spec = JobSpec { learn: learning.is_some(), ..spec_of(args, &directories)? };
+    let mut spec = JobSpec { learn: learning.is_some(), ..spec_of(args, image)? };
     // Those of another verb are not asked for again.
     spec.asked.take_if(|_| learning.is_some());
     // A dry run needs none of their values, and prints none.
@@ -354,7 +364,7 @@ fn remedy(code: u8, failure: &Failure, plan: &Plan) -> String {
     }
 }
 
-fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
+fn spec_of(args: Args, image: ImageRef) -> Result<JobSpec> {
     let asked = asked(&args)?;
     let mut env = Vec::new();
     for file in &args.env_file {
@@ -380,10 +390,20 @@ fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
         ProfileChoice::File(path) => ProfileChoice::File(std::path::absolute(&path)?),
         built_in => built_in,
     };
-    let image = args.image.find(&directories.stores(), args.pull.into())?;
-    let image = wanted::located(image, args.pull.into())?;
     if args.keep && matches!(image, ImageRef::Host | ImageRef::Dir(_)) {
         bail!("--keep is for images of layers, and {image} is none: nothing could be made of what is kept");
+    }
+    if !args.restart.is_no() {
+        let others = [
+            ("--rm", args.rm),
+            ("--keep", args.keep),
+            ("--fake-root", args.fake_root),
+            ("--userns", args.userns.is_some()),
+            ("a key that the broker adds", !args.secrets.credentials().is_empty()),
+        ];
+        if let Some((other, _)) = others.into_iter().find(|(_, is_given)| *is_given) {
+            bail!("{other} conflicts with --restart {}: leave one of them out", args.restart);
+        }
     }
     let (network, reach) = args.network.asked(args.secrets.credentials())?;
     let (on_exit, on_exit_files) = args.on_exit.map(on_exit::located).transpose()?.unwrap_or_default();
@@ -410,6 +430,7 @@ fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
         keep: args.keep,
         storage: args.storage,
         max_output: args.max_output,
+        restart: args.restart,
         on_exit,
         on_exit_files,
         terminal: args.tty,

@@ -22,6 +22,7 @@ use super::{
 use crate::cgroup::{self, Cgroup};
 use crate::job::id::{JobId, JobName};
 use crate::job::record::SCHEMA;
+use crate::job::restart::Restart;
 use crate::job::spec::{Asked, JobSpec};
 
 /// Where the workspace is inside.
@@ -31,7 +32,7 @@ pub const WORKSPACE: &str = "/workspace";
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The home directory of a user that the image does not know.
-const HOME: &str = "/home/agent";
+pub(super) const HOME: &str = "/home/agent";
 
 /// The newest Landlock ABI whose rights agentd handles (Linux 6.15); a newer kernel's further rights are left alone.
 pub const NEWEST_ABI: u32 = 7;
@@ -94,6 +95,9 @@ pub struct Plan {
     pub grace_ms: u64,
     /// Bytes of each output stream that are kept.
     pub max_output: u64,
+    /// Whether it is started again when its command ends.
+    #[serde(skip_serializing_if = "Restart::is_no", default)]
+    pub restart: Restart,
     /// Program and arguments that are run on the host when the job has ended.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub on_exit: Vec<String>,
@@ -273,6 +277,7 @@ impl Plan {
             timeout_ms: spec.timeout.map(milliseconds),
             grace_ms: milliseconds(spec.grace),
             max_output: spec.max_output,
+            restart: spec.restart,
             on_exit: spec.on_exit,
             warnings,
             notes,
