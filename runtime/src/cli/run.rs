@@ -255,6 +255,9 @@ fn perform(args: Args, shell: Option<io::Result<Shell>>, learning: Option<&Learn
     if spec.network == Network::Host && !quiet {
         say("--net host: the job reaches everything this host reaches, its own loopback services included");
     }
+    if spec.reach.learn && !quiet {
+        say("--net-learn: the job reaches every host of the internet that is not denied");
+    }
     let id = JobId::random().context("cannot make a job id")?;
     // A shell is a child of this process, and has no secret.
     let shell = shell.filter(|_| callers.is_none() && secrets.is_empty());
@@ -304,6 +307,9 @@ fn perform(args: Args, shell: Option<io::Result<Shell>>, learning: Option<&Learn
     }
     if !quiet && finished.record.denials > 0 {
         say(&denied(&finished, &plan, remove));
+    }
+    if let Some(learned) = run_network::learned(&finished, &plan) {
+        say(&learned);
     }
     if !quiet && let Some(refused) = run_network::refused(&finished, plan.id.as_str(), remove) {
         say(&refused);
