@@ -572,7 +572,8 @@ fn network_of(plan: &Plan) -> String {
             let read = run_network::inspected(policy.inspected());
             let allowed: Vec<String> =
                 [list(policy.allowed()), read].into_iter().filter(|text| !text.is_empty()).collect();
-            format!("through the broker: {}{denied}", allowed.join(", "))
+            let learns = if policy.learns() { "everything of the internet, to learn; " } else { "" };
+            format!("through the broker: {learns}{}{denied}", allowed.join(", "))
         }
     }
 }
