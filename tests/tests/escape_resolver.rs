@@ -1,6 +1,7 @@
 //! A name server that is the attacker's: it changes its answers, and listens for names that were not meant for it.
 //!
 //! Only root can be that name server here, and put it into /etc/resolv.conf, in a mount namespace of the test's own.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, also in the functions beside it")]
 
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::process::Command;
@@ -14,7 +15,7 @@ const GOOD: Ipv4Addr = Ipv4Addr::new(127, 67, 1, 1);
 /// Answers for `*.test` with [`GOOD`], but for the name `rebind.test`: the second time that is 127.0.0.1. Other names do not
 /// exist. Keeps what it was asked.
 fn name_server(at: Ipv4Addr) -> Arc<Mutex<Vec<String>>> {
-    let socket = UdpSocket::bind((at, 53)).unwrap_or_else(|e| panic!("{at}:53: {e}"));
+    let socket = UdpSocket::bind((at, 53)).unwrap();
     let asked = Arc::<Mutex<Vec<String>>>::default();
     let kept = Arc::clone(&asked);
     std::thread::spawn(move || {
@@ -43,7 +44,7 @@ fn name_server(at: Ipv4Addr) -> Arc<Mutex<Vec<String>>> {
                 answer.extend(if again { Ipv4Addr::LOCALHOST } else { GOOD }.octets());
             }
             assert!(length > at);
-            socket.send_to(&answer, from).unwrap_or_else(|e| panic!("answer: {e}"));
+            socket.send_to(&answer, from).unwrap();
         }
     });
     asked
@@ -52,7 +53,7 @@ fn name_server(at: Ipv4Addr) -> Arc<Mutex<Vec<String>>> {
 /// `command` where /etc/resolv.conf names this server, and a search list.
 fn asking(home: &Home, at: Ipv4Addr, command: &Command) -> Command {
     let file = home.path().join("resolv.conf");
-    std::fs::write(&file, format!("search evil.example\nnameserver {at}\n")).unwrap_or_else(|e| panic!("{e}"));
+    std::fs::write(&file, format!("search evil.example\nnameserver {at}\n")).unwrap();
     let mut apart = Command::new("unshare");
     let script = format!("mount --bind {} /etc/resolv.conf && exec \"$@\"", file.display());
     apart.args(["--mount", "--propagation", "private", "sh", "-c", &script, "sh"]);
@@ -80,10 +81,10 @@ fn escape_an_answer_that_changes_is_judged_anew() {
     let home = Home::new();
     let at = Ipv4Addr::new(127, 67, 53, 1);
     let asked = name_server(at);
-    let listener = TcpListener::bind((GOOD, 0)).unwrap_or_else(|e| panic!("{e}"));
-    let port = listener.local_addr().unwrap_or_else(|e| panic!("{e}")).port();
+    let listener = TcpListener::bind((GOOD, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
     let good = Server::on(listener, OK);
-    let bad = Server::on(TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap_or_else(|e| panic!("{e}")), OK);
+    let bad = Server::on(TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap(), OK);
     let attack = |also: &[&str]| {
         let mut command = home.run();
         for rule in [format!("*.test:{port}"), format!("{GOOD}:{port}")] {
