@@ -570,10 +570,10 @@ fn network_of(plan: &Plan) -> String {
             let denied =
                 if policy.denied().is_empty() { String::new() } else { format!("; not {}", list(policy.denied())) };
             let read = run_network::inspected(policy.inspected());
-            let allowed: Vec<String> =
-                [list(policy.allowed()), read].into_iter().filter(|text| !text.is_empty()).collect();
-            let learns = if policy.learns() { "everything of the internet, to learn; " } else { "" };
-            format!("through the broker: {learns}{}{denied}", allowed.join(", "))
+            let learned = if policy.learns() { "everything of the internet, to learn" } else { "" };
+            let allowed = [learned.to_owned(), list(policy.allowed()), read];
+            let allowed: Vec<String> = allowed.into_iter().filter(|text| !text.is_empty()).collect();
+            format!("through the broker: {}{denied}", allowed.join(", "))
         }
     }
 }
