@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use crate::dns::{self, Found};
 use crate::hello::{self, Hello};
 use crate::name::Name;
+use crate::proxy::{self, Asked};
 use crate::request::{self, Head};
 use crate::rule::Rule;
 use crate::told::Told;
@@ -22,6 +23,14 @@ pub fn first_words(untrusted: &[u8]) {
     }
     if let Head::Asks { head, .. } = request::read(untrusted) {
         assert!(matches!(request::read(&head), Head::Asks { length, .. } if length == head.len()));
+    }
+}
+
+/// What a client says to the proxy of a box.
+pub fn proxied(untrusted: &[u8]) {
+    let _read_or_refused = (proxy::socks(untrusted), proxy::socks_greeting(untrusted));
+    if let Asked::Request(_, _, passed) = proxy::http(untrusted) {
+        assert!(matches!(request::read(&passed), Head::Asks { .. }));
     }
 }
 

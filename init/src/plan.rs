@@ -14,8 +14,11 @@ use serde::{Deserialize, Serialize};
 pub struct BoxPlan {
     /// UTS host name.
     pub hostname: String,
-    /// The single id mapping.
+    /// Who the payload is; the only ids that are mapped, unless there are `subids`.
     pub identity: Identity,
+    /// Further ids, which the host's helpers map before PID 1 goes on.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub subids: Option<SubIds>,
     /// Which network the box sees.
     pub network: Network,
     /// What leads to the broker, where the box has one; its network is [`Network::None`] then.
@@ -53,6 +56,43 @@ pub struct Identity {
     pub box_gid: u32,
 }
 
+/// How many ids a box has. PID 1 has to know before it has its plan: it keeps some of its capabilities for several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ids {
+    /// The user's own.
+    One,
+    /// His ranges as well.
+    Several,
+}
+
+impl BoxPlan {
+    /// How many ids the box has.
+    #[must_use]
+    pub fn ids(&self) -> Ids {
+        if self.subids.is_some() { Ids::Several } else { Ids::One }
+    }
+}
+
+/// Further ids of a box: parts of the ranges that the host's administrator has given its user.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SubIds {
+    /// Of users.
+    pub uids: Vec<IdRange>,
+    /// Of groups.
+    pub gids: Vec<IdRange>,
+}
+
+/// Ids in a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdRange {
+    /// The first, inside.
+    pub inside: u32,
+    /// The same on the host.
+    pub outside: u32,
+    /// How many.
+    pub count: u32,
+}
+
 /// The network of a box.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -74,6 +114,9 @@ pub struct Doors {
     pub ports: Vec<u16>,
     /// Where the name service is, for datagrams and streams.
     pub names: (Ipv4Addr, u16),
+    /// Where the proxy is, where the box has one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub proxy: Option<(Ipv4Addr, u16)>,
 }
 
 /// An address with the length of its network's prefix.

@@ -6,7 +6,7 @@
 
 mod agent;
 mod attempts;
-mod claude;
+pub(crate) mod claude;
 pub(crate) mod debian;
 mod host;
 pub(crate) mod images;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use agentd_egress::Rule;
-use agentd_init::plan::{Access, Hold, Network};
+use agentd_init::plan::{Access, Hold, Ids, Network};
 use agentd_init::step::{Failure, Step};
 use agentd_rootfs::commit::LeftOut;
 use agentd_rootfs::{ImageRef, RegistryConfig};
@@ -29,6 +29,7 @@ use crate::cgroup::Limits;
 use crate::job::events::Denial;
 use crate::job::id::{JobId, JobName};
 use crate::job::record::Kept;
+use crate::job::restart::Restart;
 use crate::job::spec::{self, Asked as AskedWords, BindMount, JobSpec, ProfileChoice, SpecError, Workspace};
 use crate::launch::plan::Plan;
 use crate::launch::secrets::Values;
@@ -100,6 +101,10 @@ pub(super) struct Args {
     /// reported as done, and set-user-ID bits are left out of modes
     #[arg(long, requires = "writable")]
     fake_root: bool,
+    /// Give the box several ids, your ranges of /etc/subuid and /etc/subgid, and make the command their root: it may give
+    /// files of the box to them and become one of them; needs newuidmap
+    #[arg(long, value_enum, value_name = "WHICH", requires = "writable", conflicts_with_all = ["fake_root", "keep"])]
+    userns: Option<Userns>,
     /// Working directory inside
     #[arg(short, long, value_name = "DIR", value_parser = spec::absolute)]
     workdir: Option<String>,
@@ -132,6 +137,10 @@ pub(super) struct Args {
     /// Bytes of each output stream that are kept for `agentd logs`
     #[arg(long, value_name = "SIZE", default_value = "64m", value_parser = spec::parse_size)]
     max_output: u64,
+    /// Start the command again when it ends: no, on-failure[:N] (N times at most) or always; the pause before it grows from
+    /// 0.1 s to a minute. What is stopped, or reaches --timeout, which holds for all starts together, is not started again
+    #[arg(long, value_name = "POLICY", default_value = "no")]
+    restart: Restart,
     /// Run a program of the host when the job has ended, words apart by spaces and no shell; it gets AGENTD_JOB,
     /// AGENTD_NAME, AGENTD_STATE and AGENTD_EXIT_CODE
     #[arg(long, value_name = "COMMAND", value_parser = on_exit::words)]
@@ -171,16 +180,23 @@ pub(super) struct Args {
     command: Vec<String>,
 }
 
+/// Which ids a box has.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Userns {
+    /// Yours, and your ranges of subordinate ids
+    Subids,
+}
+
 /// Words that make the box another than a shell can be, or that ask for none.
 const NOT_PLAIN: &[&str] =
-    &["-d", "-h", "--detach", "--help", "--dry-run", "--memory", "--cpu", "--pids", "--secret", "host"];
+    &["-d", "-h", "--detach", "--help", "--dry-run", "--userns", "--memory", "--cpu", "--pids", "--secret", "host"];
 
 /// The shell of the box that the command line seems to ask for. Reading it takes a tenth of a start, and planning another; PID 1
 /// makes its network meanwhile. A guess that was wrong costs a process that ends at once.
 pub(super) fn guess(mut words: impl Iterator<Item = OsString>) -> Option<io::Result<Shell>> {
     let is_run = words.nth(1).is_some_and(|verb| verb == "run");
     let is_plain = |word: OsString| !NOT_PLAIN.iter().any(|other| word.as_bytes().starts_with(other.as_bytes()));
-    (is_run && words.all(is_plain)).then(|| Shell::new(Network::None, None, &mut Values::default()))
+    (is_run && words.all(is_plain)).then(|| Shell::new(Network::None, Ids::One, None, &mut Values::default()))
 }
 
 impl Args {
@@ -210,6 +226,7 @@ pub(super) fn run(args: Args, shell: Option<io::Result<Shell>>) -> Result<u8> {
 
 /// The same for `agentd profile learn`.
 pub(super) fn learn(args: Args, learning: &Learning) -> Result<u8> {
+    ensure!(args.restart.is_no(), "what is learned is of one run; leave --restart out");
     ensure!(args.job.is_none(), "flags of a job file are not for learning; write them out");
     ensure!(!args.detach, "what is learned is written when the command ends; leave --detach out");
     perform(args, None, Some(learning))
@@ -376,8 +393,21 @@ fn spec_of(args: Args, image: ImageRef) -> Result<JobSpec> {
     if args.keep && matches!(image, ImageRef::Host | ImageRef::Dir(_)) {
         bail!("--keep is for images of layers, and {image} is none: nothing could be made of what is kept");
     }
+    if !args.restart.is_no() {
+        let others = [
+            ("--rm", args.rm),
+            ("--keep", args.keep),
+            ("--fake-root", args.fake_root),
+            ("--userns", args.userns.is_some()),
+            ("a key that the broker adds", !args.secrets.credentials().is_empty()),
+        ];
+        if let Some((other, _)) = others.into_iter().find(|(_, is_given)| *is_given) {
+            bail!("{other} conflicts with --restart {}: leave one of them out", args.restart);
+        }
+    }
     let (network, reach) = args.network.asked(args.secrets.credentials())?;
     let (on_exit, on_exit_files) = args.on_exit.map(on_exit::located).transpose()?.unwrap_or_default();
+    let root_by = if args.fake_root { Some("--fake-root") } else { args.userns.map(|_| "--userns subids") };
     Ok(JobSpec {
         image,
         workspace,
@@ -386,8 +416,9 @@ fn spec_of(args: Args, image: ImageRef) -> Result<JobSpec> {
         entrypoint: args.entrypoint,
         env,
         mounts: mounts.collect::<Result<_>>()?,
-        user: user(args.user, args.fake_root)?,
+        user: user(args.user, root_by)?,
         fake_root: args.fake_root,
+        subids: args.userns.is_some(),
         workdir: args.workdir,
         name: args.name,
         hostname: args.hostname,
@@ -399,6 +430,7 @@ fn spec_of(args: Args, image: ImageRef) -> Result<JobSpec> {
         keep: args.keep,
         storage: args.storage,
         max_output: args.max_output,
+        restart: args.restart,
         on_exit,
         on_exit_files,
         terminal: args.tty,
@@ -436,16 +468,13 @@ fn asked(args: &Args) -> Result<Option<AskedWords>> {
 }
 
 /// Who the command is, as asked.
-fn user(asked: Option<String>, fake_root: bool) -> Result<Option<String>> {
-    match asked.as_deref() {
-        Some("root" | "0" | "0:0") | None if fake_root => Ok(Some("root".into())),
-        Some(other) if fake_root => {
-            bail!(
-                "--fake-root makes the command root, and --user {} somebody else: leave one of them out",
-                printable(other)
-            )
+fn user(asked: Option<String>, root_by: Option<&str>) -> Result<Option<String>> {
+    match (asked.as_deref(), root_by) {
+        (Some("root" | "0" | "0:0") | None, Some(_)) => Ok(Some("root".into())),
+        (Some(other), Some(flag)) => {
+            bail!("{flag} makes the command root, and --user {} somebody else: leave one of them out", printable(other))
         }
-        _ => Ok(asked),
+        (_, None) => Ok(asked),
     }
 }
 
@@ -494,7 +523,11 @@ fn print_plan(plan: &Plan, format: Format) -> Result<()> {
                 "user       {}:{} inside{}, {}:{} outside",
                 ids.box_uid,
                 ids.box_gid,
-                if plan.fake_root { " (fake root)" } else { "" },
+                match (plan.fake_root, &plan.id_helpers) {
+                    (true, _) => " (fake root)",
+                    (_, Some(_)) => " (root of several ids)",
+                    _ => "",
+                },
                 ids.host_uid,
                 ids.host_gid
             )?;
@@ -546,7 +579,7 @@ fn root_of(plan: &Plan) -> &'static str {
     }
 }
 
-fn describe(mount: &agentd_init::plan::Mount) -> String {
+pub(super) fn describe(mount: &agentd_init::plan::Mount) -> String {
     use agentd_init::plan::Mount;
     let target = mount.target();
     match mount {

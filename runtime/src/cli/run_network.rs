@@ -2,11 +2,14 @@
 
 use std::path::PathBuf;
 
-use agentd_egress::{Credential, HostEntry, Inspected, Request, Rule, RuleError, SetNames, UrlRule, UrlRuleError, set};
+use agentd_egress::{
+    Credential, HostEntry, Inspected, Limits, Request, Rule, RuleError, SetNames, UrlRule, UrlRuleError, set,
+};
 use agentd_init::plan::Network;
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use super::run::absolute;
+use crate::job::spec::parse_size;
 use crate::launch::network::AskedNetwork;
 use crate::supervisor::Finished;
 
@@ -26,6 +29,13 @@ pub(super) struct NetworkArgs {
     /// Say where an allowed name is, as this host reaches it; it may then be a private address, or one of this host
     #[arg(long, value_name = "NAME:ADDRESS")]
     add_host: Vec<HostEntry>,
+    /// Give the box a proxy as well, for programs that need one to be told of: HTTP and SOCKS5, with the same rules, at
+    /// 127.0.0.1:1080; http_proxy, https_proxy and all_proxy say so
+    #[arg(long)]
+    proxy: bool,
+    /// Bound what goes through: connections=N at once (1024 at most), total=N in all, bytes=SIZE in all, rate=SIZE a second
+    #[arg(long, value_name = "NAME=VALUE")]
+    net_limit: Vec<String>,
     /// End TLS to the hosts of secrets at the broker, too, for programs that cannot be told to use http:// inside: they are
     /// shown certificates of an authority that is made for this job and believed in its box only
     #[arg(long)]
@@ -80,12 +90,17 @@ impl NetworkArgs {
 
     /// The network, and what it may reach; `credentials` are those of secrets that the broker adds.
     pub(super) fn asked(self, credentials: Vec<Credential>) -> Result<(Network, AskedNetwork)> {
-        let NetworkArgs { net, allow, deny, add_host, tls_terminate, upstream_ca } = self;
+        let NetworkArgs { net, allow, deny, add_host, proxy, net_limit, tls_terminate, upstream_ca } = self;
         if net == Network::Host && !allow.is_empty() {
             bail!("--net host reaches everything, and --allow less: give one of them");
         }
         if allow.is_empty() && credentials.is_empty() {
-            let alone = [("--deny", !deny.is_empty()), ("--add-host", !add_host.is_empty())];
+            let alone = [
+                ("--deny", !deny.is_empty()),
+                ("--add-host", !add_host.is_empty()),
+                ("--proxy", proxy),
+                ("--net-limit", !net_limit.is_empty()),
+            ];
             if let Some((flag, _)) = alone.into_iter().find(|(_, is_given)| *is_given) {
                 bail!("{flag} is about what --allow allows, and that is nothing: give --allow, too");
             }
@@ -101,7 +116,16 @@ impl NetworkArgs {
                 "{flag} is about hosts whose requests are read, and there is none: give --secret NAME@HOST, or --allow with a URL"
             );
         }
-        Ok((net, AskedNetwork { allow, deny, hosts: add_host, inspected }))
+        let mut limits = Limits::default();
+        for text in &net_limit {
+            limits.set(text, |size| parse_size(size).ok()).context("--net-limit")?;
+        }
+        if !inspected.is_empty() && (limits.bytes.is_some() || limits.rate.is_some()) {
+            bail!(
+                "--net-limit bytes and rate are about what passes unread, and requests to some hosts are read: leave them out"
+            );
+        }
+        Ok((net, AskedNetwork { allow, deny, hosts: add_host, inspected, proxy, limits }))
     }
 }
 

@@ -16,6 +16,7 @@ use super::host::Host;
 use super::trial::{Reached, reach};
 use super::{Finding, refusal, trial};
 use crate::job::id::JobId;
+use crate::job::restart::Restart;
 use crate::job::spec::{JobSpec, ProfileChoice};
 use crate::launch::network::{self, AskedNetwork};
 use crate::launch::plan::{NEWEST_ABI, Plan, Surroundings};
@@ -53,7 +54,7 @@ fn parts(host: &Host, abi: u32, findings: &mut Vec<Finding>) -> (Boxes, Option<R
         return (Boxes::Fail, None);
     }
     // With what `--allow` needs; the sockets come back and are closed.
-    let doors = Policy::new(Vec::new(), Vec::new(), Vec::new()).ok().map(|policy| network::doors(&policy));
+    let doors = Policy::new(Vec::new(), Vec::new(), Vec::new()).ok().map(|policy| network::doors(&policy, false));
     let network = reach(&BoxPlan { network: Network::None, doors, ..trial::least() });
     judge(
         "network",
@@ -165,6 +166,7 @@ fn spec(command: Vec<String>) -> JobSpec {
         mounts: Vec::new(),
         user: None,
         fake_root: false,
+        subids: false,
         workdir: None,
         name: None,
         hostname: None,
@@ -176,6 +178,7 @@ fn spec(command: Vec<String>) -> JobSpec {
         keep: false,
         storage: None,
         max_output: 0,
+        restart: Restart::No,
         on_exit: Vec::new(),
         on_exit_files: Vec::new(),
         terminal: false,

@@ -64,7 +64,7 @@ pub(super) fn null() -> io::Result<[OwnedFd; 3]> {
 
 /// The same with streams of its own, and a bound on the time between two reports.
 pub(super) fn reach_with(plan: &BoxPlan, stdio: [OwnedFd; 3], patience: &Timespec) -> Reached {
-    match Shell::new(plan.network, None, &mut Values::default()) {
+    match Shell::new(plan.network, plan.ids(), None, &mut Values::default()) {
         Ok(Shell { init, channel, .. }) => {
             // A box that has stopped already hears nothing; why is in the channel.
             let sent = brief::send(&channel, plan, stdio.each_ref().map(AsFd::as_fd));
@@ -105,6 +105,7 @@ pub(super) fn least() -> BoxPlan {
         own_cgroup: false,
         hostname: "doctor".into(),
         identity: Identity { host_uid: geteuid().as_raw(), host_gid: getegid().as_raw(), box_uid: 1000, box_gid: 1000 },
+        subids: None,
         network: Network::Host,
         doors: None,
         root: Root {

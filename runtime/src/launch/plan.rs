@@ -16,10 +16,13 @@ use serde::{Deserialize, Serialize};
 
 use super::image_root::{ImageRoot, InStore};
 use super::protect::{self, Protection};
-use super::{PlanError, fake_root, host_root, image_config, image_root, keys, network, policy, profile, secrets};
+use super::{
+    PlanError, fake_root, host_root, image_config, image_root, keys, network, policy, profile, secrets, subids,
+};
 use crate::cgroup::{self, Cgroup};
 use crate::job::id::{JobId, JobName};
 use crate::job::record::SCHEMA;
+use crate::job::restart::Restart;
 use crate::job::spec::{Asked, JobSpec};
 
 /// Where the workspace is inside.
@@ -29,7 +32,7 @@ pub const WORKSPACE: &str = "/workspace";
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The home directory of a user that the image does not know.
-const HOME: &str = "/home/agent";
+pub(super) const HOME: &str = "/home/agent";
 
 /// The newest Landlock ABI whose rights agentd handles (Linux 6.15); a newer kernel's further rights are left alone.
 pub const NEWEST_ABI: u32 = 7;
@@ -92,6 +95,9 @@ pub struct Plan {
     pub grace_ms: u64,
     /// Bytes of each output stream that are kept.
     pub max_output: u64,
+    /// Whether it is started again when its command ends.
+    #[serde(skip_serializing_if = "Restart::is_no", default)]
+    pub restart: Restart,
     /// Program and arguments that are run on the host when the job has ended.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub on_exit: Vec<String>,
@@ -114,6 +120,9 @@ pub struct Plan {
     /// Whether the filter pretends changes of owners and ids, and the supervisor clears set-user-ID bits.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub fake_root: bool,
+    /// What maps further ids, where the box has some.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub id_helpers: Option<subids::Helpers>,
     /// Names of the secrets that become variables of the payload.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub secret_env: Vec<String>,
@@ -168,6 +177,7 @@ impl Plan {
             box_uid: user.uid,
             box_gid: user.gid,
         };
+        let (subids, id_helpers) = spec.subids.then(subids::find).transpose()?.unzip();
         let reach = network::policy(spec.reach.clone())?;
         let mut notes = Vec::new();
         if !chosen.seccomp.told {
@@ -176,6 +186,9 @@ impl Plan {
         }
         if geteuid().is_root() && spec.limits.pids.is_none() {
             notes.push("as root the number of processes is not bounded: the kernel exempts root's".into());
+        }
+        if subids.is_some() && spec.limits.pids.is_none() {
+            notes.push("with several ids each has its own bound on processes; --pids bounds the job's".into());
         }
         if spec.network == Network::Host && abi < 6 {
             warnings.push(
@@ -226,8 +239,9 @@ impl Plan {
         let mut inside = BoxPlan {
             hostname,
             identity,
+            subids,
             network: spec.network,
-            doors: reach.as_ref().map(network::doors),
+            doors: reach.as_ref().map(|policy| network::doors(policy, spec.reach.proxy)),
             root,
             mounts: Vec::new(),
             guards: Vec::new(),
@@ -263,6 +277,7 @@ impl Plan {
             timeout_ms: spec.timeout.map(milliseconds),
             grace_ms: milliseconds(spec.grace),
             max_output: spec.max_output,
+            restart: spec.restart,
             on_exit: spec.on_exit,
             warnings,
             notes,
@@ -274,6 +289,7 @@ impl Plan {
             cgroup,
             learning: chosen.learning,
             fake_root: spec.fake_root,
+            id_helpers,
             secret_env: spec.secret_env,
             reach,
             asked: spec.asked,
@@ -370,7 +386,10 @@ fn process(
         return Err(PlanError::NoCommand { image: spec.image.to_string() });
     }
     let mut env: Vec<(String, String)> = vec![("PATH".into(), PATH.into())];
-    let own = [policy::VARIABLE].map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let mut own = vec![(policy::VARIABLE.0.to_owned(), policy::VARIABLE.1.to_owned())];
+    if spec.reach.proxy {
+        own.extend(network::proxy_variables(&spec.reach));
+    }
     let layers = [config.env.as_slice(), &own, for_keys.as_slice(), spec.env.as_slice()];
     let layered = layers.into_iter().flatten().cloned().chain([("HOME".to_owned(), home.to_owned())]);
     // The value of such a name comes another way.

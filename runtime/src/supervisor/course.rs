@@ -14,7 +14,6 @@ use super::detach::Notice;
 use super::service::Service;
 use super::shell::Shell;
 use super::{Ending, FAILED, SuperviseError, Supervisor, keep};
-use crate::cgroup::leaf::Leaf;
 use crate::job::events::Denial;
 use crate::job::record::{Enforced, Record, SCHEMA, State};
 use crate::job::store::{Jobs, now};
@@ -100,11 +99,15 @@ pub fn run(
         let why = "agentd itself runs under a filter that another program listens to";
         record.warnings.push(format!("refused calls are not told: {why}"));
     }
-    let upper = supervisor.upper.take();
-    record.usage = supervisor.leaf.as_mut().map(Leaf::usage);
+    let (upper, steward) = (supervisor.upper.take(), supervisor.steward.take());
+    record.usage = supervisor.usage();
+    record.restarts = supervisor.restarts();
     // Here at the latest the terminal has its modes back and no process of the box is left.
     drop(supervisor);
-    record.left = protect::after::findings(plan);
+    if let Some(steward) = steward {
+        steward.finish(&mut record);
+    }
+    record.left.extend(protect::after::findings(plan));
     let supervised = match supervised {
         Ok(ending) => {
             let ending = ending.told_of(record.usage.as_ref(), plan.cgroup.as_ref());
@@ -179,5 +182,6 @@ fn first_record(plan: &Plan) -> Record {
         output_dropped: 0,
         denials: 0,
         network: None,
+        restarts: 0,
     }
 }

@@ -219,7 +219,8 @@ fn namespaces(payload: &OwnedFd, wanted: impl Fn(&str) -> bool) -> Result<Vec<Jo
     let info = fs::read_to_string(info).to("look at the payload")?;
     let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")).map(str::trim).filter(|pid| *pid != "-1");
     let path = format!("/proc/{}/ns", pid.ok_or(GuestError::Ended)?);
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    // To list it takes its owner, and a payload may have become another id of the box.
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let opened = |opened: Result<OwnedFd, Errno>| match opened {
         // It ended meanwhile.
         Err(Errno::NOENT | Errno::SRCH) => Err(GuestError::Ended),

@@ -22,6 +22,9 @@ const MOST_CHANGES: usize = 1000;
 impl Supervisor<'_> {
     /// Changes the policy; or gives the ports at which the box has to be listened to before.
     pub(super) fn change_reach(&mut self, change: Change) -> Result<Vec<u16>, String> {
+        if self.rests() {
+            return Err("it waits to be started again; say it when its command runs".into());
+        }
         let without = "it was started without --allow and has no network to change; start it again with --allow";
         let network = self.network.as_mut().filter(|_| self.alive).ok_or(without)?;
         if network.changes.len() >= MOST_CHANGES {
