@@ -67,7 +67,7 @@ pub(crate) fn hold(guards: &[Guard]) -> Result<(), Failure> {
         };
         let mount = mount.at(AT, name())?;
         let is_pinned = matches!(guard.hold, Hold::Pinned { .. });
-        if !is_pinned && !(is_covered && cover.is_some()) {
+        if !(is_pinned || is_covered && cover.is_some()) {
             set_attributes(mount.as_fd(), READ_ONLY, true).at(AT, name())?;
         }
         mounts::attach_to(&mount, found.as_fd()).at(AT, name())?;
