@@ -2,6 +2,8 @@
 
 use std::net::Ipv4Addr;
 
+use crate::broker::Key;
+use crate::credential::Credential;
 use crate::dns::{self, Found};
 use crate::hello::{self, Hello};
 use crate::name::Name;
@@ -9,6 +11,7 @@ use crate::proxy::{self, Asked};
 use crate::request::{self, Head};
 use crate::rule::Rule;
 use crate::told::Told;
+use crate::url::{self, UrlRule};
 
 /// A message to the name service: the answer is not much longer than the question.
 pub fn question(untrusted: &[u8]) {
@@ -31,6 +34,25 @@ pub fn proxied(untrusted: &[u8]) {
     let _read_or_refused = (proxy::socks(untrusted), proxy::socks_greeting(untrusted));
     if let Asked::Request(_, _, passed) = proxy::http(untrusted) {
         assert!(matches!(request::read(&passed), Head::Asks { .. }));
+    }
+}
+
+/// A rule for requests, a path that it decides on, and what a key is for.
+pub fn requests(untrusted: &[u8]) {
+    let text = String::from_utf8_lossy(untrusted);
+    if let Ok(decoded) = url::decode(&text) {
+        let text = String::from_utf8_lossy(&decoded);
+        assert!(text.starts_with('/') && !text.contains("//") && !text.contains('\\'));
+        assert!(text.split('/').all(|segment| !matches!(segment, "." | "..")));
+    }
+    if let Ok(rule) = text.parse::<UrlRule>() {
+        assert_eq!(rule.to_string().parse::<UrlRule>(), Ok(rule));
+    }
+    if let Ok(credential) = Credential::bound("T", &text) {
+        assert!(credential.how.header().bytes().all(|byte| byte.is_ascii_graphic() && byte != b':'));
+    }
+    if let Some(key) = Key::decode(untrusted) {
+        assert_eq!(Key::decode(&key.encode()).map(|key| key.value), Some(key.value));
     }
 }
 

@@ -224,6 +224,12 @@ async fn pass(
     said: &mut Vec<u8>,
 ) -> Result<(), Stop> {
     let shared = entry.shared;
+    if let Target::Name(name) = target
+        && shared.policy.borrow().inspected().is_read_always(name, port)
+    {
+        // However it came here: past the reader such rules would not be kept.
+        return Err(Stop::Refused(Refusal::because("requests to this host are read, and not passed on unread")));
+    }
     entry.request.rule = Some(shared.policy.borrow().decide(target, port).map_err(Stop::Refused)?.to_string());
     client.set_nodelay(true)?;
     let expected = match port {

@@ -17,8 +17,9 @@ use crate::supervisor::Finished;
 #[derive(Debug, clap::Args)]
 pub(super) struct NetworkArgs {
     /// Network: none but what --allow names, or the host's with everything it reaches
-    #[arg(long, value_name = "none|host", default_value = "none", value_parser = network)]
-    net: Network,
+    /// [default: none]
+    #[arg(long, value_name = "none|host", value_parser = network)]
+    net: Option<Network>,
     /// Let the command reach a host: a name, *.NAME, an address or a network; without a port that means 443. Or a set of
     /// rules: claude, github, pypi, npm, crates, debian, huggingface
     #[arg(long, value_name = "HOST[:PORT[-PORT]]", value_parser = allowance)]
@@ -51,6 +52,9 @@ pub(super) enum Rules {
     Hosts(Vec<Rule>),
     Requests(UrlRule),
 }
+
+/// The set that a job whose command has this name gets.
+const CLAUDE: &str = "claude";
 
 fn network(text: &str) -> Result<Network, String> {
     match text {
@@ -85,12 +89,23 @@ fn denial(text: &str) -> Result<Rules, String> {
 impl NetworkArgs {
     /// The network alone.
     pub(super) fn network(&self) -> Network {
-        self.net
+        self.net.unwrap_or(Network::None)
+    }
+
+    /// Allows what Claude Code needs where the command is Claude Code, unless the network was chosen or it reaches its model
+    /// another way; gives what is to be said about it.
+    pub(super) fn allow_for(&mut self, program: Option<&str>, has_own_way: bool) -> Option<String> {
+        let name = program.and_then(|program| program.rsplit('/').next());
+        let rules = set(CLAUDE).filter(|_| name == Some(CLAUDE) && self.net.is_none() && !has_own_way)?;
+        let hosts: Vec<String> = rules.iter().map(ToString::to_string).collect();
+        self.allow.push(Rules::Hosts(rules));
+        Some(format!("the command is claude, so {} are allowed; --net none allows nothing", hosts.join(", ")))
     }
 
     /// The network, and what it may reach; `credentials` are those of secrets that the broker adds.
     pub(super) fn asked(self, credentials: Vec<Credential>) -> Result<(Network, AskedNetwork)> {
-        let NetworkArgs { net, allow, deny, add_host, proxy, net_limit, tls_terminate, upstream_ca } = self;
+        let net = self.network();
+        let NetworkArgs { net: _, allow, deny, add_host, proxy, net_limit, tls_terminate, upstream_ca } = self;
         if net == Network::Host && !allow.is_empty() {
             bail!("--net host reaches everything, and --allow less: give one of them");
         }
