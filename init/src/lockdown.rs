@@ -23,7 +23,7 @@ pub(crate) fn limits(plan: &BoxPlan) -> Result<(), Failure> {
 }
 
 /// What root of a box with several ids has: to give files to them, to act as the owner of theirs, to become one of them and
-/// to stop their processes (docs/adr/0023). Each holds over the ids of the box's map and nothing else.
+/// to stop their processes (docs/adr/0021). Each holds over the ids of the box's map and nothing else.
 const OF_SEVERAL_IDS: [Capability; 6] = [
     Capability::CAP_CHOWN,
     Capability::CAP_DAC_OVERRIDE,

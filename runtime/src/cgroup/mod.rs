@@ -260,7 +260,23 @@ fn service(own: &Path) -> Option<&str> {
     parts.find(|part| part.ends_with(".service")).filter(|unit| !unit.starts_with("user@"))
 }
 
+/// The service of a user's manager that `own` is the cgroup of.
+fn users_service(own: &Path) -> Option<&str> {
+    let unit = own.file_name()?.to_str()?;
+    let is_users = |part: Component<'_>| part.as_os_str().to_str().is_some_and(|part| part.starts_with("user@"));
+    (unit.ends_with(".service") && own.parent()?.components().any(is_users)).then_some(unit)
+}
+
 fn place(own: &Path, hierarchy: &Path, is_root: bool, manager: &Path) -> Option<Place> {
+    let alone = || fs::read_to_string(own.join("cgroup.procs")).is_ok_and(|text| is_alone(&text, std::process::id()));
+    let is_divisible = || is_ours(own) && alone();
+    // A service's process stays in its service, root's too. What systemd has not given away it may take back, and its user
+    // manager does not mark what it has, so that one is asked.
+    let of_manager =
+        || users_service(own).is_some_and(|unit| scope::is_delegated(manager, unit).is_ok_and(|is_given| is_given));
+    if (is_delegated(own) && is_divisible()) || (!is_root && is_divisible() && of_manager()) {
+        return Some(Place::Own { directory: own.to_owned() });
+    }
     // The top of the whole hierarchy has no type; only there may processes and divided cgroups be side by side.
     let is_top = fs::symlink_metadata(hierarchy.join("cgroup.type")).is_err();
     if is_root && is_top && is_ours(hierarchy) {
@@ -271,17 +287,10 @@ fn place(own: &Path, hierarchy: &Path, is_root: bool, manager: &Path) -> Option<
     if let Some(parent) = parent {
         return Some(Place::Below { directory: parent.to_owned() });
     }
-    let alone = || fs::read_to_string(own.join("cgroup.procs")).is_ok_and(|text| is_alone(&text, std::process::id()));
-    let divisible = is_ours(own) && alone();
-    // A service's process stays in its service. What systemd has not given away it may take back, and its user manager does
-    // not mark what it has.
-    if divisible && is_delegated(own) {
-        return Some(Place::Own { directory: own.to_owned() });
-    }
     if std::os::unix::net::UnixStream::connect(manager).is_ok() {
         return Some(Place::Scope { manager: manager.to_owned(), hierarchy: hierarchy.to_owned() });
     }
-    divisible.then(|| Place::Own { directory: own.to_owned() })
+    is_divisible().then(|| Place::Own { directory: own.to_owned() })
 }
 
 fn is_alone(procs: &str, pid: u32) -> bool {
@@ -369,6 +378,15 @@ mod tests {
         assert!(remedy(Path::new("/sys/fs/cgroup/system.slice/ci.service")).contains("systemctl edit ci.service"));
         let session = "/sys/fs/cgroup/user.slice/user-1000.slice/user@1000.service/app.slice/a.scope";
         assert!(remedy(Path::new(session)).contains("enable-linger"));
+    }
+
+    #[test]
+    fn a_users_service_is_told_from_the_manager_and_from_a_scope() {
+        let manager = "/sys/fs/cgroup/user.slice/user-1000.slice/user@1000.service";
+        let at = |below: &str| users_service(Path::new(&format!("{manager}{below}"))).map(str::to_owned);
+        assert_eq!(at("/app.slice/app-agentd.slice/agentd@a.service"), Some("agentd@a.service".into()));
+        assert_eq!((at(""), at("/app.slice/run-1.scope")), (None, None));
+        assert_eq!(users_service(Path::new("/sys/fs/cgroup/system.slice/ci.service")), None);
     }
 
     #[test]

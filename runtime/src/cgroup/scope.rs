@@ -1,6 +1,7 @@
-//! A transient systemd scope for this process, asked for on the private socket of the user's manager.
+//! What the user's manager is asked on its private socket: a transient scope for this process, and whether the service that
+//! this process is in has its cgroup to divide.
 //!
-//! Of D-Bus this is one method call, its answer and one signal (docs/adr/0014); no message bus is between.
+//! Of D-Bus these are two method calls, their answers and one signal (docs/adr/0014); no message bus is between.
 //!
 //! Invariant: nothing the manager says is longer than [`MAX_MESSAGE`] or waited for longer than [`PATIENCE`], and a message
 //! that is not as the D-Bus specification has it is an error, never a panic.
@@ -69,6 +70,21 @@ pub(super) fn enter(manager: &Path, hierarchy: &Path, name: &str) -> Result<Path
     match position(hierarchy.to_str().map(|point| ("/", point)), &cgroups) {
         Position::At(directory) if directory.ends_with(name) => Ok(directory),
         _ => Err(ScopeError::NotMoved),
+    }
+}
+
+/// Whether the manager at the socket `manager` has given the cgroup of its service `unit` away (`Delegate=`).
+pub(super) fn is_delegated(manager: &Path, unit: &str) -> io::Result<bool> {
+    let mut connection = Connection::open(manager)?;
+    connection.stream.write_all(&get_delegate(unit))?;
+    loop {
+        let message = connection.message()?;
+        match untrusted_answer(&message) {
+            Some(answer) => return Ok(answer),
+            // The manager tells everybody of this and that.
+            None if message.get(1) == Some(&SIGNAL) => {}
+            None => return Err(io::ErrorKind::InvalidData.into()),
+        }
     }
 }
 
@@ -149,11 +165,20 @@ fn untrusted_string(bytes: &[u8], at: usize) -> Option<(&str, usize)> {
     Some((std::str::from_utf8(bytes.get(from..to)?).ok()?, to.checked_add(1)?))
 }
 
-/// What a message of the manager's means for the request for `unit`: done, refused, or nothing.
-fn untrusted_outcome(message: &[u8], unit: &str) -> Option<Result<(), String>> {
+/// What is looked at of a message's head.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Head<'a> {
+    member: &'a str,
+    error: &'a str,
+    /// Whether it answers a call; only one is ever made.
+    replies: bool,
+    /// Where the body begins.
+    body: usize,
+}
+
+fn untrusted_head(message: &[u8]) -> Option<Head<'_>> {
     let fields_end = 16_usize.checked_add(usize::try_from(u32_at(message, 12)?).ok()?)?;
-    let body = fields_end.checked_next_multiple_of(8)?;
-    let (mut member, mut error, mut replies) = ("", "", false);
+    let mut head = Head { body: fields_end.checked_next_multiple_of(8)?, ..Head::default() };
     let mut at = 16;
     while at < fields_end {
         at = at.checked_next_multiple_of(8)?;
@@ -165,20 +190,26 @@ fn untrusted_outcome(message: &[u8], unit: &str) -> Option<Result<(), String>> {
             b's' | b'o' => {
                 let (text, end) = untrusted_string(message, value)?;
                 match code {
-                    MEMBER => member = text,
-                    ERROR_NAME => error = text,
+                    MEMBER => head.member = text,
+                    ERROR_NAME => head.error = text,
                     _ => {}
                 }
                 end
             }
             b'u' => {
-                replies |= code == REPLY_SERIAL;
+                head.replies |= code == REPLY_SERIAL;
                 value.checked_add(4)?
             }
             b'g' => value.checked_add(usize::from(*message.get(value)?))?.checked_add(2)?,
             _ => return None,
         };
     }
+    Some(head)
+}
+
+/// What a message of the manager's means for the request for `unit`: done, refused, or nothing.
+fn untrusted_outcome(message: &[u8], unit: &str) -> Option<Result<(), String>> {
+    let Head { member, error, replies, body } = untrusted_head(message)?;
     match *message.get(1)? {
         ERROR if replies => {
             let text = untrusted_string(message, body).map_or("", |(text, _)| text);
@@ -194,6 +225,14 @@ fn untrusted_outcome(message: &[u8], unit: &str) -> Option<Result<(), String>> {
         METHOD_RETURN | SIGNAL | METHOD_CALL | ERROR => None,
         _ => None,
     }
+}
+
+/// The answer to [`get_delegate`]: a variant of a boolean, which is a number of four bytes.
+fn untrusted_answer(message: &[u8]) -> Option<bool> {
+    let head = untrusted_head(message)?;
+    let is_boolean = message.get(head.body..head.body.checked_add(3)?)? == b"\x01b\0";
+    let is_answer = *message.get(1)? == METHOD_RETURN && head.replies && is_boolean;
+    if is_answer { Some(u32_at(message, head.body.checked_add(4)?)? == 1) } else { None }
 }
 
 /// D-Bus's wire format: little-endian, each value aligned to its size.
@@ -253,22 +292,48 @@ fn start_transient_unit(name: &str, pid: u32) -> Vec<u8> {
         properties.property("CollectMode", "s").string("inactive-or-failed");
     });
     body.array(|_none| ());
+    call(
+        "/org/freedesktop/systemd1",
+        "org.freedesktop.systemd1.Manager",
+        "StartTransientUnit",
+        "ssa(sv)a(sa(sv))",
+        &body,
+    )
+}
+
+/// `Get(s interface, s property)` of the service `unit`.
+fn get_delegate(unit: &str) -> Vec<u8> {
+    // A name in an object's path has letters and digits; systemd writes every other byte in hexadecimal.
+    let mut path = "/org/freedesktop/systemd1/unit/".to_owned();
+    for (at, byte) in unit.bytes().enumerate() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' => path.push(char::from(byte)),
+            b'0'..=b'9' if at > 0 => path.push(char::from(byte)),
+            byte => path.push_str(&format!("_{byte:02x}")),
+        }
+    }
+    let mut body = Writer::default();
+    body.string("org.freedesktop.systemd1.Service").string("Delegate");
+    call(&path, "org.freedesktop.DBus.Properties", "Get", "ss", &body)
+}
+
+fn call(path: &str, interface: &str, member: &str, signature: &str, body: &Writer) -> Vec<u8> {
     let mut message = Writer::default();
     message.0.extend([b'l', METHOD_CALL, 0, 1]);
     message.u32(u32::try_from(body.0.len()).unwrap_or(0)).u32(1).array(|fields| {
         for (code, letter, value) in [
-            (PATH, "o", "/org/freedesktop/systemd1"),
-            (INTERFACE, "s", "org.freedesktop.systemd1.Manager"),
-            (MEMBER, "s", "StartTransientUnit"),
+            (PATH, "o", path),
+            (INTERFACE, "s", interface),
+            (MEMBER, "s", member),
             (DESTINATION, "s", "org.freedesktop.systemd1"),
         ] {
             fields.align(8).0.push(code);
             fields.signature(letter).string(value);
         }
         fields.align(8).0.push(SIGNATURE);
-        fields.signature("g").signature("ssa(sv)a(sa(sv))");
+        fields.signature("g").signature(signature);
     });
-    message.align(8).0.extend(body.0);
+    message.align(8).0.extend(&body.0);
     message.0
 }
 
@@ -316,6 +381,25 @@ mod tests {
     fn a_request_has_the_length_its_head_says() {
         let request = start_transient_unit("agentd-0123456789ab.scope", 4_000_000);
         assert_eq!(untrusted_length(&request), Some(request.len()));
+        let request = get_delegate("agentd@a.service");
+        assert_eq!(untrusted_length(&request), Some(request.len()));
+        let path = b"/org/freedesktop/systemd1/unit/agentd_40a_2eservice\0";
+        assert!(request.windows(path.len()).any(|window| window == path));
+    }
+
+    #[test]
+    fn a_property_is_a_boolean_or_no_answer() {
+        let mut yes = Writer::default();
+        yes.signature("b").u32(1);
+        assert_eq!(untrusted_answer(&message(METHOD_RETURN, &[], Some(1), &yes.0)), Some(true));
+        let mut no = Writer::default();
+        no.signature("b").u32(0);
+        assert_eq!(untrusted_answer(&message(METHOD_RETURN, &[], Some(1), &no.0)), Some(false));
+        let mut text = Writer::default();
+        text.signature("s").string("yes");
+        assert_eq!(untrusted_answer(&message(METHOD_RETURN, &[], Some(1), &text.0)), None);
+        let error = message(ERROR, &[(ERROR_NAME, "s", "org.example.No")], Some(1), &yes.0);
+        assert_eq!((untrusted_answer(&error), untrusted_answer(&removed("a", "done"))), (None, None));
     }
 
     #[test]
@@ -336,6 +420,7 @@ mod tests {
             prop_assert!(untrusted_length(&bytes).is_none_or(|length| (16..=MAX_MESSAGE).contains(&length)));
             // That it returns at all.
             drop(untrusted_outcome(&bytes, "a.scope"));
+            let _answer = untrusted_answer(&bytes);
         }
 
         #[test]

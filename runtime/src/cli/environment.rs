@@ -10,6 +10,7 @@ use rustix::process::geteuid;
 use super::say;
 use crate::job::store::Jobs;
 use crate::launch::plan::Surroundings;
+use crate::supervisor::service::Service;
 
 /// Where agentd keeps what it keeps.
 #[derive(Debug)]
@@ -113,6 +114,7 @@ impl Directories {
             none: text(&["no_proxy", "NO_PROXY"]).unwrap_or_default(),
         };
         RegistryConfig {
+            short_name: None,
             auth_files,
             registries,
             certificates,
@@ -152,6 +154,21 @@ impl Directories {
         files.dedup();
         files
     }
+}
+
+/// Names the socket of who wants to know how this service fares (sd_notify(3)): agentd, and not what it runs.
+pub(super) const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
+
+/// Who is told of a job, where agentd runs as a service.
+pub(super) fn service() -> Service {
+    Service::new(env::var_os(NOTIFY_SOCKET).as_deref(), is_journal())
+}
+
+/// Whether standard error is the journal: what it is connected to is compared, as systemd.exec(5) has it, for the variable
+/// outlives a redirection.
+fn is_journal() -> bool {
+    let Ok(stream) = env::var("JOURNAL_STREAM") else { return false };
+    rustix::fs::fstat(rustix::stdio::stderr()).is_ok_and(|stat| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
 }
 
 /// The directories, with colons between, that a variable names.

@@ -9,12 +9,16 @@ mod completion;
 mod doctor;
 mod environment;
 mod exec;
+mod generate;
+mod health;
 mod image;
 mod images;
 mod inspect;
 mod interrupt;
+mod job_file;
 mod kill;
 mod logs;
+mod metrics;
 mod on_exit;
 mod profile;
 mod progress;
@@ -30,6 +34,7 @@ mod run_network;
 mod run_secrets;
 mod stats;
 mod stop;
+mod summary;
 mod template;
 mod wait;
 mod wanted;
@@ -38,6 +43,7 @@ mod which;
 use std::io::Write;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
@@ -95,6 +101,8 @@ enum Verb {
     ///
     /// Counted are the processes that are there; memory that they share counts for each of them.
     Stats(Later<stats::Args>),
+    /// Say what jobs did, all together: how many, for how long, and what was refused
+    Summary(Later<summary::Args>),
     /// Stop jobs: SIGTERM (or what the image says), and SIGKILL for one that does not end in time
     Stop(Later<stop::Args>),
     /// Send a signal to the command of jobs; SIGKILL ends everything in the box
@@ -130,11 +138,24 @@ enum Verb {
     /// chooses one. A file is TOML and mostly `extends` a built-in profile; `agentd profile check` tries it. A workspace may
     /// have a file of its own, .agentd/profile.toml, which can only refuse more.
     Profile(Later<profile::Args>),
+    /// Print the systemd unit of a job: one that ran, a job file's, or the template for all job files
+    ///
+    /// An ordinary user's is for `systemctl --user`, root's for the machine. It starts the job again when it fails, with the
+    /// machine if enabled, and keeps it in the unit's cgroup.
+    Generate(Later<generate::Args>),
     /// Print a completion script for a shell, or write the manual's pages
     ///
     /// bash: agentd completion bash > ~/.local/share/bash-completion/completions/agentd;
     /// manual: agentd completion man ~/.local/share/man/man1
     Completion(Later<completion::Args>),
+    /// Say whether all is well: the host, the records, the jobs that run, what others have left, room on the disks
+    ///
+    /// Exits with 1 when something is not; each line that is not `ok` says what to do about it.
+    Health(Later<health::Args>),
+    /// Print how many jobs there are, how they ended and what they use, as OpenMetrics text
+    ///
+    /// For Prometheus by way of node_exporter: agentd metrics > /var/lib/node_exporter/agentd.prom.new, and a rename.
+    Metrics(Later<metrics::Args>),
     /// Say what this host can and cannot do, and how to mend it
     ///
     /// Exits with 1 when the main job cannot run here, or when an attack succeeded.
@@ -185,7 +206,7 @@ const NOT_FOUND: u8 = 1;
 #[must_use]
 pub fn main() -> ExitCode {
     let shell = run::guess(std::env::args_os());
-    let cli = match Cli::try_parse() {
+    let cli = match parse() {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are answers, not mistakes. A terminal that is gone cannot be told anything.
@@ -206,6 +227,9 @@ pub fn main() -> ExitCode {
         Verb::Allow(Later(args)) => reach::allow(args).map(|()| 0),
         Verb::Deny(Later(args)) => reach::deny(args).map(|()| 0),
         Verb::Stats(Later(args)) => stats::run(&args).map(|()| 0),
+        Verb::Summary(Later(args)) => summary::run(&args).map(|()| 0),
+        Verb::Health(Later(args)) => health::run(&args),
+        Verb::Metrics(Later(args)) => metrics::run(&args).map(|()| 0),
         Verb::Stop(Later(args)) => stop::run(&args).map(|()| 0),
         Verb::Kill(Later(args)) => kill::run(&args).map(|()| 0),
         Verb::Wait(Later(args)) => wait::run(&args),
@@ -218,6 +242,7 @@ pub fn main() -> ExitCode {
         Verb::Prune(Later(args)) => prune::run(&args).map(|()| 0),
         Verb::Image(Later(args)) => image::run(&args),
         Verb::Profile(Later(args)) => profile::run(args),
+        Verb::Generate(Later(args)) => generate::run(args).map(|()| 0),
         Verb::Completion(Later(args)) => completion::run(&args, Cli::command()).map(|()| 0),
         Verb::Doctor(Later(args)) => doctor::run(&args),
     };
@@ -234,6 +259,36 @@ pub fn main() -> ExitCode {
             ExitCode::from(FAILED)
         }
     }
+}
+
+/// The command line. What a flag of it needs may stand in the job file it names, which is looked at later.
+fn parse() -> Result<Cli, clap::Error> {
+    Cli::try_parse().or_else(|error| {
+        if error.kind() != ErrorKind::MissingRequiredArgument {
+            return Err(error);
+        }
+        let matches = Cli::command().ignore_errors(true).try_get_matches()?;
+        match Cli::from_arg_matches(&matches) {
+            Ok(cli) if matches!(&cli.verb, Verb::Run(Later(args)) if args.names_job_file()) => Ok(cli),
+            _ => Err(error),
+        }
+    })
+}
+
+/// The arguments of `agentd run`, of a command line that has other words now (`--job`). Of what is said twice the last counts.
+fn again(words: Vec<std::ffi::OsString>) -> Result<run::Args, clap::Error> {
+    let command = Cli::command().args_override_self(true);
+    match Cli::from_arg_matches(&command.try_get_matches_from(words)?)?.verb {
+        Verb::Run(Later(args)) => Ok(*args),
+        _ => Err(clap::Error::new(ErrorKind::InvalidSubcommand)),
+    }
+}
+
+/// What clap makes of the words of an `agentd run` that ran; as far as it can, for there are older agentds.
+fn understood(words: &[String]) -> Option<ArgMatches> {
+    let line = ["agentd", "run"].into_iter().chain(words.iter().map(String::as_str));
+    let mut matches = Cli::command().ignore_errors(true).try_get_matches_from(line).ok()?;
+    matches.remove_subcommand().map(|(_run, matches)| matches)
 }
 
 /// Says something of agentd's own on standard error; what it quotes may come from anywhere. A terminal that takes no

@@ -12,6 +12,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result};
 use rustix::fs::{Access, AtFlags, CWD, FileType, access, statat};
 
+use super::environment::NOTIFY_SOCKET;
 use super::{printable, say};
 use crate::job::record::State;
 use crate::launch::plan::Plan;
@@ -65,7 +66,7 @@ pub(super) fn run(plan: &Plan, state: Option<&State>) {
     let code = state.and_then(State::exit_code).unwrap_or(FAILED);
     let mut command = Command::new(program);
     // Standard output is the job's alone.
-    command.args(arguments).stdin(Stdio::null()).stdout(std::io::stderr());
+    command.args(arguments).stdin(Stdio::null()).stdout(std::io::stderr()).env_remove(NOTIFY_SOCKET);
     command.env("AGENTD_JOB", plan.id.as_str()).env("AGENTD_EXIT_CODE", code.to_string());
     command.env("AGENTD_STATE", state.map_or("failed", State::word));
     command.env("AGENTD_NAME", plan.name.as_ref().map_or("", |name| name.as_str()));

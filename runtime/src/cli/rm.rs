@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::environment::Directories;
 use crate::control::{self, Caller, ControlError, Request};
-use crate::job::id::JobId;
+use crate::job::id::{JobId, JobName};
 use crate::job::record::State;
 use crate::job::store::Jobs;
 
@@ -48,6 +48,19 @@ pub(super) fn run(args: &Args) -> Result<()> {
         writeln!(out, "{id}")?;
     }
     Ok(())
+}
+
+/// Ends and forgets the job that has `name`, if there is one (`run --replace`). One that a crash or the machine's end left
+/// is finished first.
+pub(super) fn replace(jobs: &Jobs, name: &JobName) -> Result<()> {
+    let (_lost, _troubles) = jobs.sweep();
+    match jobs.find_name(name) {
+        Some(id) => {
+            kill(jobs, &id)?;
+            Ok(jobs.remove(&id)?)
+        }
+        None => Ok(()),
+    }
 }
 
 /// Ends a job that runs, by its supervisor if that still answers; a record that cannot be read is of none that can be ended.

@@ -11,24 +11,26 @@ use std::time::Duration;
 use agentd_egress::Rule;
 use agentd_init::plan::{Access, Hold, Ids, Network};
 use agentd_init::step::{Failure, Step};
-use agentd_rootfs::ImageRef;
 use agentd_rootfs::commit::LeftOut;
+use agentd_rootfs::{ImageRef, RegistryConfig};
 use agentd_sys::descriptors::open_now;
 use anyhow::{Context, Result, bail, ensure};
 
-use super::environment::Directories;
+use super::environment::{self, Directories};
+use super::job_file;
 use super::on_exit;
 use super::profile::Learning;
 use super::progress::{Follower, INTERRUPTED};
 use super::run_network::{self, NetworkArgs};
 use super::run_secrets::{self, SecretArgs};
 use super::wanted::{self, Asked, Policy, Wanted};
-use super::{Format, print_json, printable, say};
+use super::{FAILED, Format, print_json, printable, rm, say};
 use crate::cgroup::Limits;
 use crate::job::events::Denial;
 use crate::job::id::{JobId, JobName};
 use crate::job::record::Kept;
-use crate::job::spec::{self, BindMount, JobSpec, ProfileChoice, SpecError, Workspace};
+use crate::job::restart::Restart;
+use crate::job::spec::{self, Asked as AskedWords, BindMount, JobSpec, ProfileChoice, SpecError, Workspace};
 use crate::launch::plan::Plan;
 use crate::launch::secrets::Values;
 use crate::launch::write_back;
@@ -43,8 +45,12 @@ use crate::supervisor::{self, Ending, Finished, Presence};
   agentd run --image oci:./img --workspace ./repo --timeout 30m -- claude -p 'fix the failing test'
   agentd run --workspace . --allow claude --allow github -- claude -p 'update the changelog'")]
 pub(super) struct Args {
+    /// Take flags from a file: TOML, a key a long flag (`memory = "2g"`, `rm = true`, `allow = ["claude"]`), and `command`;
+    /// flags and command given here come after it. It may ask for whatever you may: read one before you run it
+    #[arg(long, value_name = "FILE")]
+    job: Option<PathBuf>,
     /// What / is made of: host, dir:PATH, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME:TAG], or
-    /// [docker://]NAME[:TAG][@DIGEST] in a registry
+    /// [docker://]NAME[:TAG][@DIGEST] in a registry, or the ID of an image in the store (12 digits or more)
     #[arg(long, default_value = "host", value_name = "IMAGE", value_parser = Asked::parse)]
     image: Asked,
     /// When to fetch the image: when the store does not have it, each time, or not at all
@@ -71,6 +77,9 @@ pub(super) struct Args {
     /// A name for the job, beside its id
     #[arg(long)]
     name: Option<JobName>,
+    /// End and forget the job that has this name now, if there is one
+    #[arg(long, requires = "name", conflicts_with = "dry_run")]
+    replace: bool,
     /// Forget the job when it has ended
     #[arg(long, conflicts_with = "keep")]
     rm: bool,
@@ -128,6 +137,10 @@ pub(super) struct Args {
     /// Bytes of each output stream that are kept for `agentd logs`
     #[arg(long, value_name = "SIZE", default_value = "64m", value_parser = spec::parse_size)]
     max_output: u64,
+    /// Start the command again when it ends: no, on-failure[:N] (N times at most) or always; the pause before it grows from
+    /// 0.1 s to a minute. What is stopped, or reaches --timeout, which holds for all starts together, is not started again
+    #[arg(long, value_name = "POLICY", default_value = "no")]
+    restart: Restart,
     /// Run a program of the host when the job has ended, words apart by spaces and no shell; it gets AGENTD_JOB,
     /// AGENTD_NAME, AGENTD_STATE and AGENTD_EXIT_CODE
     #[arg(long, value_name = "COMMAND", value_parser = on_exit::words)]
@@ -186,13 +199,35 @@ pub(super) fn guess(mut words: impl Iterator<Item = OsString>) -> Option<io::Res
     (is_run && words.all(is_plain)).then(|| Shell::new(Network::None, Ids::One, None, &mut Values::default()))
 }
 
+impl Args {
+    pub(super) fn names_job_file(&self) -> bool {
+        self.job.is_some()
+    }
+}
+
+/// What the verb's flags are.
+pub(super) fn description() -> clap::Command {
+    <Args as clap::Args>::augment_args(clap::Command::new("agentd run"))
+}
+
 /// Runs the verb, in `shell` if it fits; gives the exit code.
 pub(super) fn run(args: Args, shell: Option<io::Result<Shell>>) -> Result<u8> {
-    perform(args, shell, None)
+    let Some(file) = &args.job else { return perform(args, shell, None) };
+    let words = job_file::put_in(env::args_os(), !args.command.is_empty(), file, description())?;
+    match super::again(words) {
+        Ok(args) => perform(args, shell, None),
+        Err(error) => {
+            // A terminal that is gone cannot be told anything.
+            error.print().unwrap_or_default();
+            Ok(FAILED)
+        }
+    }
 }
 
 /// The same for `agentd profile learn`.
 pub(super) fn learn(args: Args, learning: &Learning) -> Result<u8> {
+    ensure!(args.restart.is_no(), "what is learned is of one run; leave --restart out");
+    ensure!(args.job.is_none(), "flags of a job file are not for learning; write them out");
     ensure!(!args.detach, "what is learned is written when the command ends; leave --detach out");
     perform(args, None, Some(learning))
 }
@@ -201,11 +236,17 @@ fn perform(args: Args, shell: Option<io::Result<Shell>>, learning: Option<&Learn
     // Before anything of agentd's own is open.
     let callers = if args.detach { Some(open_now().context("cannot look at the open descriptors")?) } else { None };
     let directories = Directories::find()?;
-    let (quiet, remove, dry_run, format) = (args.quiet, args.rm, args.dry_run, args.format);
-    let wanted = Wanted::new(args.pull.into(), directories.registries(), &args.image_limit)?;
+    let (quiet, remove, replace, dry_run, format) = (args.quiet, args.rm, args.replace, args.dry_run, args.format);
+    let short_name = args.image.short_name();
+    let (image, pull) = args.image.clone().find(&directories.stores(), args.pull.into())?;
+    let registries = RegistryConfig { short_name, ..directories.registries() };
+    let wanted = Wanted::new(pull, registries, &args.image_limit)?;
+    let image = wanted::located(image, pull)?;
     args.secrets.check(args.network.network())?;
     let asked = args.secrets.clone();
-    let spec = JobSpec { learn: learning.is_some(), ..spec_of(args, &directories)? };
+    let mut spec = JobSpec { learn: learning.is_some(), ..spec_of(args, image)? };
+    // Those of another verb are not asked for again.
+    spec.asked.take_if(|_| learning.is_some());
     // A dry run needs none of their values, and prints none.
     let secrets = if dry_run { Values::default() } else { asked.read()? };
     if !quiet {
@@ -236,6 +277,10 @@ fn perform(args: Args, shell: Option<io::Result<Shell>>, learning: Option<&Learn
         }
     }
     let jobs = directories.jobs();
+    if let (true, Some(name)) = (replace, &plan.name) {
+        rm::replace(&jobs, name)?;
+    }
+    let service = environment::service();
     let presence = match callers.map(|callers| detach::apart(&callers)).transpose().context("cannot detach")? {
         None => Presence::Foreground,
         Some(Apart::Supervisor(notice)) => Presence::Detached(notice),
@@ -245,7 +290,7 @@ fn perform(args: Args, shell: Option<io::Result<Shell>>, learning: Option<&Learn
             return Ok(0);
         }
     };
-    let finished = supervisor::run(&plan, &jobs, hold, secrets, presence, shell);
+    let finished = supervisor::run(&plan, &jobs, hold, secrets, presence, shell, &service);
     on_exit::run(&plan, finished.as_ref().ok().map(|finished| &finished.record.state));
     let finished = finished?;
     if !quiet {
@@ -319,7 +364,8 @@ fn remedy(code: u8, failure: &Failure, plan: &Plan) -> String {
     }
 }
 
-fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
+fn spec_of(args: Args, image: ImageRef) -> Result<JobSpec> {
+    let asked = asked(&args)?;
     let mut env = Vec::new();
     for file in &args.env_file {
         let text = fs::read_to_string(file).with_context(|| format!("cannot read --env-file {}", file.display()))?;
@@ -344,10 +390,19 @@ fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
         ProfileChoice::File(path) => ProfileChoice::File(std::path::absolute(&path)?),
         built_in => built_in,
     };
-    let image = args.image.find(&directories.stores(), args.pull.into())?;
-    let image = wanted::located(image, args.pull.into())?;
     if args.keep && matches!(image, ImageRef::Host | ImageRef::Dir(_)) {
         bail!("--keep is for images of layers, and {image} is none: nothing could be made of what is kept");
+    }
+    if !args.restart.is_no() {
+        let others = [
+            ("--rm", args.rm),
+            ("--keep", args.keep),
+            ("--fake-root", args.fake_root),
+            ("a key that the broker adds", !args.secrets.credentials().is_empty()),
+        ];
+        if let Some((other, _)) = others.into_iter().find(|(_, is_given)| *is_given) {
+            bail!("{other} conflicts with --restart {}: leave one of them out", args.restart);
+        }
     }
     let (network, reach) = args.network.asked(args.secrets.credentials())?;
     let (on_exit, on_exit_files) = args.on_exit.map(on_exit::located).transpose()?.unwrap_or_default();
@@ -374,6 +429,7 @@ fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
         keep: args.keep,
         storage: args.storage,
         max_output: args.max_output,
+        restart: args.restart,
         on_exit,
         on_exit_files,
         terminal: args.tty,
@@ -391,7 +447,23 @@ fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
         learn: false,
         secrets: args.secrets.files(),
         secret_env: args.secrets.variables(),
+        asked,
     })
+}
+
+/// The words of this run. Where it was started is looked at only if some of them may be relative to that.
+fn asked(args: &Args) -> Result<Option<AskedWords>> {
+    let is_relative = args.workspace.as_ref().is_some_and(|path| !path.starts_with('/'))
+        || args.image.is_relative()
+        || args.mount.iter().any(|mount| mount.source.is_relative())
+        || args.env_file.iter().chain(&args.job).any(|path| path.is_relative())
+        || matches!(&args.profile, ProfileChoice::File(path) if path.is_relative())
+        || !args.secrets.is_empty()
+        || args.on_exit.is_some();
+    let directory = is_relative.then(env::current_dir).transpose().context("cannot tell the working directory")?;
+    let words = env::args_os().skip(1).skip_while(|word| word.as_encoded_bytes().starts_with(b"-")).skip(1);
+    let words = words.map(|word| word.into_string().ok()).collect::<Option<Vec<String>>>();
+    Ok(words.map(|words| AskedWords { words, directory }))
 }
 
 /// Who the command is, as asked.

@@ -44,6 +44,11 @@ impl SecretArgs {
         Ok(())
     }
 
+    /// Whether there is none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.secret.is_empty() && self.secret_file.is_empty() && self.secret_env.is_empty()
+    }
+
     /// What the broker adds, and to what.
     pub(super) fn credentials(&self) -> Vec<Credential> {
         self.secret.iter().flat_map(|key| key.credentials.iter().cloned()).collect()

@@ -10,8 +10,10 @@ use std::time::Duration;
 use agentd_init::plan::{Access, Network};
 use agentd_profiles::BuiltIn;
 use agentd_rootfs::ImageRef;
+use serde::{Deserialize, Serialize};
 
 use super::id::JobName;
+use super::restart::Restart;
 use crate::cgroup::Limits;
 use crate::launch::network::AskedNetwork;
 
@@ -60,6 +62,8 @@ pub struct JobSpec {
     pub storage: Option<u64>,
     /// Bytes of each output stream that are kept on disk.
     pub max_output: u64,
+    /// Whether it is started again when its command ends.
+    pub restart: Restart,
     /// Program and arguments that the supervisor runs on the host when the job has ended; none where empty.
     pub on_exit: Vec<String>,
     /// The files among its words.
@@ -80,6 +84,18 @@ pub struct JobSpec {
     pub secrets: Vec<String>,
     /// Names of the secrets that become variables.
     pub secret_env: Vec<String>,
+    /// The words that asked for all this, where they are text.
+    pub asked: Option<Asked>,
+}
+
+/// How a job was asked for, to ask for it again (`agentd generate`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Asked {
+    /// The words after `agentd run`.
+    pub words: Vec<String>,
+    /// Where relative paths among them began, if there are any.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub directory: Option<PathBuf>,
 }
 
 /// `--profile NAME|FILE`.

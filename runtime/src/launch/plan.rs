@@ -22,7 +22,8 @@ use super::{
 use crate::cgroup::{self, Cgroup};
 use crate::job::id::{JobId, JobName};
 use crate::job::record::SCHEMA;
-use crate::job::spec::JobSpec;
+use crate::job::restart::Restart;
+use crate::job::spec::{Asked, JobSpec};
 
 /// Where the workspace is inside.
 pub const WORKSPACE: &str = "/workspace";
@@ -94,6 +95,9 @@ pub struct Plan {
     pub grace_ms: u64,
     /// Bytes of each output stream that are kept.
     pub max_output: u64,
+    /// Whether it is started again when its command ends.
+    #[serde(skip_serializing_if = "Restart::is_no", default)]
+    pub restart: Restart,
     /// Program and arguments that are run on the host when the job has ended.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub on_exit: Vec<String>,
@@ -125,6 +129,9 @@ pub struct Plan {
     /// What the box may reach, through the broker.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub reach: Option<Policy>,
+    /// The words that asked for all this.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub asked: Option<Asked>,
     /// The box.
     #[serde(rename = "box")]
     pub inside: BoxPlan,
@@ -270,6 +277,7 @@ impl Plan {
             timeout_ms: spec.timeout.map(milliseconds),
             grace_ms: milliseconds(spec.grace),
             max_output: spec.max_output,
+            restart: spec.restart,
             on_exit: spec.on_exit,
             warnings,
             notes,
@@ -284,6 +292,7 @@ impl Plan {
             id_helpers,
             secret_env: spec.secret_env,
             reach,
+            asked: spec.asked,
             inside,
         };
         Ok((plan, in_store))

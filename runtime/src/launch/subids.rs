@@ -1,4 +1,4 @@
-//! `--userns subids`: the user's ranges of subordinate ids, and the host's helpers that may map them (docs/adr/0023).
+//! `--userns subids`: the user's ranges of subordinate ids, and the host's helpers that may map them (docs/adr/0021).
 //!
 //! The map is the one that rootless podman makes: root of the box is the user, so what lies in the store and in a workspace is
 //! root's inside; ids from 1 on come from the ranges, in the order of the files.

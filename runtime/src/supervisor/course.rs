@@ -11,9 +11,9 @@ use agentd_profiles::Lessons;
 use agentd_rootfs::Hold;
 
 use super::detach::Notice;
+use super::service::Service;
 use super::shell::Shell;
 use super::{Ending, FAILED, SuperviseError, Supervisor, keep};
-use crate::cgroup::leaf::Leaf;
 use crate::job::events::Denial;
 use crate::job::record::{Enforced, Record, SCHEMA, State};
 use crate::job::store::{Jobs, now};
@@ -49,7 +49,8 @@ pub enum Presence {
 }
 
 /// Runs a job, from its plan to its record, in `shell` if there is one; `hold` keeps its layers in the store until its plan
-/// is written. Of `secrets` nothing is kept but what a record or log would have to be cleaned of.
+/// is written. Of `secrets` nothing is kept but what a record or log would have to be cleaned of. `service` is told of start
+/// and end.
 ///
 /// # Errors
 /// [`SuperviseError`]; nothing of the box is left then.
@@ -60,9 +61,10 @@ pub fn run(
     secrets: Values,
     presence: Presence,
     shell: Option<io::Result<Shell>>,
+    service: &Service,
 ) -> Result<Finished, SuperviseError> {
     let begun = Instant::now();
-    let mut supervisor = Supervisor::start(plan, &jobs.directory_of(&plan.id), secrets, presence, shell)?;
+    let mut supervisor = Supervisor::start(plan, &jobs.directory_of(&plan.id), secrets, presence, shell, service)?;
     // Written while PID 1 builds the box on another core; the payload starts only when they are there.
     let kept = supervisor.kept();
     let mut record = first_record(&kept);
@@ -98,7 +100,8 @@ pub fn run(
         record.warnings.push(format!("refused calls are not told: {why}"));
     }
     let (upper, steward) = (supervisor.upper.take(), supervisor.steward.take());
-    record.usage = supervisor.leaf.as_mut().map(Leaf::usage);
+    record.usage = supervisor.usage();
+    record.restarts = supervisor.restarts();
     // Here at the latest the terminal has its modes back and no process of the box is left.
     drop(supervisor);
     if let Some(steward) = steward {
@@ -129,6 +132,7 @@ pub fn run(
     record.finished = Some(now());
     record.duration_ms = u64::try_from(begun.elapsed().as_millis()).ok();
     let ended = job.finish(&record);
+    service.ended(&record);
     // Last, when the kernel has taken the box's mounts off them: to unlink what is mounted on somewhere costs ten times as much.
     let left = stubs.and_then(|stubs| stubs.remove().err()).map(|error| {
         format!("stubs of protected paths are left in the workspace: {error}; the next agentd command tries again")
@@ -178,5 +182,6 @@ fn first_record(plan: &Plan) -> Record {
         output_dropped: 0,
         denials: 0,
         network: None,
+        restarts: 0,
     }
 }

@@ -5,6 +5,7 @@
 //! checked), bytes of output, which it copies and never interprets, and the registers of refused calls, which it answers;
 //! under `--fake-root` it clears bits in one of them.
 
+mod again;
 pub mod attached;
 mod control;
 mod course;
@@ -20,6 +21,7 @@ mod obey;
 mod reach;
 mod ready;
 mod redact;
+pub mod service;
 mod set_id;
 pub mod shell;
 mod streams;
@@ -58,12 +60,14 @@ use crate::job::store::JobStoreError;
 use crate::launch::plan::Plan;
 use crate::launch::protect::stubs::StubError;
 use crate::launch::secrets::Values;
+use again::Again;
 use control::Control;
 use denials::Denials;
 use detach::Notice;
 use ending::{Reason, Stop};
 use network::{Broker, Early};
 use redact::Redactor;
+use service::Service;
 use shell::Shell;
 use streams::{Own, Streams, Wanted};
 use subids::{MapError, Steward};
@@ -119,6 +123,7 @@ const GRACE_OF_A_START: Duration = Duration::from_secs(1);
 /// A running box, from outside.
 struct Supervisor<'a> {
     plan: &'a Plan,
+    service: &'a Service,
     signals: SignalFd,
     /// Whoever started this program; its end counts as a hang-up unless hang-ups are ignored (`nohup`).
     parent: Option<OwnedFd>,
@@ -135,8 +140,11 @@ struct Supervisor<'a> {
     /// What takes the job's secrets out of what is kept, where it has any.
     redactor: Option<Redactor>,
     denials: Denials<'a>,
+    /// What starts it again, where that is wanted.
+    again: Option<Again>,
     /// The broker, where the box may reach something.
     network: Option<Broker>,
+    network_before: Option<network::Before>,
     /// Who gives back what the box's other ids own, where they could own something.
     steward: Option<Steward>,
     /// What is written to the root, where it is to be kept.
@@ -163,6 +171,7 @@ impl<'a> Supervisor<'a> {
         secrets: Values,
         presence: Presence,
         shell: Option<io::Result<Shell>>,
+        service: &'a Service,
     ) -> Result<Self, SuperviseError> {
         let (own, notice) = match presence {
             Presence::Foreground => (Own::Standard, None),
@@ -177,22 +186,19 @@ impl<'a> Supervisor<'a> {
         let wanted = Wanted { terminal: process.terminal, input: process.input, own, kept };
         let (streams, stdio) = Streams::new(&wanted).to("set the streams up")?;
         let leaf = plan.cgroup.as_ref().map(|cgroup| Leaf::make(cgroup, &plan.id)).transpose()?;
-        let Early { network, mut secrets } = network::start_early(plan, secrets)?;
-        let (of_box, ids) = (plan.inside.network, plan.inside.ids());
-        let fits = |shell: &Shell| secrets.inside.is_empty() && shell.fits(of_box, ids, leaf.is_some());
+        let Early { network, mut secrets } = network::start_early(plan, plan.reach.as_ref(), secrets)?;
+        let (kind, ids) = (plan.inside.network, plan.inside.ids());
+        let fits = |shell: &Shell| secrets.inside.is_empty() && shell.fits(kind, ids, leaf.is_some());
         let shell = shell
             .filter(|shell| shell.as_ref().map_or(true, fits))
-            .unwrap_or_else(|| Shell::new(of_box, ids, leaf.as_ref().map(Leaf::as_fd), &mut secrets));
+            .unwrap_or_else(|| Shell::new(kind, ids, leaf.as_ref().map(Leaf::as_fd), &mut secrets));
         let Shell { pid, init, channel, .. } = shell.map_err(SuperviseError::Clone)?;
-        match brief::send(&channel, &plan.inside, stdio.each_ref().map(AsFd::as_fd)) {
-            // PID 1 has failed and is gone; why is in the channel.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
-            sent => sent.to("brief the box")?,
-        }
+        brief(&channel, plan, &stdio)?;
         drop(stdio);
         tracing::debug!(id = %plan.id, "box cloned");
         let mut supervisor = Supervisor {
             plan,
+            service,
             signals,
             parent,
             notice,
@@ -204,7 +210,9 @@ impl<'a> Supervisor<'a> {
             streams,
             redactor: None,
             denials: Denials::new(plan, Events::at(directory.join(EVENTS))),
+            again: None,
             network,
+            network_before: None,
             steward: None,
             upper: None,
             deadline: plan.timeout_ms.and_then(|timeout| Instant::now().checked_add(Duration::from_millis(timeout))),
@@ -217,10 +225,7 @@ impl<'a> Supervisor<'a> {
             failure: None,
             status: None,
         };
-        if plan.id_helpers.is_some() {
-            supervisor.steward = subids::map(plan, pid, &supervisor.init)?;
-            supervisor.release()?;
-        }
+        supervisor.map_ids(pid)?;
         let secrets = supervisor.start_network(secrets)?;
         // After the clone: PID 1 has no copy of what it needs.
         let values = secrets.named().map(|(_, value)| value);
@@ -228,6 +233,7 @@ impl<'a> Supervisor<'a> {
         if let Some(redactor) = &supervisor.redactor {
             supervisor.streams.redact(redactor);
         }
+        supervisor.again = Again::new(plan.restart, secrets);
         Ok(supervisor)
     }
 
@@ -236,7 +242,8 @@ impl<'a> Supervisor<'a> {
         let Some(redactor) = &self.redactor else { return Cow::Borrowed(self.plan) };
         let mut kept = self.plan.clone();
         let process = &mut kept.inside.process;
-        redactor.texts(process.argv.iter_mut().chain(&mut process.env).chain(&mut kept.warnings));
+        let asked = kept.asked.iter_mut().flat_map(|asked| &mut asked.words);
+        redactor.texts(process.argv.iter_mut().chain(&mut process.env).chain(&mut kept.warnings).chain(asked));
         Cow::Owned(kept)
     }
 
@@ -256,7 +263,7 @@ impl<'a> Supervisor<'a> {
     }
 
     /// Until PID 1 is gone and its output is passed on.
-    fn supervise(&mut self) -> Result<Ending, SuperviseError> {
+    fn watch(&mut self) -> Result<Ending, SuperviseError> {
         while self.alive || !(self.streams.done() || self.abandoned) {
             let ready = self.wait()?;
             if ready.channel {
@@ -292,8 +299,11 @@ impl<'a> Supervisor<'a> {
                 self.bury()?;
             }
         }
-        let timeout = self.plan.timeout_ms.map(Duration::from_millis);
-        Ok(Ending::new(self.failure.take(), self.status, self.stop, timeout))
+        Ok(Ending::new(self.failure.take(), self.status, self.stop, self.timeout()))
+    }
+
+    fn timeout(&self) -> Option<Duration> {
+        self.plan.timeout_ms.map(Duration::from_millis)
     }
 
     fn next_deadline(&self) -> Option<Instant> {
@@ -340,6 +350,7 @@ impl<'a> Supervisor<'a> {
             return Ok(());
         }
         self.stop = Some(Stop { reason, kill_at: end });
+        self.service.stopping();
         pidfd_send_signal(&self.init, rustix::process::Signal::TERM).or_else(gone).to("stop the box")
     }
 
@@ -363,7 +374,7 @@ impl<'a> Supervisor<'a> {
                     }
                 }
                 // Only a reader that does not read keeps this program here.
-                _ if !self.alive => self.abandoned = true,
+                _ if !self.alive && !self.rests() => self.abandoned = true,
                 Signal::SIGHUP => self.stop(Reason::Hangup)?,
                 Signal::SIGTERM => self.stop(Reason::Terminated)?,
                 signal => {
@@ -372,6 +383,9 @@ impl<'a> Supervisor<'a> {
                     if matches!(signal, Signal::SIGINT | Signal::SIGQUIT) && !self.started && self.stop.is_none() {
                         let kill_at = Some(Instant::now() + GRACE_OF_A_START);
                         self.stop = Some(Stop { reason: Reason::Interrupted, kill_at });
+                    }
+                    if let (Some(again), Signal::SIGINT | Signal::SIGQUIT) = (&mut self.again, signal) {
+                        again.is_interrupted = true;
                     }
                     if let Some(signal) = rustix::process::Signal::from_named_raw(signal as i32) {
                         pidfd_send_signal(&self.init, signal).or_else(gone).to("relay a signal")?;
@@ -390,6 +404,7 @@ impl<'a> Supervisor<'a> {
             Some((Report::Started, payload)) => {
                 self.started = true;
                 self.payload = payload;
+                self.service.started(self.plan);
                 if let Some(notice) = self.notice.take() {
                     // From here on it is nobody's.
                     self.parent = None;
@@ -465,6 +480,15 @@ impl Drop for Supervisor<'_> {
             // Nobody else waits for it; there is nothing better to do about an error here than to go.
             waitid(WaitId::PidFd(self.init.as_fd()), WaitIdOptions::EXITED).unwrap_or_default();
         }
+    }
+}
+
+/// Tells PID 1 what its box is to be, and what the payload gets as 0, 1 and 2.
+fn brief(channel: &OwnedFd, plan: &Plan, stdio: &[OwnedFd; 3]) -> Result<(), SuperviseError> {
+    match brief::send(channel, &plan.inside, stdio.each_ref().map(AsFd::as_fd)) {
+        // PID 1 has failed and is gone; why is in the channel.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        sent => sent.to("brief the box"),
     }
 }
 

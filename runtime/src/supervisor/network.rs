@@ -57,11 +57,24 @@ pub(super) struct Broker {
     pub(super) changes: Vec<PolicyChange>,
 }
 
+/// What came of the network of the boxes before the last one's, where a job was started again.
+#[derive(Debug, Default)]
+pub(super) struct Before {
+    used: NetworkUse,
+    policy: Option<Policy>,
+    lines: u64,
+    refusals: Vec<Request>,
+    warnings: Vec<String>,
+}
+
 /// What came of a job's network.
 #[derive(Debug)]
 struct Ended {
     /// For the record.
     used: NetworkUse,
+    policy: Policy,
+    /// Requests that were written down.
+    lines: u64,
     /// The refusals, each kind once, with its count.
     refusals: Vec<Request>,
     /// What is still to be written down.
@@ -122,8 +135,8 @@ pub(super) struct Early {
 
 /// Starts the broker before the box, where the box needs its certificate or the broker has keys: it then has them from a
 /// process that has cloned nothing else yet, and says whether it can do its work.
-pub(super) fn start_early(plan: &Plan, secrets: Values) -> Result<Early, SuperviseError> {
-    let Some(policy) = plan.reach.as_ref().filter(|policy| !policy.inspected().is_empty()) else {
+pub(super) fn start_early(plan: &Plan, policy: Option<&Policy>, secrets: Values) -> Result<Early, SuperviseError> {
+    let Some(policy) = policy.filter(|policy| !policy.inspected().is_empty()) else {
         return Ok(Early { network: None, secrets });
     };
     let (network, mut secrets) = start(policy, secrets)?;
@@ -270,7 +283,8 @@ impl Broker {
         let names = std::mem::take(&mut self.names);
         let changes = std::mem::take(&mut self.changes);
         let used = NetworkUse { allowed, refused, failed, up, down, untold, names, changes };
-        Ended { used, refusals: std::mem::take(&mut self.refusals), last, warning }
+        let (policy, refusals) = (self.policy.clone(), std::mem::take(&mut self.refusals));
+        Ended { used, policy, lines: self.lines, refusals, last, warning }
     }
 }
 
@@ -278,10 +292,28 @@ impl Supervisor<'_> {
     /// Starts the broker, where the box may reach something and it is not there yet; gives the secrets back, which the broker
     /// is not to have.
     pub(super) fn start_network(&mut self, secrets: Values) -> Result<Values, SuperviseError> {
-        let Some(policy) = self.plan.reach.as_ref().filter(|_| self.network.is_none()) else { return Ok(secrets) };
+        let Some(policy) = self.policy().filter(|_| self.network.is_none()) else { return Ok(secrets) };
         let (network, secrets) = start(policy, secrets)?;
         self.network = Some(network);
         Ok(secrets)
+    }
+
+    /// What the job may reach by now.
+    pub(super) fn policy(&self) -> Option<&Policy> {
+        let changed = self.network_before.as_ref().and_then(|before| before.policy.as_ref());
+        changed.or(self.plan.reach.as_ref())
+    }
+
+    /// Has the broker of a later box go on with what is kept of the one before: it has one bound for all of them.
+    pub(super) fn resume_network(&mut self) {
+        if let (Some(network), Some(before)) = (&mut self.network, &mut self.network_before) {
+            // The box listens where its plan says.
+            network.open = self.plan.reach.as_ref().map(Policy::ports).unwrap_or_default();
+            network.lines = before.lines;
+            network.names = std::mem::take(&mut before.used.names);
+            network.changes = std::mem::take(&mut before.used.changes);
+            network.refusals = std::mem::take(&mut before.refusals);
+        }
     }
 
     /// Passes a socket of the box on to the broker.
@@ -300,18 +332,32 @@ impl Supervisor<'_> {
 
     /// Writes down what the broker still has to tell; gives what it refused.
     pub(super) fn end_network(&mut self, record: &mut Record) -> Vec<Request> {
-        let Some(network) = self.network.take() else { return Vec::new() };
-        let Ended { mut used, mut refusals, last, warning } = network.finish();
-        for request in last {
-            self.put_down(request);
-        }
+        self.rest_network();
+        let Some(Before { mut used, mut refusals, warnings, .. }) = self.network_before.take() else {
+            return Vec::new();
+        };
         if let Some(redactor) = &self.redactor {
             redactor.texts(used.names.iter_mut().map(|name| &mut name.name));
             refusals.iter_mut().for_each(|refusal| redact(redactor, refusal));
         }
-        record.warnings.extend(warning);
+        record.warnings.extend(warnings);
         record.network = Some(used);
         refusals
+    }
+
+    /// Hears the broker out, and keeps what came of it: the box it was for is gone.
+    pub(super) fn rest_network(&mut self) {
+        let Some(network) = self.network.take() else { return };
+        let Ended { used, policy, lines, refusals, last, warning } = network.finish();
+        for request in last {
+            self.put_down(request);
+        }
+        let before = self.network_before.get_or_insert_default();
+        before.used = std::mem::take(&mut before.used).and(used);
+        (before.policy, before.lines, before.refusals) = (Some(policy), lines, refusals);
+        if before.warnings.is_empty() {
+            before.warnings.extend(warning);
+        }
     }
 
     fn put_down(&mut self, mut request: Request) {

@@ -156,7 +156,7 @@ fn mount_refuses(inside: &BoxPlan, mount: Option<&Mount>, path: &Path) -> Option
         }
         Some(Mount::Sys { .. }) => ("/sys is read-only", None),
         Some(Mount::Secrets { .. }) => ("secrets cannot be changed", None),
-        Some(Mount::Trust { .. }) => ("agentd has put it there", None),
+        Some(Mount::Trust { .. }) => ("the certificates of the job are read-only", None),
     };
     Some(Judged::refused(READ_ONLY, by, to_allow))
 }
