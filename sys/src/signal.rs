@@ -85,6 +85,16 @@ pub fn wait(signals: &SigSet, timeout: Option<Duration>) -> io::Result<Option<Si
     }
 }
 
+/// Takes SIGCHLD back from being ignored, for this process and those that it clones.
+///
+/// # Errors
+/// The errno of `sigaction(2)`.
+pub fn hear_of_children() -> io::Result<()> {
+    // SAFETY: as in `reset`.
+    unsafe { nix::sys::signal::signal(Signal::SIGCHLD, nix::sys::signal::SigHandler::SigDfl) }?;
+    Ok(())
+}
+
 /// Blocks `signals` and gives a close-on-exec, non-blocking descriptor that yields them instead. Children are heard of, here
 /// and in PID 1, which is cloned later: whoever starts a program with SIGCHLD ignored has its children vanish unheard.
 ///
@@ -92,7 +102,6 @@ pub fn wait(signals: &SigSet, timeout: Option<Duration>) -> io::Result<Option<Si
 /// The errno of `sigprocmask(2)` or `signalfd(2)`.
 pub fn descriptor(signals: &SigSet) -> io::Result<SignalFd> {
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(signals), None)?;
-    // SAFETY: as in `reset`.
-    unsafe { nix::sys::signal::signal(Signal::SIGCHLD, nix::sys::signal::SigHandler::SigDfl) }?;
+    hear_of_children()?;
     Ok(SignalFd::with_flags(signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?)
 }
