@@ -253,6 +253,32 @@ fn cli_workload_node() {
     }
 }
 
+/// A server that refuses to run as root, as a user of its own.
+#[test]
+fn cli_workload_postgresql_with_several_ids() {
+    let Some(home) = home_with(&["setpriv"]) else { return };
+    if !require(Feature::Ranges) {
+        return;
+    }
+    let there = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten().next();
+    let Some(programs) =
+        there.map(|version| version.path().join("bin")).filter(|bin| bin.join("initdb").metadata().is_ok())
+    else {
+        eprintln!("skipped: no PostgreSQL (Debian: postgresql)");
+        return;
+    };
+    let script = format!(
+        "B={}; echo 'pg:x:33:33::/tmp/pg:/bin/sh' >> /etc/passwd; install -d -o pg -g 33 -m 700 /tmp/pg
+        as() {{ setpriv --reuid 33 --regid 33 --clear-groups \"$@\"; }}
+        ! $B/initdb -D /tmp/root 2>/dev/null; as $B/initdb -A trust -D /tmp/pg/data >/dev/null
+        as $B/pg_ctl -s -w -D /tmp/pg/data -l /tmp/pg/log -o '-k /tmp/pg -c listen_addresses=' start
+        as $B/psql -h /tmp/pg -d postgres -Atc 'select 6*7'; as $B/pg_ctl -s -w -D /tmp/pg/data -m fast stop
+        stat -c %U /tmp/pg/data/PG_VERSION",
+        programs.display()
+    );
+    works(&home, &["--userns", "subids", "--writable"], &script, "42\npg", &[]);
+}
+
 /// The toolchain that cargo would use here, if whoever runs the test may read it.
 fn toolchain() -> Option<PathBuf> {
     let said = Command::new("rustc").args(["--print", "sysroot"]).output().ok()?;

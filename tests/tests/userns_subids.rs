@@ -177,6 +177,20 @@ fn escape_subids_leave_nothing_behind_when_the_supervisor_is_killed() {
     assert!(wait_until(PATIENCE, || foreign(&work).is_empty()), "{:?}", foreign(&work));
 }
 
+/// A job that is started again has its ids again, and files keep their owners until the end of all.
+#[test]
+fn userns_subids_last_over_a_restart() {
+    let Some(home) = home() else { return };
+    let work = home.workspace();
+    let workspace = work.display().to_string();
+    let flags = ["--workspace", &workspace, "--restart", "on-failure:1"];
+    let script = "cd /workspace; cp /bin/true /tmp/t; chown 9 /tmp/t; chmod 4755 /tmp/t; stat -c %a /tmp/t
+        if [ -e f ]; then stat -c %u f; else touch f; chown 70 f; exit 1; fi";
+    let ran = run(home.run().args(["-q"]).args(SUBIDS).args(flags).args(["--", "sh", "-c", script])).expect_success();
+    assert_eq!(ran.stdout, "755\n755\n70\n", "{ran}");
+    assert_eq!(foreign(&work), Vec::<String>::new());
+}
+
 /// Modes with set-user-ID bits are made without, whoever asks for them.
 #[test]
 fn escape_subids_leave_no_set_user_id_program_behind() {

@@ -408,7 +408,6 @@ fn spec_of(args: Args, image: ImageRef) -> Result<JobSpec> {
             ("--rm", args.rm),
             ("--keep", args.keep),
             ("--fake-root", args.fake_root),
-            ("--userns", args.userns.is_some()),
             ("a key that the broker adds", !args.secrets.credentials().is_empty()),
         ];
         if let Some((other, _)) = others.into_iter().find(|(_, is_given)| *is_given) {

@@ -165,11 +165,12 @@ impl Supervisor<'_> {
         let Early { network, mut secrets } = network::start_early(plan, self.policy(), secrets)?;
         let cgroup = self.leaf.as_ref().map(Leaf::as_fd);
         let shell = Shell::new(plan.inside.network, plan.inside.ids(), cgroup, &mut secrets);
-        let Shell { init, channel, .. } = shell.map_err(SuperviseError::Clone)?;
+        let Shell { pid, init, channel, .. } = shell.map_err(SuperviseError::Clone)?;
         (self.init, self.network) = (init, network);
         super::brief(&channel, plan, &stdio)?;
         drop(stdio);
         self.channel = Some(channel);
+        self.map_ids(pid)?;
         (self.alive, self.abandoned, self.abandon_at) = (true, false, None);
         (self.payload, self.failure, self.status) = (None, None, None);
         let secrets = self.start_network(secrets)?;

@@ -104,6 +104,9 @@ impl<'a> Denials<'a> {
     pub(super) fn close_all(&mut self) {
         self.close();
         self.guests.clear();
+        // Nothing is left to be traced; and what starts the job again must have one thread.
+        self.count_refused();
+        self.set_id = self.set_id.take().map(|_done| SetId::default());
     }
 
     /// Whether the plan wanted denials told and the kernel could not.

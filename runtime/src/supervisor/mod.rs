@@ -226,10 +226,7 @@ impl<'a> Supervisor<'a> {
             failure: None,
             status: None,
         };
-        if plan.id_helpers.is_some() {
-            supervisor.steward = subids::map(plan, pid, &supervisor.init)?;
-            supervisor.release()?;
-        }
+        supervisor.map_ids(pid)?;
         let secrets = supervisor.start_network(secrets)?;
         // After the clone: PID 1 has no copy of what it needs.
         let values = secrets.named().map(|(_, value)| value);

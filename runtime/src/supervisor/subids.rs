@@ -27,6 +27,7 @@ use rustix::process::{Pid, WaitId, WaitIdOptions, setsid, waitid};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use rustix::time::{ClockId, Timespec as Time, clock_gettime};
 
+use super::{SuperviseError, Supervisor, To};
 use crate::job::record::Record;
 use crate::launch::plan::Plan;
 use crate::launch::subids::Helpers;
@@ -39,6 +40,9 @@ const DEEPEST: usize = 256;
 
 /// For how long a job's end waits for its steward, who goes on by himself.
 const PATIENCE: Timespec = Timespec { tv_sec: 60, tv_nsec: 0 };
+
+/// What a steward hears who is not needed any more.
+const DISMISSED: &[u8] = b"D";
 
 /// Ids that could not be mapped.
 #[derive(Debug, thiserror::Error)]
@@ -72,10 +76,28 @@ fn host<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> MapError {
 pub(super) struct Steward {
     process: OwnedFd,
     channel: OwnedFd,
+    /// What is younger is given back.
+    since: Time,
+}
+
+impl Supervisor<'_> {
+    /// Has the ids of a box mapped, if it has several, and lets its PID 1 go on. Where the job is started again the files keep
+    /// their owners, and the next steward takes the place of the last one.
+    pub(super) fn map_ids(&mut self, init: Pid) -> Result<(), SuperviseError> {
+        if self.plan.id_helpers.is_none() {
+            return Ok(());
+        }
+        let since = self.steward.as_ref().map(|steward| steward.since);
+        let next = map(self.plan, init, &self.init, since)?;
+        if let Some(last) = std::mem::replace(&mut self.steward, next) {
+            last.dismiss().to("dismiss a steward")?;
+        }
+        self.release()
+    }
 }
 
 /// Has the ids of a box mapped, whose PID 1 waits for that and is still dumpable; gives its steward, where it has a use for one.
-pub(super) fn map(plan: &Plan, init: Pid, pidfd: &OwnedFd) -> Result<Option<Steward>, MapError> {
+fn map(plan: &Plan, init: Pid, pidfd: &OwnedFd, since: Option<Time>) -> Result<Option<Steward>, MapError> {
     let inside = &plan.inside;
     let (Some(SubIds { uids, gids }), Some(helpers)) = (&inside.subids, &plan.id_helpers) else { return Ok(None) };
     let Identity { host_uid, host_gid, box_uid, box_gid } = inside.identity;
@@ -107,7 +129,7 @@ pub(super) fn map(plan: &Plan, init: Pid, pidfd: &OwnedFd) -> Result<Option<Stew
         return Ok(None);
     }
     // The clock that file systems look at.
-    let since = clock_gettime(ClockId::RealtimeCoarse);
+    let since = since.unwrap_or_else(|| clock_gettime(ClockId::RealtimeCoarse));
     let users =
         File::open(format!("/proc/{}/ns/user", init.as_raw_nonzero())).map_err(host("open the box's namespace"))?;
     let (ours, theirs) = channel::pair().map_err(host("make a channel"))?;
@@ -117,7 +139,7 @@ pub(super) fn map(plan: &Plan, init: Pid, pidfd: &OwnedFd) -> Result<Option<Stew
             let done = serve(&theirs, pidfd, &users, &roots, since);
             exit_now(i32::from(done.is_err()))
         }
-        Cloned::Parent { pidfd, .. } => Ok(Some(Steward { process: pidfd, channel: ours })),
+        Cloned::Parent { pidfd, .. } => Ok(Some(Steward { process: pidfd, channel: ours, since })),
     }
 }
 
@@ -149,6 +171,13 @@ impl Steward {
                 "files that the job could write may still belong to ids of /etc/subuid, and are being given back: {error}"
             )),
         }
+    }
+
+    /// Lets it go with nothing done.
+    fn dismiss(self) -> io::Result<()> {
+        channel::send(self.channel.as_fd(), DISMISSED, None)?;
+        waitid(WaitId::PidFd(self.process.as_fd()), WaitIdOptions::EXITED)?;
+        Ok(())
     }
 
     fn counts(&self) -> io::Result<Counts> {
@@ -192,7 +221,9 @@ fn serve(channel: &OwnedFd, init: &OwnedFd, users: &File, roots: &[OwnedFd], sin
     keep.extend(roots.iter().map(AsRawFd::as_raw_fd));
     agentd_sys::descriptors::close_all_but(&mut keep)?;
     // The supervisor's word, or its end.
-    channel::receive(channel)?;
+    if channel::receive(channel)?.is_some_and(|word| word.bytes == DISMISSED) {
+        return Ok(());
+    }
     // PID 1 goes last, and with its supervisor at the latest.
     while poll(&mut [PollFd::new(init, PollFlags::IN)], None) == Err(Errno::INTR) {}
     move_into_link_name_space(users.as_fd(), Some(LinkNameSpaceType::User))?;
