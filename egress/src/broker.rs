@@ -9,6 +9,7 @@
 mod confine;
 mod connection;
 mod dial;
+mod dialled;
 mod ledger;
 mod passing;
 mod service;
@@ -22,7 +23,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use agentd_sys::channel;
+use agentd_sys::channel::{self, Message};
 use agentd_sys::memory::BEFORE_FORGETTING;
 use agentd_sys::process::exit_now;
 use rustix::net::{SocketType, sockopt};
@@ -34,7 +35,9 @@ use tokio::time::timeout;
 
 use crate::name::Name;
 use crate::names::Issued;
+use crate::order::Order;
 use crate::policy::{NAME_SERVICE, Policy, Refusal};
+use dialled::Dialled;
 use ledger::Ledger;
 use passing::Pipes;
 
@@ -71,7 +74,10 @@ type Answer = (Instant, Rc<[IpAddr]>);
 
 /// What the parts of the broker share.
 struct Shared {
-    policy: Policy,
+    policy: RefCell<Policy>,
+    /// Woken when the policy changes.
+    changed: Notify,
+    dialled: Dialled,
     issued: RefCell<Issued>,
     /// Whether the box has IPv6.
     v6: Cell<bool>,
@@ -96,7 +102,9 @@ fn serve(policy: Policy, channel: OwnedFd, most: usize) -> io::Result<()> {
         .thread_keep_alive(Duration::from_secs(1))
         .build()?;
     let shared = Rc::new(Shared {
-        policy,
+        dialled: Dialled::beside(policy.ports()),
+        policy: RefCell::new(policy),
+        changed: Notify::new(),
         issued: RefCell::default(),
         v6: Cell::new(false),
         looked_up: RefCell::default(),
@@ -131,11 +139,7 @@ async fn until_the_end(shared: &Rc<Shared>, channel: &OwnedFd) -> io::Result<()>
             channel.readable().await?;
             match channel.try_io(Interest::READABLE, || channel::receive(&channel)) {
                 Ok(None) => return Ok(()),
-                Ok(Some(message)) => {
-                    if let Some(socket) = message.descriptor {
-                        open(shared, socket)?;
-                    }
-                }
+                Ok(Some(message)) => obey(shared, message)?,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error),
             }
@@ -151,6 +155,22 @@ async fn until_the_end(shared: &Rc<Shared>, channel: &OwnedFd) -> io::Result<()>
         told = tell => told,
         ended = work => ended,
     }
+}
+
+/// What the supervisor says is done, or is the end.
+fn obey(shared: &Rc<Shared>, message: Message) -> io::Result<()> {
+    let Message { bytes, descriptor } = message;
+    match (Order::decode(&bytes), descriptor) {
+        (Some(Order::Door), Some(socket)) => open(shared, socket)?,
+        (Some(Order::Dialled(id)), socket) => shared.dialled.answered(id, socket),
+        (Some(Order::Change(change)), None) => {
+            let changed = shared.policy.borrow().changed(&change).map_err(io::Error::other)?;
+            shared.policy.replace(changed);
+            shared.changed.notify_waiters();
+        }
+        _ => return Err(io::ErrorKind::InvalidData.into()),
+    }
+    Ok(())
 }
 
 /// For bytes of a box that is gone.

@@ -5,7 +5,7 @@
 //! names, dns                 the name service of the box: an allowed name gets an address that means it
 //! hello, request             what a client says first: does it ask for the name it was connected for?
 //! address                    where no name may lead
-//! told                       what the broker tells the supervisor about it
+//! told, order                what the broker tells the supervisor about it, and what it is told
 //! broker                     the process: accepts, decides, dials, passes on
 //! ```
 //!
@@ -20,6 +20,7 @@ pub mod fuzzing;
 mod hello;
 mod name;
 mod names;
+mod order;
 mod policy;
 mod request;
 mod rule;
@@ -29,6 +30,7 @@ mod told;
 pub use broker::run;
 pub use name::Name;
 pub use names::{OWN_V4, OWN_V6};
+pub use order::{Change, Order};
 pub use policy::{NAME_SERVICE, Policy, PolicyError};
 pub use rule::{HostEntry, Rule, RuleError};
 pub use sets::{SetNames, set};

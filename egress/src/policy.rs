@@ -71,9 +71,9 @@ impl Refusal {
 /// The network policy of a job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
-    allow: Vec<Rule>,
+    pub(crate) allow: Vec<Rule>,
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
-    deny: Vec<Rule>,
+    pub(crate) deny: Vec<Rule>,
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     hosts: Vec<HostEntry>,
 }
@@ -84,11 +84,16 @@ impl Policy {
     /// # Errors
     /// Too many rules or ports.
     pub fn new(allow: Vec<Rule>, deny: Vec<Rule>, hosts: Vec<HostEntry>) -> Result<Self, PolicyError> {
-        let rules = allow.len() + deny.len() + hosts.len();
+        Policy { allow, deny, hosts }.checked()
+    }
+
+    /// The same policy, if it is within its bounds.
+    pub(crate) fn checked(self) -> Result<Self, PolicyError> {
+        let policy = self;
+        let rules = policy.allow.len() + policy.deny.len() + policy.hosts.len();
         if rules > MOST_RULES {
             return Err(PolicyError::Rules(rules));
         }
-        let policy = Policy { allow, deny, hosts };
         if policy.allow.iter().any(|rule| rule.allows_port(NAME_SERVICE.1)) {
             return Err(PolicyError::NameService);
         }

@@ -88,6 +88,19 @@ impl Rule {
         (first..=last).contains(&port)
     }
 
+    /// Whether, as a denial, it leaves nothing of what `other` allows.
+    pub(crate) fn covers(&self, other: &Rule) -> bool {
+        let hosts = match (&self.hosts, &other.hosts) {
+            (Hosts::Name(own), Hosts::Name(name)) => own == name,
+            (Hosts::Below(own), Hosts::Name(name)) => name.is_below(own),
+            (Hosts::Below(own), Hosts::Below(name)) => name == own || name.is_below(own),
+            (Hosts::Net(own), Hosts::Net(net)) => own.contains(net),
+            _ => false,
+        };
+        let (first, last) = other.allowed_ports();
+        hosts && self.ports.is_none_or(|(from, to)| from <= first && last <= to)
+    }
+
     /// Whether it denies the port: without ports, it denies all.
     pub(crate) fn denies_port(&self, port: u16) -> bool {
         self.ports.is_none_or(|(first, last)| (first..=last).contains(&port))

@@ -4,6 +4,7 @@
 //! says, it is read with a bound and may be nonsense.
 
 use std::fmt;
+use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -108,6 +109,13 @@ pub enum Told {
     Again(Request),
     /// The last message.
     Totals(Totals),
+    /// A connection is wanted at a port that was allowed while the job ran, which the broker cannot dial itself.
+    Dial {
+        /// Of [`crate::Order::Dialled`].
+        id: u64,
+        /// Where to.
+        at: SocketAddr,
+    },
 }
 
 /// Longest text of a message, in bytes: with five of them it fits the channel. They hold no control characters, whose

@@ -60,6 +60,17 @@ fn send(address: SocketAddr, kind: SocketType, channel: &OwnedFd) -> Result<(), 
     report::send(channel, &Report::Door, Some(socket.as_fd())).at(AT, "the supervisor")
 }
 
+/// A socket like those that [`open`] makes, in a box that runs already.
+pub(crate) fn late(port: u16) -> Result<OwnedFd, Errno> {
+    match make(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port), SocketType::STREAM) {
+        // Without IPv6.
+        Err(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL) => {
+            make(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port), SocketType::STREAM)
+        }
+        made => made,
+    }
+}
+
 fn make(address: SocketAddr, kind: SocketType) -> Result<OwnedFd, Errno> {
     let family = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
     let socket = socket_with(family, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;

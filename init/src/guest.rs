@@ -26,11 +26,12 @@ use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, WaitOptions, WaitStatus, set_dumpable_behavior, setsid, waitpid};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use crate::landlock::Links;
 use crate::payload::{Payload, release_streams};
 use crate::plan::BoxPlan;
 use crate::report::{self, Report};
 use crate::step::{At, Failure, Step};
-use crate::{Descriptors, START_FAILED, lockdown, mounts};
+use crate::{START_FAILED, lockdown, mounts};
 
 /// A namespace to join.
 #[derive(Debug)]
@@ -43,6 +44,15 @@ pub struct Joined {
     pub name: &'static str,
 }
 
+/// The descriptors of a guest; every other one but those of its namespaces is closed before it enters any.
+#[derive(Debug)]
+pub struct Descriptors {
+    /// Reports to the caller ([`report`]), and signals from it ([`signal`]).
+    pub channel: OwnedFd,
+    /// What the command gets as 0, 1 and 2; with a terminal these are replaced by a pty of the box.
+    pub stdio: [OwnedFd; 3],
+}
+
 /// Runs as the usher, in a clone of the caller, and never returns; `namespaces` are in the order in which they are joined,
 /// the user namespace first.
 ///
@@ -53,6 +63,24 @@ pub fn run(plan: &BoxPlan, namespaces: Vec<Joined>, descriptors: Descriptors) ->
     // If the caller is gone, there is nobody to tell.
     report::send(&channel, &Report::Failed(failure), None).unwrap_or_default();
     exit_now(START_FAILED)
+}
+
+/// Joins `namespaces` and listens at `ports` of all addresses there.
+///
+/// # Errors
+/// The errno, with the port where it is about one.
+pub fn doors(namespaces: Vec<Joined>, ports: &[u16]) -> Result<Vec<OwnedFd>, (Option<u16>, std::io::Error)> {
+    let join = || -> std::io::Result<()> {
+        // A process of the box that could see this one could look into it; new credentials undo it (see `enter`).
+        set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+        for Joined { descriptor, kind, .. } in namespaces {
+            move_into_link_name_space(descriptor.as_fd(), Some(kind))?;
+            set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+        }
+        Ok(())
+    };
+    join().map_err(|error| (None, error))?;
+    ports.iter().map(|port| crate::doors::late(*port).map_err(|error| (Some(*port), error.into()))).collect()
 }
 
 /// What the caller sends over the channel: a signal for the command's process group.
@@ -132,8 +160,7 @@ fn host(plan: &BoxPlan, channel: &OwnedFd, terminal: Option<OwnedFd>) -> i32 {
 
 /// `None` when the caller went first.
 fn see_through(plan: &BoxPlan, channel: &OwnedFd, terminal: Option<OwnedFd>) -> Result<Option<WaitStatus>, Failure> {
-    let command = Payload::fork_guest(plan)?;
-    command.release(terminal)?;
+    let command = Payload::fork(plan, &[], terminal, Links::Refused)?;
     release_streams()?;
     lockdown::clear_capabilities()?;
     agentd_sys::seccomp::load(agentd_profiles::seccomp(BuiltIn::Init)).at(Step::Seccomp, "the guest's host")?;

@@ -3,15 +3,17 @@
 //! PID 1 is a clone of the supervisor, not a new program: nothing is exec'ed in between, so nothing of the host's file
 //! system is needed to start it and its binary cannot be swapped from inside (CVE-2019-5736).
 //!
-//! Invariant: the plan is the only input. Nothing here reads the environment, the command line or a configuration file;
+//! Invariant: the plan ([`brief`]) is the only input. Nothing here reads the environment, the command line or a configuration file;
 //! the order of what happens is the order of [`step::Step`], and the first step that fails ends the start.
 
+pub mod brief;
 mod check;
 mod doors;
 pub mod guest;
 pub mod landlock;
 mod lockdown;
 mod mounts;
+mod network;
 mod payload;
 pub mod plan;
 mod protect;
@@ -32,19 +34,23 @@ use rustix::process::{
     DumpableBehavior, Signal, chdir, set_dumpable_behavior, set_parent_process_death_signal, setsid, umask,
 };
 
+use landlock::Links;
 use payload::Payload;
 use plan::{BoxPlan, Network};
 use report::Report;
 pub use secrets::{Secret, Secrets};
 use step::{At, Failure, Step};
 
-/// The descriptors that PID 1 gets from the supervisor; every other one is closed before anything else happens.
+/// What PID 1 begins with, before it has its plan.
 #[derive(Debug)]
-pub struct Descriptors {
-    /// Reports to the supervisor ([`report`]).
+pub struct Beginning {
+    /// Its plan comes here ([`brief`]), and its reports go here ([`report`]). Every other descriptor above 2 is closed before
+    /// anything else happens.
     pub channel: OwnedFd,
-    /// What the payload gets as 0, 1 and 2; with a terminal these are replaced by the box's own pty.
-    pub stdio: [OwnedFd; 3],
+    /// The network that its plan will have.
+    pub network: Network,
+    /// The values of what its plan will name.
+    pub secrets: Secrets,
 }
 
 /// Exit status of PID 1 when the payload never ran; the supervisor has the reason from the channel.
@@ -53,10 +59,10 @@ const START_FAILED: i32 = 125;
 /// Runs as PID 1 in the new namespaces; never returns.
 ///
 /// Must be called in the child of [`agentd_sys::process::clone`], with the signals of [`reaper::RELAYED`] blocked.
-pub fn run(plan: &BoxPlan, secrets: Secrets, descriptors: Descriptors) -> ! {
-    let Descriptors { channel, stdio } = descriptors;
-    let status = match start(plan, secrets, &channel, stdio) {
-        Ok(payload) => reaper::run(payload, plan.process.stop_signal, &channel),
+pub fn run(beginning: Beginning) -> ! {
+    let Beginning { channel, network, secrets } = beginning;
+    let status = match start(network, secrets, &channel) {
+        Ok((payload, stop_signal)) => reaper::run(payload, stop_signal, &channel),
         Err(failure) => {
             // The supervisor is told through the only way there is; if it is gone, there is nobody to tell.
             report::send(&channel, &Report::Failed(failure), None).unwrap_or_default();
@@ -66,52 +72,55 @@ pub fn run(plan: &BoxPlan, secrets: Secrets, descriptors: Descriptors) -> ! {
     exit_now(status)
 }
 
-fn start(plan: &BoxPlan, mut secrets: Secrets, channel: &OwnedFd, stdio: [OwnedFd; 3]) -> Result<Payload, Failure> {
+fn start(network: Network, mut secrets: Secrets, channel: &OwnedFd) -> Result<(Payload, i32), Failure> {
     die_with_supervisor(channel)?;
-    let [stdin, stdout, stderr] = stdio;
-    rustix::stdio::dup2_stdin(&stdin).at(Step::TieToSupervisor, "stdin")?;
-    rustix::stdio::dup2_stdout(&stdout).at(Step::TieToSupervisor, "stdout")?;
-    rustix::stdio::dup2_stderr(&stderr).at(Step::TieToSupervisor, "stderr")?;
-    drop((stdin, stdout, stderr));
     agentd_sys::descriptors::close_all_but(&mut [channel.as_raw_fd()]).at(Step::TieToSupervisor, "close_range")?;
-
     // Modes of what PID 1 makes are exactly those it asks for.
     umask(Mode::empty());
-    write_id_maps(plan)?;
+    // `pivot_root` takes a process along only from the old root itself: a working directory anywhere else on the host
+    // would stay open in both processes, and /proc/self/cwd would lead there (CVE-2024-21626).
+    chdir("/").at(Step::TieToSupervisor, "/")?;
+    setsid().at(Step::NewSession, "setsid")?;
+    // Neither takes away what the set-up needs, and from here on no exec in the box can gain anything.
+    lockdown::drop_bounding_set()?;
+    lockdown::no_new_privileges()?;
+    root::make_private()?;
+    // While the supervisor makes the plan.
+    let sys = match network {
+        Network::None => Some(network::make()?),
+        Network::Host => None,
+    };
+
+    let (plan, streams) = brief::receive(channel).at(Step::HearPlan, "the supervisor")?;
+    if plan.network != network {
+        return Err(Failure::new(Step::HearPlan, "another network", libc::EPROTO));
+    }
+    let [stdin, stdout, stderr] = streams;
+    rustix::stdio::dup2_stdin(&stdin).at(Step::HearPlan, "stdin")?;
+    rustix::stdio::dup2_stdout(&stdout).at(Step::HearPlan, "stdout")?;
+    rustix::stdio::dup2_stderr(&stderr).at(Step::HearPlan, "stderr")?;
+    drop((stdin, stdout, stderr));
+    write_id_maps(&plan)?;
     if plan.own_cgroup {
         // Not by the clone: the root would be the supervisor's cgroup, and /proc/self/cgroup would lead to it.
         unshare(CloneFlags::CLONE_NEWCGROUP).at(Step::CgroupNamespace, "unshare")?;
     }
-    // `pivot_root` takes a process along only from the old root itself: a working directory anywhere else on the host
-    // would stay open in both processes, and /proc/self/cwd would lead there (CVE-2024-21626).
-    chdir("/").at(Step::TieToSupervisor, "/")?;
     rustix::system::sethostname(plan.hostname.as_bytes()).at(Step::SetHostname, &plan.hostname)?;
-    setsid().at(Step::NewSession, "setsid")?;
-    // None of these takes away what the set-up needs, and from here on no exec in the box can gain anything.
-    lockdown::limits(plan)?;
-    lockdown::drop_bounding_set()?;
-    lockdown::no_new_privileges()?;
+    lockdown::limits(&plan)?;
 
-    // The payload's process makes the network namespace, which takes as long as all the mounts do.
-    let payload = Payload::fork(plan, &mut secrets)?;
-    root::make_private()?;
-    let host_sys = match plan.network {
-        Network::None => None,
-        Network::Host => Some(mounts::host_sys()?),
-    };
-    let stage = root::stage(plan)?;
-    let (root, upper) = root::assemble(plan, &stage)?;
-    let mounts::Built { terminal, mut targets } = mounts::build(plan, &stage, &root, channel, &secrets.files)?;
-    // Overwritten here; the payload's process has those it needs.
-    drop(secrets);
-    let sys = match host_sys {
+    let sys = match sys {
         Some(sys) => sys,
-        None => payload.join_network()?,
+        None => mounts::host_sys()?,
     };
+    let stage = root::stage(&plan)?;
+    let (root, upper) = root::assemble(&plan, &stage)?;
+    let mounts::Built { terminal, mut targets } = mounts::build(&plan, &stage, &root, channel, &secrets.files)?;
+    // Overwritten here; the payload's process never has them.
+    secrets.files.clear();
     if let Some(doors) = &plan.doors {
         doors::open(doors, channel)?;
     }
-    targets.push(mounts::sys(plan, &stage, &root, sys)?);
+    targets.push(mounts::sys(&plan, &stage, &root, sys)?);
     if plan.own_cgroup {
         targets.push(mounts::cgroup(&root)?);
     }
@@ -120,15 +129,14 @@ fn start(plan: &BoxPlan, mut secrets: Secrets, channel: &OwnedFd, stdio: [OwnedF
         root::hand_over(&upper, channel)?;
     }
     drop(upper);
-    root::enter(root, stage, plan)?;
+    root::enter(root, stage, &plan)?;
     // The stubs are among what has to be on disk: they are protected when they are there.
-    report::wait_for_release(channel).at(Step::WaitForRecord, "the record")?;
+    brief::wait_for_release(channel).at(Step::WaitForRecord, "the record")?;
     protect::hold(&plan.guards)?;
     check::mounts(&targets)?;
-    let open = [channel.as_raw_fd(), payload.channel.as_raw_fd(), payload.pidfd.as_raw_fd()];
-    check::descriptors(open.into_iter().chain(terminal.as_ref().map(AsRawFd::as_raw_fd)))?;
-    payload.release(terminal)?;
-    Ok(payload)
+    check::descriptors([channel.as_raw_fd()].into_iter().chain(terminal.as_ref().map(AsRawFd::as_raw_fd)))?;
+    let payload = Payload::fork(&plan, &secrets.variables, terminal, Links::Followed)?;
+    Ok((payload, plan.process.stop_signal))
 }
 
 /// A supervisor that dies takes the box with it: PID 1 is killed, and with it every process of its pid namespace.

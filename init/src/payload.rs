@@ -1,31 +1,24 @@
 //! The payload's process, from fork to exec.
 //!
-//! It is forked before the mounts are made, and makes the network namespace meanwhile: the two take about as long as each
-//! other, on different cores. `pivot_root` then moves both processes (pivot_root(2): every process of the mount namespace
-//! whose root was the old one).
-//!
 //! Invariant: between the fork and a successful exec the process only gives up rights. Its channel to PID 1 is
 //! close-on-exec: end-of-file without a report is the proof that the program runs.
 
 use std::borrow::Cow;
 use std::convert::Infallible;
 use std::ffi::CString;
-use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use agentd_sys::channel::{self, Message};
 use agentd_sys::process::{Cloned, clone, exit_now};
-use nix::sched::{CloneFlags, unshare};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::process::{Pid, fchdir, ioctl_tiocsctty, setsid, umask};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::landlock::Links;
-use crate::plan::{BoxPlan, Filter, Instruction, Kind, Network, Process, Seccomp};
+use crate::plan::{BoxPlan, Filter, Instruction, Kind, Process, Seccomp};
 use crate::report::Report;
-use crate::secrets::{Secret, Secrets};
+use crate::secrets::Secret;
 use crate::step::{At, Failure, Step};
-use crate::{check, landlock, lockdown, mounts, tree};
+use crate::{check, landlock, lockdown, tree};
 
 /// The payload's process, as PID 1 sees it.
 #[derive(Debug)]
@@ -36,70 +29,32 @@ pub(crate) struct Payload {
     pub(crate) channel: OwnedFd,
 }
 
-/// What PID 1 sends when the box is ready.
-const GO: &[u8] = b"G";
-/// What the payload's process sends with a network namespace, and with a detached mount of the /sys that shows it.
-const NETWORK: &[u8] = b"N";
 /// What the payload's process sends with the listener of its filter.
 const LISTENER: &[u8] = b"L";
 
 impl Payload {
-    /// Forks the process. In the new one this never returns.
-    pub(crate) fn fork(plan: &BoxPlan, secrets: &mut Secrets) -> Result<Self, Failure> {
+    /// Forks the process, in a box that is ready; in the new one this never returns. The program runs on `terminal` if there
+    /// is one.
+    pub(crate) fn fork(
+        plan: &BoxPlan,
+        variables: &[Secret],
+        terminal: Option<OwnedFd>,
+        links: Links,
+    ) -> Result<Self, Failure> {
         let at = Step::ForkPayload;
         let (ours, theirs) = channel::pair().at(at, "socketpair")?;
         match clone(0).at(at, "clone3")? {
             Cloned::Child => {
-                drop(ours);
-                secrets.files.clear();
-                let Err(failure) = run(plan, &secrets.variables, &theirs);
+                let mut keep = vec![theirs.as_raw_fd()];
+                keep.extend(terminal.as_ref().map(AsRawFd::as_raw_fd));
+                let closed = agentd_sys::descriptors::close_all_but(&mut keep).at(at, "close_range");
+                let run = closed.and_then(|()| become_payload(plan, variables, &theirs, terminal, links));
+                let Err(failure) = run;
                 // PID 1 reads end-of-file instead if this fails, and reports that the payload ended.
                 channel::send(theirs.as_fd(), &Report::Failed(failure).encode(), None).unwrap_or_default();
                 exit_now(super::START_FAILED)
             }
             Cloned::Parent { pid, pidfd } => Ok(Payload { pid, pidfd, channel: ours }),
-        }
-    }
-
-    /// Forks the process of a command that runs beside the payload, in a box that is there. In the new one this never
-    /// returns.
-    pub(crate) fn fork_guest(plan: &BoxPlan) -> Result<Self, Failure> {
-        let at = Step::ForkPayload;
-        let (ours, theirs) = channel::pair().at(at, "socketpair")?;
-        match clone(0).at(at, "clone3")? {
-            Cloned::Child => {
-                drop(ours);
-                let closed = agentd_sys::descriptors::close_all_but(&mut [theirs.as_raw_fd()]);
-                let run =
-                    closed.at(at, "close_range").and_then(|()| wait_to_become(plan, &[], &theirs, Links::Refused));
-                let Err(failure) = run;
-                // As above.
-                channel::send(theirs.as_fd(), &Report::Failed(failure).encode(), None).unwrap_or_default();
-                exit_now(super::START_FAILED)
-            }
-            Cloned::Parent { pid, pidfd } => Ok(Payload { pid, pidfd, channel: ours }),
-        }
-    }
-
-    /// Joins the network namespace that the payload's process has made; gives the /sys that shows it.
-    pub(crate) fn join_network(&self) -> Result<OwnedFd, Failure> {
-        let receive = || match self.hear(Step::MakeNetwork)? {
-            Some(Message { bytes, descriptor: Some(descriptor) }) if bytes == NETWORK => Ok(descriptor),
-            _ => Err(Failure::new(Step::MakeNetwork, "the payload's process", libc::EPROTO)),
-        };
-        let (namespace, sys) = (receive()?, receive()?);
-        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
-            .at(Step::JoinNetwork, "setns")?;
-        Ok(sys)
-    }
-
-    /// The box is ready: lets the process become the payload, on `terminal` if there is one.
-    pub(crate) fn release(&self, terminal: Option<OwnedFd>) -> Result<(), Failure> {
-        let terminal = terminal.as_ref().map(AsFd::as_fd);
-        match channel::send(self.channel.as_fd(), GO, terminal) {
-            // It has failed and is gone; why is in the channel.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => self.started(|_listener| Ok(())),
-            sent => sent.at(Step::ForkPayload, "the payload's process"),
         }
     }
 
@@ -123,42 +78,6 @@ impl Payload {
             _ => Ok(heard),
         }
     }
-}
-
-fn run(plan: &BoxPlan, variables: &[Secret], channel: &OwnedFd) -> Result<Infallible, Failure> {
-    agentd_sys::descriptors::close_all_but(&mut [channel.as_raw_fd()]).at(Step::ForkPayload, "close_range")?;
-    if plan.network == Network::None {
-        make_network(channel)?;
-    }
-    wait_to_become(plan, variables, channel, Links::Followed)
-}
-
-fn wait_to_become(
-    plan: &BoxPlan,
-    variables: &[Secret],
-    channel: &OwnedFd,
-    links: Links,
-) -> Result<Infallible, Failure> {
-    match channel::receive(channel).at(Step::PayloadSession, "PID 1")? {
-        Some(Message { bytes, descriptor }) if bytes == GO => {
-            become_payload(plan, variables, channel, descriptor, links)
-        }
-        // PID 1 has failed, and this process is about to end with it.
-        _ => Err(Failure::new(Step::PayloadSession, "PID 1", libc::EPIPE)),
-    }
-}
-
-fn make_network(channel: &OwnedFd) -> Result<(), Failure> {
-    let at = Step::MakeNetwork;
-    unshare(CloneFlags::CLONE_NEWNET).at(at, "network namespace")?;
-    agentd_sys::loopback::bring_up().at(at, "lo")?;
-    let namespace = openat(CWD, "/proc/self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
-    let namespace = namespace.at(at, "/proc/self/ns/net")?;
-    let sys = mounts::fresh_sys().at(at, "sysfs")?;
-    for descriptor in [namespace, sys] {
-        channel::send(channel.as_fd(), NETWORK, Some(descriptor.as_fd())).at(at, "PID 1")?;
-    }
-    Ok(())
 }
 
 fn become_payload(

@@ -123,6 +123,11 @@ pub enum Addition {
         /// Path relative to the root.
         path: String,
     },
+    /// An empty directory that a mount covers: what the layers have there is never seen.
+    Covered {
+        /// Path relative to the root.
+        path: String,
+    },
     /// A regular file, mode 0644.
     File {
         /// Path relative to the root.

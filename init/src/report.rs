@@ -92,25 +92,6 @@ pub fn send(channel: impl AsFd, report: &Report, descriptor: Option<BorrowedFd<'
     channel::send(channel.as_fd(), &report.encode(), descriptor)
 }
 
-/// The supervisor's one word to PID 1: what has to be on disk before the payload runs is there.
-///
-/// # Errors
-/// The errno of `sendmsg(2)`; `EPIPE` when PID 1 is gone.
-pub fn release(channel: impl AsFd) -> io::Result<()> {
-    channel::send(channel.as_fd(), b"G", None)
-}
-
-/// Waits for [`release`].
-///
-/// # Errors
-/// `EPIPE` when the supervisor is gone; else the errno of `recvmsg(2)`.
-pub(crate) fn wait_for_release(channel: impl AsFd) -> io::Result<()> {
-    match channel::receive(channel)? {
-        Some(_) => Ok(()),
-        None => Err(io::ErrorKind::BrokenPipe.into()),
-    }
-}
-
 /// Receives one report; `None` when PID 1 is gone.
 ///
 /// # Errors

@@ -15,13 +15,13 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use agentd_sys::mount::{Attributes, set_attributes};
-use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
+use rustix::fs::{CWD, Mode, OFlags, XattrFlags, lsetxattr, mkdirat, openat};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount_change, move_mount, unmount,
 };
-use rustix::process::{fchdir, pivot_root};
+use rustix::process::{chdir, fchdir, pivot_root};
 
 use crate::plan::{Addition, BoxPlan, Kind, Source};
 use crate::report::{self, Report};
@@ -35,7 +35,7 @@ const LEAST_FILES: u64 = 1024;
 /// Where the stage is while the box is built.
 const STAGE: &str = "/sys";
 
-/// Layers whose names fit the 255 bytes of one fsconfig(2) string.
+/// Layers whose names fit the 255 bytes of one fsconfig(2) string. More are many: each look at them all takes long.
 const LAYERS_IN_ONE_OPTION: usize = 12;
 
 /// The box's one tmpfs: everything it may write that is not the workspace, under one bound.
@@ -135,18 +135,22 @@ pub(crate) fn overlay(
     let work = tree::directory(&writable, "work", 0o700).at(at, "workdir")?;
     tree::lay(upper.as_fd(), additions, at)?;
     let overlay = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).at(at, "overlay")?;
-    // By descriptor, through /proc: however deep the store lies, and whatever its path holds, the options stay short and
-    // plain. The topmost layer comes first.
-    let opened: Vec<OwnedFd> =
-        layers.iter().rev().map(|layer| tree::open_source(layer, at)).collect::<Result<_, _>>()?;
-    let lowers: Vec<String> = opened.iter().map(by_descriptor).collect();
-    if opened.len() <= LAYERS_IN_ONE_OPTION {
+    // The topmost layer comes first.
+    let mut opened = layers.iter().rev().map(|layer| tree::open_source(layer, at));
+    if layers.len() <= LAYERS_IN_ONE_OPTION {
+        // By descriptor, through /proc: however deep the store lies, and whatever its path holds, the options stay short
+        // and plain.
+        let opened: Vec<OwnedFd> = opened.collect::<Result<_, _>>()?;
+        let lowers: Vec<String> = opened.iter().map(by_descriptor).collect();
         fsconfig_set_string(&overlay, "lowerdir", lowers.join(":")).at(at, "lowerdir")?;
     } else {
-        // One option a layer: Linux 6.8.
-        for lower in lowers {
-            fsconfig_set_string(&overlay, "lowerdir+", lower).at(at, "lowerdir+")?;
-        }
+        close(&upper, additions).at(at, "upperdir")?;
+        // One option a layer: Linux 6.8. By where this process is, which takes half as long as by way of /proc.
+        opened.try_for_each(|layer| {
+            fchdir(layer?).at(at, "fchdir")?;
+            fsconfig_set_string(&overlay, "lowerdir+", ".").at(at, "lowerdir+")
+        })?;
+        chdir("/").at(at, "/")?;
     }
     fsconfig_set_string(&overlay, "upperdir", by_descriptor(&upper)).at(at, "upperdir")?;
     fsconfig_set_string(&overlay, "workdir", by_descriptor(&work)).at(at, "workdir")?;
@@ -155,6 +159,23 @@ pub(crate) fn overlay(
     fsconfig_set_flag(&overlay, "volatile").at(at, "volatile")?;
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
     Ok((attach_new(&overlay, attributes).at(at, "overlay")?, upper))
+}
+
+/// Marks what is mounted over as opaque: else the kernel asks every layer for a directory to merge with it.
+fn close(upper: &OwnedFd, additions: &[Addition]) -> Result<(), Errno> {
+    fchdir(upper)?;
+    let covered = additions.iter().filter_map(|addition| match addition {
+        Addition::Covered { path } => Some(path),
+        _ => None,
+    });
+    for path in covered {
+        match lsetxattr(path, "user.overlay.opaque", b"y", XattrFlags::empty()) {
+            // Only slower: tmpfs has such attributes since Linux 6.6.
+            Ok(()) | Err(Errno::OPNOTSUPP) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
 }
 
 fn by_descriptor(directory: &OwnedFd) -> String {
@@ -192,7 +213,7 @@ pub(crate) fn enter(root: OwnedFd, stage: Stage, plan: &BoxPlan) -> Result<(), F
     // With both arguments "." the old root ends up over the new one, and "." is what is on top (pivot_root(2)).
     pivot_root(".", ".").at(Step::PivotRoot, "pivot_root")?;
     unmount(".", UnmountFlags::DETACH).at(Step::PivotRoot, "the host's root")?;
-    rustix::process::chdir("/").at(Step::PivotRoot, "/")?;
+    chdir("/").at(Step::PivotRoot, "/")?;
     drop(stage);
     if !plan.root.writable {
         let sealed = Attributes { read_only: true, ..Attributes::default() };

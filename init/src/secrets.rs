@@ -41,6 +41,14 @@ pub struct Secrets {
     pub variables: Vec<Secret>,
 }
 
+impl Secrets {
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.files.is_empty() && self.variables.is_empty()
+    }
+}
+
 /// Mounts the files called `names` at `target`, which nobody can write; gives its place.
 pub(crate) fn deliver(root: &OwnedFd, target: &str, names: &[String], secrets: &[Secret]) -> Result<String, Failure> {
     let at = Step::DeliverSecrets;

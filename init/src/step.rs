@@ -1,9 +1,9 @@
 //! The lock-down order, step by step: this enum is the only list, and `docs/architecture.md` shows it
 //! (a test compares the two).
 //!
-//! Why this order: what can only be lost goes first (limits, the bounding set, `no_new_privs`), before the second process
-//! exists, so that both have lost it; the network namespace is made in one process while the other mounts
-//! (docs/adr/0004); Landlock comes after the last path was opened; capabilities go when nothing needs them any more;
+//! Why this order: what needs no plan goes first, while the supervisor makes one (docs/adr/0017), and of that what can only be
+//! lost; the payload's process comes when the box is ready, and has lost all that; Landlock comes after the last path was
+//! opened; capabilities go when nothing needs them any more;
 //! seccomp is last, so that it need not allow what only the set-up needs.
 
 use std::io;
@@ -37,28 +37,28 @@ macro_rules! steps {
 }
 
 steps! {
-    /// PDEATHSIG, the supervisor's presence checked again, standard streams, every other descriptor closed.
+    /// PDEATHSIG, the supervisor's presence checked again, descriptors closed, out of the user's directory.
     TieToSupervisor = "tie the box to its supervisor",
+    /// A session of its own, away from the user's terminal.
+    NewSession = "start a session",
+    /// Bounding, inheritable and ambient capabilities.
+    DropBoundingSet = "drop capabilities",
+    /// `no_new_privs`, read back.
+    NoNewPrivileges = "set no_new_privs",
+    /// No mount event travels between host and box.
+    MakePrivate = "cut the mounts off from the host's",
+    /// While the supervisor makes the plan: a network namespace, `lo` up, a /sys that shows it.
+    MakeNetwork = "make the box's network",
+    /// The plan, and the payload's standard streams.
+    HearPlan = "hear the plan",
     /// `setgroups` denied, one uid and one gid mapped; from here on PID 1 is not dumpable.
     WriteIdMaps = "map the user id",
     /// A job with limits: a cgroup namespace whose root is the cgroup it is in.
     CgroupNamespace = "make a cgroup namespace",
     /// The box's own UTS name.
     SetHostname = "set the host name",
-    /// A session of its own, away from the user's terminal.
-    NewSession = "start a session",
     /// Resource limits.
     SetLimits = "set resource limits",
-    /// Bounding, inheritable and ambient capabilities.
-    DropBoundingSet = "drop capabilities",
-    /// `no_new_privs`, read back.
-    NoNewPrivileges = "set no_new_privs",
-    /// The payload's process comes into being.
-    ForkPayload = "fork the payload",
-    /// In the payload's process, while PID 1 mounts: a network namespace, `lo` up, a /sys that shows it.
-    MakeNetwork = "make the box's network",
-    /// No mount event travels between host and box.
-    MakePrivate = "cut the mounts off from the host's",
     /// The tmpfs that holds everything the box may write that is not the workspace.
     Stage = "make the box's tmpfs",
     /// The root: overlay of the image's layers, or an empty tree for the host's own directories.
@@ -77,8 +77,6 @@ steps! {
     Bind = "bind",
     /// The secrets, as files in memory that is never swapped; PID 1 forgets them.
     DeliverSecrets = "deliver the secret",
-    /// PID 1 follows the payload into the network namespace.
-    JoinNetwork = "join the box's network",
     /// Where something is allowed: addresses that stand for names, listening sockets, sent to the supervisor.
     OpenDoors = "open the box's way to the network",
     /// /sys, read-only; for a job with limits its cgroup is in it, read-only too.
@@ -95,6 +93,8 @@ steps! {
     CheckMounts = "check the mounts",
     /// Looks at the descriptors: 0, 1, 2, the channels, the terminal.
     CheckDescriptors = "check the descriptors",
+    /// The payload's process comes into being; it has no descriptor but 0, 1, 2, its channel and the terminal.
+    ForkPayload = "fork the payload",
     /// Not in a start: `agentd exec` enters the namespaces of a box that runs.
     JoinBox = "enter the box",
     /// In the payload: a session, the controlling terminal.

@@ -86,6 +86,7 @@ pub(crate) fn file(parent: BorrowedFd<'_>, name: &str, mode: RawMode) -> Result<
 pub(crate) fn lay(tree: BorrowedFd<'_>, additions: &[Addition], step: Step) -> Result<(), Failure> {
     for addition in additions {
         let (Addition::Directory { path }
+        | Addition::Covered { path }
         | Addition::File { path, .. }
         | Addition::Link { path, .. }
         | Addition::Hidden { path }) = addition;
@@ -95,10 +96,12 @@ pub(crate) fn lay(tree: BorrowedFd<'_>, additions: &[Addition], step: Step) -> R
         };
         let parent = parent.as_ref().map_or(tree, AsFd::as_fd);
         match addition {
-            Addition::Directory { .. } => match mkdirat(parent, name, Mode::from_raw_mode(0o755)) {
-                Err(Errno::EXIST) => Ok(()),
-                made => made,
-            },
+            Addition::Directory { .. } | Addition::Covered { .. } => {
+                match mkdirat(parent, name, Mode::from_raw_mode(0o755)) {
+                    Err(Errno::EXIST) => Ok(()),
+                    made => made,
+                }
+            }
             Addition::Link { to, .. } => symlinkat(to, parent, name),
             Addition::Hidden { .. } => mknodat(parent, name, FileType::CharacterDevice, Mode::empty(), WHITEOUT),
             Addition::File { contents, .. } => file(parent, name, 0o644)

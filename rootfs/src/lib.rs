@@ -25,6 +25,7 @@ mod unpack;
 pub use config::ImageConfig;
 pub use digest::{Digest, DigestError};
 pub use limits::{Limit, LimitError, Limits, SetLimitError};
+pub use printable::{is_unprintable, shown};
 pub use reference::{ImageRef, Name, NameError, ReferenceError, Selector};
 pub use source::{ArchiveError, LayoutError, Proxies, RegistryConfig, RegistryError, SourceError};
 pub use store::{

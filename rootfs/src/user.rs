@@ -11,7 +11,7 @@ use self::lookup::Stack;
 use crate::printable::printable;
 
 /// Largest `etc/passwd` or `etc/group` that is read.
-const FILE_BYTES: u64 = 4 << 20;
+pub(crate) const FILE_BYTES: u64 = 4 << 20;
 /// Largest id, as in runc and Docker: beyond it ids turn negative in places.
 const LARGEST_ID: u64 = 0x7fff_ffff;
 

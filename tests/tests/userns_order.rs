@@ -9,32 +9,32 @@ use agentd_tests::{Feature, Home, require};
 /// user's strace sees numbers and flags, but no memory: no mark below that line is a string.
 const OF_INIT: &[(&str, &str)] = &[
     ("tied to the supervisor", "prctl(PR_SET_PDEATHSIG, SIGKILL"),
+    ("out of the user's directory", "chdir("),
+    ("session", "setsid("),
+    ("bounding set", "prctl(PR_CAPBSET_DROP"),
+    ("no new privileges", "prctl(PR_SET_NO_NEW_PRIVS, 1"),
+    ("read back", "prctl(PR_GET_NO_NEW_PRIVS"),
+    ("private mounts", "MS_REC|MS_PRIVATE"),
+    ("network", "unshare(CLONE_NEWNET"),
+    ("the plan", "recvmsg("),
     ("setgroups denied", "\"/proc/self/setgroups\""),
     ("uid map", "\"/proc/self/uid_map\""),
     ("gid map", "\"/proc/self/gid_map\""),
     ("not dumpable", "prctl(PR_SET_DUMPABLE, SUID_DUMP_DISABLE"),
-    ("out of the user's directory", "chdir("),
     ("host name", "sethostname("),
-    ("session", "setsid("),
     ("limits", "RLIMIT_NPROC"),
-    ("bounding set", "prctl(PR_CAPBSET_DROP"),
-    ("no new privileges", "prctl(PR_SET_NO_NEW_PRIVS, 1"),
-    ("read back", "prctl(PR_GET_NO_NEW_PRIVS"),
-    ("payload's process", "clone3("),
-    ("private mounts", "MS_REC|MS_PRIVATE"),
     ("stage", "fsopen("),
     ("/proc or the like", "fsopen("),
-    ("network", "CLONE_NEWNET"),
     ("root", "pivot_root("),
     ("the host's root", "umount2("),
     ("checks", "open"),
+    ("payload's process", "clone3("),
     ("capabilities", "capset("),
     ("filter", "seccomp(SECCOMP_SET_MODE_FILTER"),
 ];
 
-/// The same for the process that becomes the payload; it is forked before the mounts are made (ADR 0004).
+/// The same for the process that becomes the payload.
 const OF_PAYLOAD: &[(&str, &str)] = &[
-    ("network", "unshare(CLONE_NEWNET"),
     ("session", "setsid("),
     ("working directory", "chdir("),
     ("Landlock", "landlock_restrict_self("),

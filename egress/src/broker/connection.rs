@@ -4,6 +4,7 @@
 //! client's own first words have named the same host.
 
 use std::cell::Cell;
+use std::convert::Infallible;
 use std::io;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -119,8 +120,13 @@ pub(super) async fn serve(slot: Slot, client: TcpStream) {
         Stop::Failed(why) => (request.verdict, request.why) = (Verdict::Failed, Some(why)),
     }
     let end = (request.verdict, request.why.clone().unwrap_or_default(), request.allow.clone());
+    let has_begun = entry.up.get() + entry.down.get() > 0;
     // Told before the client is: what it does next may be its end.
     drop(entry);
+    if has_begun {
+        // In the midst of what the server says, an answer would be taken for the server's.
+        return reset(&client);
+    }
     answer(&client, said, &end).await;
 }
 
@@ -135,6 +141,21 @@ fn target(shared: &Shared, address: IpAddr) -> Result<Target, Refusal> {
     Ok(Target::Address(address))
 }
 
+/// Waits until the policy denies what it has allowed.
+async fn denied(shared: &Shared, target: &Target, server: &TcpStream) -> Result<Infallible, Stop> {
+    let at = server.peer_addr()?;
+    loop {
+        {
+            let policy = shared.policy.borrow();
+            policy.decide(target, at.port()).map_err(Stop::Refused)?;
+            if let Target::Name(name) = target {
+                policy.judge(name, at.ip().to_canonical(), at.port()).map_err(Stop::Refused)?;
+            }
+        }
+        shared.changed.notified().await;
+    }
+}
+
 async fn pass(
     entry: &mut Entry<'_>,
     client: &TcpStream,
@@ -143,8 +164,7 @@ async fn pass(
     said: &mut Vec<u8>,
 ) -> Result<(), Stop> {
     let shared = entry.shared;
-    let rule = shared.policy.decide(target, port).map_err(Stop::Refused)?;
-    entry.request.rule = Some(rule.to_string());
+    entry.request.rule = Some(shared.policy.borrow().decide(target, port).map_err(Stop::Refused)?.to_string());
     client.set_nodelay(true)?;
     let expected = match port {
         443 => Expected::Tls,
@@ -190,12 +210,16 @@ async fn pass(
         }
         Ok(shared.pipes.pass(&server, client, &entry.down).await?)
     };
-    let passed = tokio::try_join!(up, down);
+    let passed = tokio::select! {
+        biased;
+        passed = async { tokio::try_join!(up, down) } => passed.map(|((), ())| ()),
+        Err(stop) = denied(shared, target, &server) => Err(stop),
+    };
     if passed.is_err() {
         // Neither side takes a connection that broke for one that ended.
         reset(&server);
     }
-    passed.map(|((), ())| ())
+    passed
 }
 
 /// Writes and counts.

@@ -42,7 +42,8 @@ pub(super) async fn dial(shared: &Shared, target: &Target, port: u16) -> Result<
         Target::Name(name) => judged(shared, name, port).await?,
     };
     let failed = |error: io::Error| Stop::Failed(format!("cannot connect: {error}"));
-    let connecting = race(addresses.into_iter().map(|address| SocketAddr::new(address, port)));
+    let begin = |address| shared.dialled.connect(&shared.ledger, SocketAddr::new(address, port));
+    let connecting = race(addresses.into_iter().map(begin));
     let stream = timeout(PATIENCE, connecting).await.map_err(|late| failed(late.into()))?.map_err(failed)?;
     // What is passed on in pieces was written in pieces.
     stream.set_nodelay(true).map_err(failed)?;
@@ -55,7 +56,7 @@ async fn judged(shared: &Shared, name: &Name, port: u16) -> Result<Vec<IpAddr>, 
     let mut refusal = Refusal::because("the name has no address");
     let mut good = Vec::new();
     for address in found.iter().copied() {
-        match shared.policy.judge(name, address, port) {
+        match shared.policy.borrow().judge(name, address, port) {
             Ok(()) => good.push(address),
             Err(refused) => refusal = refused,
         }
@@ -64,7 +65,7 @@ async fn judged(shared: &Shared, name: &Name, port: u16) -> Result<Vec<IpAddr>, 
 }
 
 async fn look_up(shared: &Shared, name: &Name) -> Result<Rc<[IpAddr]>, Stop> {
-    let pinned = shared.policy.pinned(name);
+    let pinned = shared.policy.borrow().pinned(name);
     if !pinned.is_empty() {
         return Ok(pinned.into());
     }
@@ -121,15 +122,18 @@ fn take_turns(addresses: &[IpAddr]) -> Vec<IpAddr> {
 }
 
 /// The first of them that answers; each begins when the one before it has failed, or has had its head start.
-async fn race(addresses: impl Iterator<Item = SocketAddr>) -> io::Result<TcpStream> {
+async fn race<A>(addresses: impl Iterator<Item = A>) -> io::Result<TcpStream>
+where
+    A: Future<Output = io::Result<TcpStream>> + Send + 'static,
+{
     let mut addresses = addresses.fuse();
     let mut attempts = JoinSet::new();
     let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
     loop {
         let next = addresses.next();
         let is_more = next.is_some();
-        if let Some(address) = next {
-            attempts.spawn(TcpStream::connect(address));
+        if let Some(attempt) = next {
+            attempts.spawn(attempt);
         } else if attempts.is_empty() {
             return Err(last);
         }
@@ -183,9 +187,9 @@ mod tests {
         let good = listener.local_addr().unwrap();
         let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let begun = Instant::now();
-        let stream = runtime.block_on(race([closed, good].into_iter())).unwrap();
+        let stream = runtime.block_on(race([closed, good].map(TcpStream::connect).into_iter())).unwrap();
         assert_eq!(stream.peer_addr().unwrap(), good);
         assert!(begun.elapsed() < HEAD_START);
-        assert!(runtime.block_on(race([closed, closed].into_iter())).is_err());
+        assert!(runtime.block_on(race([closed, closed].map(TcpStream::connect).into_iter())).is_err());
     }
 }

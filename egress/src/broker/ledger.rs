@@ -94,7 +94,8 @@ impl Ledger {
         }
     }
 
-    fn put(&self, told: &Told) {
+    /// Lets the supervisor know, when it listens.
+    pub(super) fn put(&self, told: &Told) {
         let mut waiting = self.waiting.borrow_mut();
         if waiting.len() < MOST_WAITING {
             waiting.push_back(told.encode());

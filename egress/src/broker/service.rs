@@ -68,7 +68,7 @@ pub(super) async fn stream(slot: Slot, client: TcpStream) {
 fn answer(shared: &Shared, untrusted_question: &[u8]) -> Option<Vec<u8>> {
     let mut refusal = Refusal::because("it is no host name");
     let find = |name: &Name| {
-        if let Err(refused) = shared.policy.knows(name) {
+        if let Err(refused) = shared.policy.borrow().knows(name) {
             refusal = refused;
             return Found::Nowhere;
         }

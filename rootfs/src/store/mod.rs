@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! STORE/                        0700: layers hold real setuid files
-//!   layers/KEY/fs               one layer as overlayfs wants it; KEY = ALGORITHM-DIFFID-IDMODE (see `facts`)
+//!   layers/KEY/fs               one layer as overlayfs wants it; KEY = ALGORITHM-DIFFID-IDMODE (see `facts`, `accounts`)
 //!   images/, blobs/             names, manifests, configs (see `names`)
 //!   lock                        between starts and removals (see `hold`)
 //!   tmp/KEY, tmp/KEY.lock       a layer being unpacked (see `lock`)
@@ -12,6 +12,7 @@
 //! bytes are on the disk. Keyed by anything unverified, one image could poison another's layer. Every file is written here
 //! from the archive's bytes, never linked or cloned from a file that somebody can still write.
 
+mod accounts;
 mod error;
 mod extra;
 mod facts;
@@ -130,6 +131,7 @@ pub struct Progress {
 pub struct Image {
     /// Digest of the image's manifest.
     pub manifest_digest: String,
+    config_digest: Digest,
     /// Absolute host paths of the unpacked layers, lowest first. No path is there twice: overlayfs refuses that.
     pub layers: Vec<PathBuf>,
     /// What the image says about running it.
@@ -263,7 +265,8 @@ impl Store {
                 if named.is_none_or(|named| named.digest != manifest.digest || named.config != manifest.config_digest) {
                     self.remember(name, &manifest)?;
                 }
-                return Ok(assemble(&layers, &found, &manifest.digest, manifest.config, hold));
+                let digests = (&manifest.digest, &manifest.config_digest);
+                return Ok(assemble(&layers, &found, digests, manifest.config, hold));
             }
             drop(hold);
             (fetch.tell)(Event::Begun);
@@ -280,7 +283,7 @@ impl Store {
         let layers = Layers(diff_ids);
         let found = self.look(&layers)?;
         let is_whole = found.iter().all(Option::is_some);
-        Ok(is_whole.then(|| assemble(&layers, &found, &named.digest, config, hold)))
+        Ok(is_whole.then(|| assemble(&layers, &found, (&named.digest, &named.config), config, hold)))
     }
 
     /// The layers of a named image; `None` where its config is not here any more.
@@ -352,22 +355,29 @@ impl Store {
 /// The store that has a layer, and what is known of it.
 type Found<'s> = (&'s Path, Facts);
 
-/// The image of `layers`, which were all found.
-fn assemble(layers: &Layers, found: &[Option<Found<'_>>], digest: &Digest, config: ImageConfig, hold: Hold) -> Image {
+/// The image of `layers`, which were all found; `manifest` and `config_digest` are its documents'.
+fn assemble(
+    layers: &Layers,
+    found: &[Option<Found<'_>>],
+    (manifest, config_digest): (&Digest, &Digest),
+    config: ImageConfig,
+    hold: Hold,
+) -> Image {
     let mut paths: Vec<PathBuf> = Vec::with_capacity(found.len());
+    let mut seen = HashSet::with_capacity(found.len());
     let found = layers.0.iter().zip(found).filter_map(|(diff_id, found)| Some((diff_id, found.as_ref()?)));
     for (diff_id, (store, facts)) in found.rev() {
-        let path = store.join("layers").join(key_of(diff_id)).join("fs");
         // Of equal layers the topmost decides: it repeats whatever the lower one did.
-        if !paths.contains(&path) {
-            paths.push(path);
+        if seen.insert(diff_id) {
+            paths.push(store.join("layers").join(key_of(diff_id)).join("fs"));
         }
         if facts.opaque_root {
             break;
         }
     }
     paths.reverse();
-    Image { manifest_digest: digest.to_string(), layers: paths, config, hold }
+    let (manifest_digest, config_digest) = (manifest.to_string(), config_digest.clone());
+    Image { manifest_digest, config_digest, layers: paths, config, hold }
 }
 
 /// The layers that were not found, each once.

@@ -10,6 +10,7 @@
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, fstat, openat, renameat, statat, unlinkat};
@@ -108,7 +109,7 @@ impl Store {
         let mut names = Names::default();
         for file in self.list(root, "images")? {
             // Gone since it was listed, or one of the two.
-            let Some(bytes) = self.read(root, &format!("images/{file}"), LONGEST)? else { continue };
+            let Some(bytes) = self.read(root, format!("images/{file}"), LONGEST)? else { continue };
             match Named::parse(&bytes) {
                 Ok(Some(named)) if named.file_name() == file => names.whole.push(named),
                 Ok(_) => names.damaged.push(file),
@@ -165,7 +166,7 @@ impl Store {
     }
 
     /// Writes a file that is there whole or not at all.
-    fn put(&self, dir: &OwnedFd, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+    pub(super) fn put(&self, dir: &OwnedFd, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
         let written = || -> std::io::Result<()> {
             let key = format!("document-{name}");
             let _lock = Lock::acquire(self.tmp.as_fd(), &key, &mut || {})?;
@@ -224,10 +225,15 @@ impl Store {
     }
 
     /// A file, no more than `most` bytes of it; `None` where there is none, or a longer one.
-    fn read(&self, root: &OwnedFd, path: &str, most: u64) -> Result<Option<Vec<u8>>, StoreError> {
+    pub(super) fn read(
+        &self,
+        root: impl AsFd,
+        path: impl AsRef<Path>,
+        most: u64,
+    ) -> Result<Option<Vec<u8>>, StoreError> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
         let read = || -> std::io::Result<Option<Vec<u8>>> {
-            let file = match openat(root, path, flags, Mode::empty()) {
+            let file = match openat(&root, path.as_ref(), flags, Mode::empty()) {
                 Err(Errno::NOENT) => return Ok(None),
                 file => file?,
             };
@@ -245,6 +251,6 @@ impl Store {
 }
 
 /// Opens a directory by its absolute path, following no link at its end.
-pub(super) fn open(path: &std::path::Path) -> rustix::io::Result<OwnedFd> {
+pub(super) fn open(path: &Path) -> rustix::io::Result<OwnedFd> {
     openat(CWD, path, super::place::DIRECTORY, Mode::empty())
 }

@@ -12,6 +12,9 @@ use crate::limits::{LimitError, Limits};
 /// A window of 128 MiB is the most that zstd itself promises to every reader; what a frame asks for is allocated.
 const WINDOW_LOG_MAX: u32 = 27;
 
+/// What zstd answers to a larger one: `ZSTD_error_frameParameter_windowTooLarge` (zstd_errors.h), negative.
+const WINDOW_TOO_LARGE: usize = 0_usize.wrapping_sub(16);
+
 /// The blob's blocks as a reader for the decoders.
 struct Input<S> {
     stage: S,
@@ -125,7 +128,10 @@ impl<S: Stage<End = Digest>> Stage for Inflate<'_, S> {
         let input = self.decoder.input();
         let block = block.map_err(|source| {
             let format = self.compression.name();
-            input.failed.take().unwrap_or(StreamError::Decode { format, source })
+            // The library's errors are words.
+            let is_window = source.to_string() == zstd::zstd_safe::get_error_name(WINDOW_TOO_LARGE);
+            let decode = if is_window { StreamError::Window } else { StreamError::Decode { format, source } };
+            input.failed.take().unwrap_or(decode)
         })?;
         if !block.is_empty() {
             let read = input.read;

@@ -25,8 +25,7 @@ pub(super) struct Args {
 
 /// Runs the verb; gives the exit code.
 pub(super) fn run(args: Args) -> Result<u8> {
-    let jobs = Directories::find()?.jobs();
-    jobs.sweep()?;
+    let jobs = Directories::find()?.swept_jobs();
     let id = jobs.find(&args.job)?;
     let caller = Caller::reach(&jobs, &id)?;
     let wish = Wish { input: !args.no_stdin, signals: args.sig_proxy, keys: args.detach_keys };

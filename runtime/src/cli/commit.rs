@@ -51,8 +51,7 @@ fn name(text: &str) -> Result<Name, String> {
 /// Runs the verb; gives the exit code.
 pub(super) fn run(args: Args) -> Result<u8> {
     let directories = Directories::find()?;
-    let jobs = directories.jobs();
-    jobs.sweep()?;
+    let jobs = directories.swept_jobs();
     let id = jobs.find(&args.job)?;
     let record = jobs.read(&id)?;
     let layer = match &record.root {

@@ -7,6 +7,7 @@ use agentd_rootfs::{Places, Proxies, RegistryConfig};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::geteuid;
 
+use super::say;
 use crate::job::store::Jobs;
 use crate::launch::plan::Surroundings;
 use crate::supervisor::service::Service;
@@ -57,6 +58,15 @@ impl Directories {
     /// The directory of everything that is kept of jobs.
     pub(super) fn state(&self) -> &Path {
         &self.state
+    }
+
+    /// The jobs, after the ends that killed supervisors could not write have been written. Where that cannot be, it is said,
+    /// and is no reason to keep the rest from its user: on a full disk `agentd rm` is what helps.
+    pub(super) fn swept_jobs(&self) -> Jobs {
+        let jobs = self.jobs();
+        let (_lost, troubles) = jobs.sweep();
+        troubles.into_iter().for_each(|trouble| say(&format!("{:#}", anyhow::Error::from(trouble))));
+        jobs
     }
 
     /// Where the store of images is or may be made: `$AGENTD_STORE` and nowhere else, or with the user's data, or in

@@ -40,8 +40,7 @@ pub(super) struct Args {
 
 /// Runs the verb; gives the exit code.
 pub(super) fn run(args: Args) -> Result<u8> {
-    let jobs = Directories::find()?.jobs();
-    jobs.sweep()?;
+    let jobs = Directories::find()?.swept_jobs();
     let id = jobs.find(&args.job)?;
     if args.command.iter().any(|word| word.contains('\0')) {
         bail!("the command holds a NUL byte");

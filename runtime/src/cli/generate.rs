@@ -127,8 +127,7 @@ impl Start {
     }
 
     fn of_job(job: &str, name: Option<JobName>) -> Result<Self> {
-        let jobs = Directories::find()?.jobs();
-        jobs.sweep()?;
+        let jobs = Directories::find()?.swept_jobs();
         let id = jobs.find(job)?;
         let name = name.or(jobs.read(&id)?.name).map_or_else(|| id.to_string(), |name| name.as_str().to_owned());
         if name == id.as_str() {

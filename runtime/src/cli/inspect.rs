@@ -13,8 +13,7 @@ pub(super) struct Args {
 
 /// Runs the verb.
 pub(super) fn run(args: &Args) -> Result<()> {
-    let jobs = Directories::find()?.jobs();
-    jobs.sweep()?;
+    let jobs = Directories::find()?.swept_jobs();
     let mut found = Vec::new();
     for text in &args.jobs {
         let id = jobs.find(text)?;

@@ -7,17 +7,13 @@ use nix::sys::signal::Signal;
 
 use super::environment::Directories;
 use super::printable;
-use super::stop::{named, running};
+use super::which::Which;
 use crate::control::{Caller, Request};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Names, ids or beginnings of ids
-    #[arg(required_unless_present = "all")]
-    jobs: Vec<String>,
-    /// Every job that runs
-    #[arg(short, long, conflicts_with = "jobs")]
-    all: bool,
+    #[command(flatten)]
+    which: Which,
     /// The signal, by name or number
     #[arg(short, long, default_value = "KILL", value_parser = signal)]
     signal: i32,
@@ -37,9 +33,8 @@ fn signal(text: &str) -> Result<i32> {
 
 /// Runs the verb.
 pub(super) fn run(args: &Args) -> Result<()> {
-    let jobs = Directories::find()?.jobs();
-    jobs.sweep()?;
-    let wanted = if args.all { running(&jobs)? } else { named(&jobs, &args.jobs)? };
+    let jobs = Directories::find()?.swept_jobs();
+    let wanted = args.which.of(&jobs)?;
     let mut out = std::io::stdout().lock();
     for (text, id) in wanted {
         Caller::reach(&jobs, &id)?.tell(Request::Signal { number: args.signal })?;

@@ -23,6 +23,7 @@ mod progress;
 mod prune;
 mod ps;
 mod pull;
+mod reach;
 mod rename;
 mod rm;
 mod rmi;
@@ -33,6 +34,7 @@ mod stop;
 mod template;
 mod wait;
 mod wanted;
+mod which;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -84,6 +86,13 @@ enum Verb {
     /// filter. It ends with the job, or with this program. What was given with --secret-env it does not get. Its exit code is
     /// the command's.
     Exec(Later<Box<exec::Args>>),
+    /// Let a running job reach further hosts
+    ///
+    /// What `agentd deny` denied in the same words is allowed again. The record keeps each change. A job that was started
+    /// without --allow has no network that could be changed.
+    Allow(Later<reach::AllowArgs>),
+    /// Keep a running job from hosts, whatever allows them; connections to them end
+    Deny(Later<reach::DenyArgs>),
     /// Show what running jobs use: processors, memory, processes
     ///
     /// Counted are the processes that are there; memory that they share counts for each of them.
@@ -182,6 +191,7 @@ const NOT_FOUND: u8 = 1;
 /// The program: parses, runs the verb, turns what it says into an exit code.
 #[must_use]
 pub fn main() -> ExitCode {
+    let shell = run::guess(std::env::args_os());
     let cli = match parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -194,12 +204,14 @@ pub fn main() -> ExitCode {
         tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::DEBUG).init();
     }
     let done = match cli.verb {
-        Verb::Run(Later(args)) => run::run(*args),
+        Verb::Run(Later(args)) => run::run(*args, shell),
         Verb::Ps(Later(args)) => ps::run(&args).map(|()| 0),
         Verb::Inspect(Later(args)) => inspect::run(&args).map(|()| 0),
         Verb::Logs(Later(args)) => logs::run(&args).map(|()| 0),
         Verb::Attach(Later(args)) => attach::run(args),
         Verb::Exec(Later(args)) => exec::run(*args),
+        Verb::Allow(Later(args)) => reach::allow(args).map(|()| 0),
+        Verb::Deny(Later(args)) => reach::deny(args).map(|()| 0),
         Verb::Stats(Later(args)) => stats::run(&args).map(|()| 0),
         Verb::Stop(Later(args)) => stop::run(&args).map(|()| 0),
         Verb::Kill(Later(args)) => kill::run(&args).map(|()| 0),
@@ -272,12 +284,12 @@ fn say(text: &str) {
     eprintln!("agentd: {}", printable(text));
 }
 
-/// Writes a document to standard output. JSON escapes C0 controls; C1 ones, which some terminals obey, are escaped here.
+/// Writes a document to standard output. JSON escapes C0 controls; what else some terminals obey is escaped here.
 fn print_json(document: &impl Serialize) -> anyhow::Result<()> {
     let text = serde_json::to_string_pretty(document)?;
     let mut escaped = String::with_capacity(text.len() + 1);
     for c in text.chars() {
-        if c.is_control() && c != '\n' {
+        if agentd_rootfs::is_unprintable(c) && c != '\n' {
             escaped.push_str(&format!("\\u{:04x}", u32::from(c)));
         } else {
             escaped.push(c);
@@ -288,18 +300,7 @@ fn print_json(document: &impl Serialize) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Text from a job, safe for a terminal: control characters are shown, not sent.
+/// Text from a job or an image, safe for a terminal.
 fn printable(text: &str) -> String {
-    // Directional controls are none to Unicode, and would let a name read as another.
-    let is_directional =
-        |c| matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    let mut shown = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_control() || is_directional(c) {
-            shown.extend(c.escape_default());
-        } else {
-            shown.push(c);
-        }
-    }
-    shown
+    agentd_rootfs::shown(text.chars())
 }

@@ -53,7 +53,9 @@ pub(super) fn run(args: &Args) -> Result<()> {
     }
     let directories = Directories::find()?;
     let jobs = directories.jobs();
-    let lost_jobs = jobs.sweep()?.into_iter().map(String::from).collect();
+    let (lost, troubles) = jobs.sweep();
+    troubles.into_iter().for_each(|trouble| say(&format!("{:#}", anyhow::Error::from(trouble))));
+    let lost_jobs = lost.into_iter().map(String::from).collect();
     let mut rubbish = Rubbish::default();
     if let Some(store) = Store::existing(&directories.stores())? {
         let cleaning = store.clean(&mut || say("waiting for a job that starts or an image that is published"))?;

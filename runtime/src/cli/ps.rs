@@ -1,17 +1,18 @@
 //! `agentd ps`.
 
-use std::io::Write;
+use std::io::{BufWriter, ErrorKind, Write};
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Result, bail};
-use comfy_table::{Table, presets};
 use rustix::termios::tcgetwinsize;
 
 use super::environment::Directories;
 use super::template::Listing;
 use super::{print_json, printable, say};
+use crate::job::brief::Brief;
 use crate::job::record::Record;
+use crate::job::store::{JobStoreError, Jobs};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -63,18 +64,18 @@ impl FromStr for Filter {
 }
 
 impl Filter {
-    fn lets(&self, record: &Record) -> bool {
+    fn lets(&self, record: &Brief) -> bool {
         match self {
-            Filter::Status(status) => record.state.word() == status,
+            Filter::Status(status) => record.state().word() == status,
             Filter::Name(text) => record.name.as_ref().is_some_and(|name| name.as_str().contains(text)),
             Filter::Image(text) => record.image.contains(text),
-            Filter::Exited(code) => record.state.exit_code() == Some(*code),
+            Filter::Exited(code) => record.state().exit_code() == Some(*code),
         }
     }
 }
 
 /// Whether each kind of filter that is given lets `record` through.
-fn passes(filters: &[Filter], record: &Record) -> bool {
+fn passes(filters: &[Filter], record: &Brief) -> bool {
     filters.iter().all(|filter| {
         let kind = std::mem::discriminant(filter);
         filters.iter().any(|other| std::mem::discriminant(other) == kind && other.lets(record))
@@ -83,47 +84,54 @@ fn passes(filters: &[Filter], record: &Record) -> bool {
 
 /// Runs the verb.
 pub(super) fn run(args: &Args) -> Result<()> {
-    let jobs = Directories::find()?.jobs();
-    jobs.sweep()?;
+    let jobs = Directories::find()?.swept_jobs();
     let wants_ended = args.filter.iter().any(|filter| match filter {
         Filter::Status(status) => status != "running",
         Filter::Exited(_) => true,
         Filter::Name(_) | Filter::Image(_) => false,
     });
-    let (mut records, troubles) = if args.all || wants_ended { jobs.list()? } else { jobs.list_running()? };
+    let (mut records, troubles) = if args.all || wants_ended { jobs.list_brief()? } else { jobs.list_brief_running()? };
     for trouble in troubles {
         say(&format!("{:#}", anyhow::Error::from(trouble)));
     }
     records.retain(|record| passes(&args.filter, record));
-    let mut out = std::io::stdout().lock();
+    if let (false, Listing::Json) = (args.quiet, &args.format) {
+        return print_json(&whole(&jobs, &records)?);
+    }
+    let mut out = BufWriter::new(std::io::stdout().lock());
     match (args.quiet, &args.format) {
-        (true, _) => {
-            for record in &records {
-                writeln!(out, "{}", record.id)?;
-            }
-        }
-        (false, Listing::Json) => {
-            drop(out);
-            print_json(&records)?;
-        }
-        (false, Listing::Table) => writeln!(out, "{}", table(&records))?,
+        (true, _) => records.iter().try_for_each(|record| writeln!(out, "{}", record.id))?,
         (false, Listing::Template(template)) => {
             for record in &records {
                 writeln!(out, "{}", template.fill(|field| value(field, record)))?;
             }
         }
+        (false, _) => table(&mut out, &records)?,
     }
-    Ok(())
+    Ok(out.flush()?)
+}
+
+/// The whole records, but of jobs that were removed meanwhile.
+fn whole(jobs: &Jobs, records: &[Brief]) -> Result<Vec<Record>> {
+    let mut whole = Vec::with_capacity(records.len());
+    for brief in records {
+        match jobs.read(&brief.id) {
+            Ok(record) => whole.push(record),
+            Err(JobStoreError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
+            Err(trouble) => say(&format!("{:#}", anyhow::Error::from(trouble))),
+        }
+    }
+    Ok(whole)
 }
 
 /// A field of a template.
-fn value(field: &str, record: &Record) -> Option<String> {
+fn value(field: &str, record: &Brief) -> Option<String> {
     let [id, _, state, created, took, _, command] = row(record);
     Some(match field {
         "ID" => id,
         "Name" | "Names" => record.name.as_ref().map(ToString::to_string).unwrap_or_default(),
         "State" | "Status" => state,
-        "ExitCode" => record.state.exit_code().map(|code| code.to_string()).unwrap_or_default(),
+        "ExitCode" => record.state().exit_code().map(|code| code.to_string()).unwrap_or_default(),
         "Created" => created,
         "CreatedAt" => printable(&record.created),
         "Took" => took,
@@ -133,30 +141,34 @@ fn value(field: &str, record: &Record) -> Option<String> {
     })
 }
 
-fn table(records: &[Record]) -> Table {
+/// Columns two apart. What is wide on a terminal stands last, where nothing has to line up behind it.
+fn table(out: &mut impl Write, records: &[Brief]) -> Result<()> {
     let mut rows: Vec<[String; 7]> = records.iter().map(row).collect();
-    // On a terminal the command gets what the other columns, padded by two, leave of a line.
-    let widest = |column: usize| {
+    let widths: [usize; 7] = std::array::from_fn(|column| {
         let cells = rows.iter().map(|row| row[column].chars().count());
         cells.chain([HEADER[column].len()]).max().unwrap_or_default()
-    };
-    let taken: usize = (0..HEADER.len() - 1).map(|column| widest(column) + 2).sum::<usize>() + 2;
+    });
+    // On a terminal the command gets what the other columns leave of a line.
+    let taken: usize = widths[..6].iter().map(|width| width + 2).sum::<usize>() + 2;
     let width = tcgetwinsize(std::io::stdout()).ok().map(|size| usize::from(size.ws_col)).filter(|width| *width > 0);
     let most = width.map_or(usize::MAX, |width| width.saturating_sub(taken).max(LEAST_OF_A_COMMAND));
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(HEADER);
     for row in &mut rows {
         row[6] = shortened(&row[6], most);
-        table.add_row(&*row);
     }
-    table
+    for row in std::iter::once(&HEADER.map(str::to_owned)).chain(&rows) {
+        for (cell, width) in row.iter().zip(widths).take(6) {
+            write!(out, " {cell:width$} ")?;
+        }
+        writeln!(out, " {}", row[6])?;
+    }
+    Ok(())
 }
 
-fn row(record: &Record) -> [String; 7] {
+fn row(record: &Brief) -> [String; 7] {
     [
         record.id.to_string(),
         record.name.as_ref().map_or_else(|| "-".into(), ToString::to_string),
-        record.state.summary(),
+        record.state().summary(),
         age(&record.created),
         record.duration_ms.map_or_else(|| "-".into(), |took| short(Duration::from_millis(took))),
         shortened(&printable(&record.image), LONGEST_IMAGE),

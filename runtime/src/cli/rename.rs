@@ -15,7 +15,6 @@ pub(super) struct Args {
 
 /// Runs the verb.
 pub(super) fn run(args: &Args) -> Result<()> {
-    let jobs = Directories::find()?.jobs();
-    jobs.sweep()?;
+    let jobs = Directories::find()?.swept_jobs();
     Ok(jobs.rename(&jobs.find(&args.job)?, &args.name)?)
 }

@@ -25,8 +25,7 @@ pub(super) struct Args {
 
 /// Runs the verb.
 pub(super) fn run(args: &Args) -> Result<()> {
-    let jobs = Directories::find()?.jobs();
-    jobs.sweep()?;
+    let jobs = Directories::find()?.swept_jobs();
     let mut out = std::io::stdout().lock();
     if args.all {
         let (records, troubles) = jobs.list()?;
@@ -51,10 +50,8 @@ pub(super) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Ends and forgets the job that has `name`, if there is one (`run --replace`). One that a crash or the machine's end left
-/// is finished first.
+/// Ends and forgets the job that has `name`, if there is one (`run --replace`).
 pub(super) fn replace(jobs: &Jobs, name: &JobName) -> Result<()> {
-    jobs.sweep()?;
     match jobs.find_name(name) {
         Some(id) => {
             kill(jobs, &id)?;

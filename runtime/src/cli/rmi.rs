@@ -24,8 +24,7 @@ pub(super) struct Args {
 /// Runs the verb; gives the exit code: 1 when an image is not there or is in use.
 pub(super) fn run(args: &Args) -> Result<u8> {
     let directories = Directories::find()?;
-    let jobs = directories.jobs();
-    jobs.sweep()?;
+    let jobs = directories.swept_jobs();
     let Some(store) = Store::existing(&directories.stores())? else {
         for text in &args.images {
             say(&ImageError::Unknown(text.clone()).to_string());

@@ -1,9 +1,10 @@
 //! `agentd run`.
 
 use std::env;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::io::Write;
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -33,6 +34,7 @@ use crate::launch::plan::Plan;
 use crate::launch::secrets::{self, AskedSecret};
 use crate::launch::write_back;
 use crate::supervisor::detach::{self, Apart};
+use crate::supervisor::shell::Shell;
 use crate::supervisor::{self, Ending, Finished, LEAST_BYTES, Presence};
 
 #[derive(Debug, clap::Args)]
@@ -185,12 +187,24 @@ pub(super) fn description() -> clap::Command {
     <Args as clap::Args>::augment_args(clap::Command::new("agentd run"))
 }
 
-/// Runs the verb; gives the exit code.
-pub(super) fn run(args: Args) -> Result<u8> {
-    let Some(file) = &args.job else { return perform(args, None) };
+/// Words that make the box another than a shell can be, or that ask for none.
+const NOT_PLAIN: &[&str] =
+    &["-d", "-h", "--detach", "--help", "--dry-run", "--memory", "--cpu", "--pids", "--secret", "--job", "host"];
+
+/// The shell of the box that the command line seems to ask for. Reading it takes a tenth of a start, and planning another; PID 1
+/// makes its network meanwhile. A guess that was wrong costs a process that ends at once.
+pub(super) fn guess(mut words: impl Iterator<Item = OsString>) -> Option<io::Result<Shell>> {
+    let is_run = words.nth(1).is_some_and(|verb| verb == "run");
+    let is_plain = |word: OsString| !NOT_PLAIN.iter().any(|other| word.as_bytes().starts_with(other.as_bytes()));
+    (is_run && words.all(is_plain)).then(|| Shell::new(Network::None, None, &mut Secrets::default()))
+}
+
+/// Runs the verb, in `shell` if it fits; gives the exit code.
+pub(super) fn run(args: Args, shell: Option<io::Result<Shell>>) -> Result<u8> {
+    let Some(file) = &args.job else { return perform(args, shell, None) };
     let words = job_file::put_in(env::args_os(), !args.command.is_empty(), file, description())?;
     match super::again(words) {
-        Ok(args) => perform(args, None),
+        Ok(args) => perform(args, shell, None),
         Err(error) => {
             // A terminal that is gone cannot be told anything.
             error.print().unwrap_or_default();
@@ -203,10 +217,10 @@ pub(super) fn run(args: Args) -> Result<u8> {
 pub(super) fn learn(args: Args, learning: &Learning) -> Result<u8> {
     ensure!(args.job.is_none(), "flags of a job file are not for learning; write them out");
     ensure!(!args.detach, "what is learned is written when the command ends; leave --detach out");
-    perform(args, Some(learning))
+    perform(args, None, Some(learning))
 }
 
-fn perform(args: Args, learning: Option<&Learning>) -> Result<u8> {
+fn perform(args: Args, shell: Option<io::Result<Shell>>, learning: Option<&Learning>) -> Result<u8> {
     // Before anything of agentd's own is open.
     let callers = if args.detach { Some(open_now().context("cannot look at the open descriptors")?) } else { None };
     let directories = Directories::find()?;
@@ -223,6 +237,8 @@ fn perform(args: Args, learning: Option<&Learning>) -> Result<u8> {
         say("--net host: the job reaches everything this host reaches, its own loopback services included");
     }
     let id = JobId::random().context("cannot make a job id")?;
+    // A shell is a child of this process, and has no secret.
+    let shell = shell.filter(|_| callers.is_none() && secrets.is_empty());
     let mut follower = Follower::new(quiet);
     let planned = follower.follow(&wanted, |fetch| Plan::new(id, spec, &directories.surroundings(), fetch))?;
     let Some((mut plan, in_store)) = planned else { return Ok(INTERRUPTED) };
@@ -241,10 +257,15 @@ fn perform(args: Args, learning: Option<&Learning>) -> Result<u8> {
             say(&format!("warning: {warning}"));
         }
     }
-    let jobs = directories.jobs();
-    if let (true, Some(name)) = (replace, &plan.name) {
-        rm::replace(&jobs, name)?;
-    }
+    let jobs = match (replace, &plan.name) {
+        (true, Some(name)) => {
+            // A job that a crash or the machine's end left is finished first.
+            let jobs = directories.swept_jobs();
+            rm::replace(&jobs, name)?;
+            jobs
+        }
+        _ => directories.jobs(),
+    };
     let service = environment::service();
     let presence = match callers.map(|callers| detach::apart(&callers)).transpose().context("cannot detach")? {
         None => Presence::Foreground,
@@ -255,11 +276,11 @@ fn perform(args: Args, learning: Option<&Learning>) -> Result<u8> {
             return Ok(0);
         }
     };
-    let finished = supervisor::run(&plan, &jobs, hold, secrets, presence, &service);
+    let finished = supervisor::run(&plan, &jobs, hold, secrets, presence, shell, &service);
     on_exit::run(&plan, finished.as_ref().ok().map(|finished| &finished.record.state));
     let finished = finished?;
     if !quiet {
-        for left in &finished.record.left {
+        for left in finished.record.left.iter().chain(&finished.late_warning) {
             say(&format!("warning: {left}"));
         }
     }

@@ -27,7 +27,7 @@ pub(super) struct NetworkArgs {
 
 /// One rule, or those of a set.
 #[derive(Debug, Clone)]
-struct Rules(Vec<Rule>);
+pub(super) struct Rules(pub(super) Vec<Rule>);
 
 fn network(text: &str) -> Result<Network, String> {
     match text {
@@ -37,7 +37,8 @@ fn network(text: &str) -> Result<Network, String> {
     }
 }
 
-fn allowance(text: &str) -> Result<Rules, String> {
+/// Reads a rule, or the name of a set.
+pub(super) fn allowance(text: &str) -> Result<Rules, String> {
     if let Some(rules) = set(text) {
         return Ok(Rules(rules));
     }

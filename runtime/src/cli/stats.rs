@@ -8,8 +8,8 @@ use comfy_table::{Table, presets};
 use serde::Serialize;
 
 use super::environment::Directories;
-use super::stop::named;
 use super::template::Listing;
+use super::which::named;
 use super::{images::size, print_json};
 use crate::job::record::{Record, State};
 use crate::job::usage::{Sample, Usage};
@@ -47,8 +47,7 @@ struct Row {
 
 /// Runs the verb.
 pub(super) fn run(args: &Args) -> Result<()> {
-    let jobs = Directories::find()?.jobs();
-    jobs.sweep()?;
+    let jobs = Directories::find()?.swept_jobs();
     let wanted = named(&jobs, &args.jobs)?;
     let redraws = !args.no_stream && args.format == Listing::Table && std::io::stdout().is_terminal();
     let mut before = Sample::take()?;

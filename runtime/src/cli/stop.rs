@@ -7,19 +7,14 @@ use anyhow::Result;
 
 use super::environment::Directories;
 use super::printable;
+use super::which::Which;
 use crate::control::{Caller, ControlError, Request};
-use crate::job::id::JobId;
 use crate::job::spec;
-use crate::job::store::Jobs;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Names, ids or beginnings of ids
-    #[arg(required_unless_present = "all")]
-    jobs: Vec<String>,
-    /// Every job that runs
-    #[arg(short, long, conflicts_with = "jobs")]
-    all: bool,
+    #[command(flatten)]
+    which: Which,
     /// Time between SIGTERM and SIGKILL; 0 kills at once [default: as it was started]
     #[arg(short, long = "time", value_name = "TIME", value_parser = grace)]
     time: Option<Duration>,
@@ -31,9 +26,8 @@ fn grace(text: &str) -> Result<Duration, spec::SpecError> {
 
 /// Runs the verb.
 pub(super) fn run(args: &Args) -> Result<()> {
-    let jobs = Directories::find()?.jobs();
-    jobs.sweep()?;
-    let wanted = if args.all { running(&jobs)? } else { named(&jobs, &args.jobs)? };
+    let jobs = Directories::find()?.swept_jobs();
+    let wanted = args.which.of(&jobs)?;
     let grace_ms = args.time.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
     // All are told before the first is waited for: they take their time together.
     for (_, id) in &wanted {
@@ -48,14 +42,4 @@ pub(super) fn run(args: &Args) -> Result<()> {
         writeln!(out, "{}", printable(&text))?;
     }
     Ok(())
-}
-
-/// What was typed, and the job it means. All are looked up before anything is done: a mistyped name changes nothing.
-pub(super) fn named(jobs: &Jobs, texts: &[String]) -> Result<Vec<(String, JobId)>> {
-    texts.iter().map(|text| Ok((text.clone(), jobs.find(text)?))).collect()
-}
-
-/// Every job that runs.
-pub(super) fn running(jobs: &Jobs) -> Result<Vec<(String, JobId)>> {
-    Ok(jobs.running()?.into_iter().map(|id| (id.to_string(), id)).collect())
 }

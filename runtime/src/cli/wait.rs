@@ -5,7 +5,7 @@ use std::io::Write;
 use anyhow::Result;
 
 use super::environment::Directories;
-use super::{say, stop::named};
+use super::{say, which::named};
 use crate::job::id::JobId;
 use crate::job::record::State;
 use crate::job::store::Jobs;

@@ -9,6 +9,7 @@
 
 mod caller;
 
+use agentd_egress::Change;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use caller::address;
@@ -30,7 +31,7 @@ pub enum Stream {
 }
 
 /// What may be asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
     /// The signal that stops the payload, then SIGKILL.
@@ -62,6 +63,10 @@ pub enum Request {
     Enter,
     /// The listener of that command's filter comes along: its refused calls are answered and told like the payload's.
     Listen,
+    /// What the box may reach. Where it has to be listened to at further ports, nothing changes before they are there.
+    Reach(Change),
+    /// A socket that listens inside the box comes along.
+    Door,
 }
 
 /// What is answered.
@@ -77,6 +82,8 @@ pub enum Answer {
         /// Whether it takes input.
         input: bool,
     },
+    /// To [`Request::Reach`]: the box must be listened to at these first. A pidfd of the payload comes along.
+    Ports(Vec<u16>),
     /// It cannot be done.
     Refused {
         /// Why.

@@ -1,25 +1,24 @@
 //! Boxes that are started only to see how far they get.
 //!
 //! A trial is a real plan given to the real PID 1, so it needs exactly what a job needs and cannot drift from it. The
-//! steps of a start have an order: a box that stopped at one has done all before it. But for the network, which the
-//! payload's process makes meanwhile: only the trial of the network asks for one.
+//! steps of a start have an order: a box that stopped at one has done all before it. But for the network: only the trial of
+//! the network asks for one.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use agentd_init::Descriptors;
 use agentd_init::plan::{
     BoxPlan, BuiltIn, Filter, Identity, Landlock, LandlockRight, Network, PathAccess, PathGrant, Process, Root,
     Seccomp, Source,
 };
-use agentd_init::reaper::RELAYED;
 use agentd_init::report::{self, Report};
 use agentd_init::step::{Failure, Step};
-use agentd_sys::process::{BOX_NAMESPACES, Cloned, clone, exit_now};
-use nix::sys::signal::{SigSet, Signal};
+use agentd_init::{Secrets, brief};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::process::{WaitId, WaitIdOptions, getegid, geteuid, pidfd_send_signal, waitid};
+
+use crate::supervisor::shell::Shell;
 
 /// How far a box got.
 #[derive(Debug)]
@@ -64,31 +63,18 @@ pub(super) fn null() -> io::Result<[OwnedFd; 3]> {
 
 /// The same with streams of its own, and a bound on the time between two reports.
 pub(super) fn reach_with(plan: &BoxPlan, stdio: [OwnedFd; 3], patience: &Timespec) -> Reached {
-    match start(plan, stdio) {
-        Ok((channel, init)) => {
+    match Shell::new(plan.network, None, &mut Secrets::default()) {
+        Ok(Shell { init, channel, .. }) => {
             // A box that has stopped already hears nothing; why is in the channel.
-            report::release(&channel).unwrap_or_default();
+            let sent = brief::send(&channel, plan, stdio.each_ref().map(AsFd::as_fd));
+            sent.and_then(|()| brief::release(&channel)).unwrap_or_default();
+            drop(stdio);
             let reached = listen(&channel, patience);
             // It ends by itself unless it hangs, or the channel failed. One that has ended needs no signal.
             pidfd_send_signal(&init, rustix::process::Signal::KILL).unwrap_or_default();
             waitid(WaitId::PidFd(init.as_fd()), WaitIdOptions::EXITED).map_or(Reached::Silent, |_status| reached)
         }
         Err(error) => Reached::Refused(error),
-    }
-}
-
-fn start(plan: &BoxPlan, stdio: [OwnedFd; 3]) -> io::Result<(OwnedFd, OwnedFd)> {
-    let (channel, inside) = agentd_sys::channel::pair()?;
-    match clone(BOX_NAMESPACES)? {
-        Cloned::Child => {
-            let mut awaited: SigSet = RELAYED.iter().copied().collect();
-            awaited.add(Signal::SIGCHLD);
-            if awaited.thread_block().is_err() {
-                exit_now(1);
-            }
-            agentd_init::run(plan, agentd_init::Secrets::default(), Descriptors { channel: inside, stdio })
-        }
-        Cloned::Parent { pidfd, .. } => Ok((channel, pidfd)),
     }
 }
 

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use agentd_egress::{Request, Verdict};
 use serde::{Deserialize, Serialize};
 
+use super::record::PolicyChange;
 use super::store::read_bounded;
 
 /// Its name in a job's directory.
@@ -24,6 +25,8 @@ pub enum Event {
     Denial(Denial),
     /// Something was asked of the network.
     Network(Request),
+    /// What the job may reach was changed while it ran.
+    Policy(PolicyChange),
 }
 
 /// System calls of one kind that one program made and policy refused.

@@ -1,5 +1,6 @@
 //! A job: what was asked for ([`spec`]), and what is kept of it on disk ([`record`], [`store`]).
 
+pub mod brief;
 pub mod events;
 pub mod id;
 mod in_use;

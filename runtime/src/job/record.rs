@@ -3,6 +3,7 @@
 //! Invariant: the state in a record is what was true when it was written; that a job which claims to run really does is
 //! told by its lock ([`super::store`]), never by the record.
 
+use agentd_egress::Change;
 use agentd_rootfs::commit::KeptLayer;
 use serde::{Deserialize, Serialize};
 
@@ -92,6 +93,19 @@ pub struct NetworkUse {
     /// By name and port: the first hundred.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub names: Vec<NameUse>,
+    /// What was allowed and denied while it ran, in that order.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub changes: Vec<PolicyChange>,
+}
+
+/// A change of what a running job may reach.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyChange {
+    /// RFC 3339, UTC.
+    pub time: String,
+    /// By `agentd allow` and `agentd deny`.
+    #[serde(flatten)]
+    pub change: Change,
 }
 
 /// What a job did with one name at one port.

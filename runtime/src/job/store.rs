@@ -19,6 +19,10 @@
 //! Invariant: a file in `live/` whose lock can be taken belongs to a supervisor that is gone: whoever takes the lock
 //! writes the record's end. What a crash leaves is thus found in `live/` alone, however many records there are.
 
+mod error;
+mod lines;
+mod list;
+
 use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
@@ -27,21 +31,23 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::id::{JobId, JobName, is_id_prefix};
-use super::record::{Record, SCHEMA, State};
+use super::id::{JobId, JobName};
+use super::record::{Record, State};
 use crate::cgroup;
 use crate::control::SOCKET;
 use crate::launch::plan::Plan;
 use crate::launch::protect;
+pub(super) use error::Doing;
+pub use error::JobStoreError;
+use error::Result;
+pub(super) use lines::read_bounded;
+use lines::{Renamed, append, last_record};
 
 /// Names of a job's files.
 const RECORD: &str = "record.jsonl";
 pub(super) const PLAN: &str = "plan.json";
 /// What the job wrote to its root, where it was to be kept.
 pub(crate) const LAYER: &str = "root.tar.zst";
-
-/// Longest record that is read, in bytes.
-const MAX_RECORD: u64 = 16 << 20;
 
 /// The directory of all jobs of a user.
 #[derive(Debug, Clone)]
@@ -57,66 +63,11 @@ pub struct LiveJob {
     file: File,
 }
 
-/// What can go wrong with the jobs on disk.
-#[derive(Debug, thiserror::Error)]
-pub enum JobStoreError {
-    /// A file operation.
-    #[error("cannot {action} {}", path.display())]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// Two jobs cannot have one name.
-    #[error("the name `{0}` belongs to another job; `agentd rm {0}` frees it once that has ended")]
-    NameTaken(JobName),
-    /// Nothing by that name.
-    #[error("no job is called `{}`; `agentd ps -a` lists them", .0.escape_debug())]
-    NotFound(String),
-    /// Several ids begin so.
-    #[error("`{prefix}` could be any of {}; give more digits", matches.join(", "))]
-    Ambiguous {
-        /// What was given.
-        prefix: String,
-        /// Whose ids begin so.
-        matches: Vec<String>,
-    },
-    /// No line of it is a record.
-    #[error("the record {} cannot be read: no line of it is a record; `agentd rm` removes the job", path.display())]
-    BadRecord {
-        /// The file.
-        path: PathBuf,
-    },
-    /// A record of a later agentd.
-    #[error("the record {} is of schema {found}; this agentd reads up to {SCHEMA}", path.display())]
-    NewerRecord {
-        /// The file.
-        path: PathBuf,
-        /// Its schema.
-        found: u32,
-    },
-    /// Somebody else could write there.
-    #[error("{} is not this user's alone; make it so with `chmod 700` (as its owner), or set XDG_STATE_HOME", .0.display())]
-    NotPrivate(PathBuf),
-    /// `rm` of a job that runs.
-    #[error("job {0} is running; `agentd stop {0}` stops it, `agentd rm -f {0}` kills it")]
-    Running(JobId),
-}
-
-type Result<T> = std::result::Result<T, JobStoreError>;
-
-/// Names the operation and the path of an I/O error.
-pub(super) trait Doing<T> {
-    fn doing(self, action: &'static str, path: &Path) -> Result<T>;
-}
-
-impl<T> Doing<T> for io::Result<T> {
-    fn doing(self, action: &'static str, path: &Path) -> Result<T> {
-        self.map_err(|source| JobStoreError::Io { action, path: path.to_owned(), source })
-    }
+/// A job whose record has its end, and is still this process's to add to: it is locked until this is dropped.
+#[derive(Debug)]
+pub struct EndedJob {
+    path: PathBuf,
+    file: File,
 }
 
 impl Jobs {
@@ -189,146 +140,73 @@ impl Jobs {
         }
     }
 
-    /// Every record, newest first, and the trouble with those that cannot be read.
-    ///
-    /// # Errors
-    /// [`JobStoreError::Io`] when the directory cannot be listed.
-    pub fn list(&self) -> Result<(Vec<Record>, Vec<JobStoreError>)> {
-        self.read_all(self.ids("jobs")?)
-    }
-
-    /// The same of those that run, however many have ended.
-    ///
-    /// # Errors
-    /// [`JobStoreError::Io`] when the directory cannot be listed.
-    pub fn list_running(&self) -> Result<(Vec<Record>, Vec<JobStoreError>)> {
-        let (mut records, troubles) = self.read_all(self.running()?)?;
-        // It may end between the two looks.
-        records.retain(|record| record.state == State::Running);
-        Ok((records, troubles))
-    }
-
-    fn read_all(&self, ids: Vec<JobId>) -> Result<(Vec<Record>, Vec<JobStoreError>)> {
-        let (mut records, mut troubles) = (Vec::new(), Vec::new());
-        for id in ids {
-            match self.read(&id) {
-                Ok(record) => records.push(record),
-                // Removed meanwhile, or not written yet.
-                Err(JobStoreError::BadRecord { path }) if path == self.live(&id) => {}
-                Err(JobStoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
-                Err(trouble) => troubles.push(trouble),
-            }
-        }
-        records.sort_by(|one, other| other.created.cmp(&one.created).then_with(|| one.id.cmp(&other.id)));
-        Ok((records, troubles))
-    }
-
-    /// The id of the job that `text` names: a name, an id or the beginning of one.
-    ///
-    /// # Errors
-    /// [`JobStoreError::NotFound`], [`JobStoreError::Ambiguous`].
-    pub fn find(&self, text: &str) -> Result<JobId> {
-        let not_found = || JobStoreError::NotFound(text.to_owned());
-        if let Ok(name) = text.parse::<JobName>()
-            && let Some(id) = self.find_name(&name)
-        {
-            return Ok(id);
-        }
-        if !is_id_prefix(text) {
-            return Err(not_found());
-        }
-        let mut matches = self.ids("jobs")?;
-        matches.retain(|id| id.as_str().starts_with(text));
-        match matches.len() {
-            0 => Err(not_found()),
-            1 => matches.pop().ok_or_else(not_found),
-            _ => {
-                matches.sort();
-                let matches = matches.into_iter().take(5).map(String::from).collect();
-                Err(JobStoreError::Ambiguous { prefix: text.to_owned(), matches })
-            }
-        }
-    }
-
-    /// The id of the job that has a name.
-    #[must_use]
-    pub fn find_name(&self, name: &JobName) -> Option<JobId> {
-        let target = fs::read_link(self.names().join(name.as_str())).ok()?;
-        target.to_str()?.parse().ok()
-    }
-
-    /// The record of a job.
-    ///
-    /// # Errors
-    /// [`JobStoreError::Io`], [`JobStoreError::BadRecord`], [`JobStoreError::NewerRecord`].
-    pub fn read(&self, id: &JobId) -> Result<Record> {
-        let ended = self.directory_of(id).join(RECORD);
-        // A job may end between the first look and the second.
-        for path in [&ended, &self.live(id), &ended] {
-            let text = match read_bounded(path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                text => text.doing("read", path)?,
-            };
-            let mut record = last_record(&text, path)?;
-            if *path == ended && record.state == State::Running {
-                let reason = "its record has no end: the machine went down before it was on disk".to_owned();
-                record.state = State::Lost { reason };
-            }
-            return Ok(record);
-        }
-        Err(JobStoreError::Io { action: "read", path: ended, source: io::ErrorKind::NotFound.into() })
-    }
-
-    /// Finishes the records of jobs whose supervisor is gone; gives their ids.
-    ///
-    /// # Errors
-    /// [`JobStoreError::Io`].
-    pub fn sweep(&self) -> Result<Vec<JobId>> {
-        let mut lost = Vec::new();
+    /// Finishes the records of jobs whose supervisor is gone; gives their ids, and the trouble with those that it could not
+    /// finish: they read as lost all the same.
+    pub fn sweep(&self) -> (Vec<JobId>, Vec<JobStoreError>) {
+        let (mut lost, mut troubles) = (Vec::new(), Vec::new());
         let stubs = self.stubs();
-        protect::stubs::sweep(&stubs).doing("clean up after", &stubs)?;
-        for id in self.ids("live")? {
-            let live = self.live(&id);
-            let Some(file) = self.lock(&id)? else { continue };
-            let record = read_bounded(&live).doing("read", &live).and_then(|text| last_record(&text, &live));
-            match record {
-                Ok(mut record) => {
-                    if record.state == State::Running {
-                        let reason = format!(
-                            "the supervisor (pid {}) ended without finishing the record; the kernel ended the box with it",
-                            record.supervisor_pid
-                        );
-                        record.state = State::Lost { reason };
-                        record.finished = Some(now());
-                        if let Some(Err(error)) = record.cgroup.as_deref().map(|path| cgroup::sweep(&id, path.as_ref()))
-                        {
-                            record.warnings.push(format!("its cgroup is left: {error}"));
-                        }
-                        // Without a plan nothing was started in a workspace.
-                        let plan = read_bounded(&self.directory_of(&id).join(PLAN)).ok();
-                        let plan = plan.and_then(|text| serde_json::from_slice(&text).ok());
-                        record.left = plan.as_ref().map(protect::after::findings).unwrap_or_default();
-                        append(&file, &record).doing("write", &live)?;
-                        lost.push(id.clone());
+        troubles.extend(protect::stubs::sweep(&stubs).doing("clean up after", &stubs).err());
+        match self.ids("live") {
+            Ok(ids) => {
+                for id in ids {
+                    match self.bury(&id) {
+                        Ok(true) => lost.push(id),
+                        Ok(false) => {}
+                        Err(trouble) => troubles.push(trouble),
                     }
-                    let directory = self.directory_of(&id);
-                    // Killed before it made that: such a job's payload never started, but its record did.
-                    match fs::DirBuilder::new().mode(0o700).create(&directory) {
-                        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                        made => made.doing("create", &directory)?,
-                    }
-                    fs::rename(&live, directory.join(RECORD)).doing("move", &live)?;
-                    let socket = directory.join(SOCKET);
-                    fs::remove_file(&socket).or_else(ignore_missing).doing("remove", &socket)?;
                 }
-                // Not one line was written: the payload of that job never started.
-                Err(JobStoreError::BadRecord { .. }) => self.erase(&id)?,
-                // A later agentd's, which will finish it.
-                Err(JobStoreError::NewerRecord { .. }) => {}
-                Err(error) => return Err(error),
             }
+            Err(trouble) => troubles.push(trouble),
         }
-        Ok(lost)
+        (lost, troubles)
+    }
+
+    /// Finishes the record of one job if its supervisor is gone; whether it had to be given an end.
+    fn bury(&self, id: &JobId) -> Result<bool> {
+        let live = self.live(id);
+        let Some(file) = self.lock(id)? else { return Ok(false) };
+        let record = read_bounded(&live).doing("read", &live).and_then(|text| last_record::<Record>(&text, &live));
+        let mut record = match record {
+            // Not one line was written: the payload of that job never started. What has a record is another's.
+            Err(JobStoreError::BadRecord { .. }) => {
+                match fs::symlink_metadata(self.directory_of(id).join(RECORD)) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => self.erase(id)?,
+                    _ => fs::remove_file(&live).or_else(ignore_missing).doing("remove", &live)?,
+                }
+                return Ok(false);
+            }
+            // A later agentd's, which will finish it.
+            Err(JobStoreError::NewerRecord { .. }) => return Ok(false),
+            record => record?,
+        };
+        let directory = self.directory_of(id);
+        let is_lost = record.state == State::Running;
+        if is_lost {
+            record.state = State::Lost {
+                reason: format!(
+                    "the supervisor (pid {}) ended without finishing the record; the kernel ended the box with it",
+                    record.supervisor_pid
+                ),
+            };
+            record.finished = Some(now());
+            if let Some(Err(error)) = record.cgroup.as_deref().map(|path| cgroup::sweep(id, path.as_ref())) {
+                record.warnings.push(format!("its cgroup is left: {error}"));
+            }
+            // Without a plan nothing was started in a workspace.
+            let plan = read_bounded(&directory.join(PLAN)).ok();
+            let plan = plan.and_then(|text| serde_json::from_slice(&text).ok());
+            record.left = plan.as_ref().map(protect::after::findings).unwrap_or_default();
+            append(&file, &record).doing("write", &live)?;
+        }
+        // Killed before it made that: such a job's payload never started, but its record did.
+        match fs::DirBuilder::new().mode(0o700).create(&directory) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            made => made.doing("create", &directory)?,
+        }
+        fs::rename(&live, directory.join(RECORD)).doing("move", &live)?;
+        let socket = directory.join(SOCKET);
+        fs::remove_file(&socket).or_else(ignore_missing).doing("remove", &socket)?;
+        Ok(is_lost)
     }
 
     /// The file of a job whose supervisor is gone, locked; `None` when it lives or has ended.
@@ -360,7 +238,8 @@ impl Jobs {
                 // The supervisor has it locked as long as it lives, whatever becomes of it.
                 opened => opened.doing("open", &live)?.lock_shared().doing("wait for", &live)?,
             }
-            self.sweep()?;
+            // What it could not write reads as lost, and is an end.
+            let (_lost, _troubles) = self.sweep();
             // Another command may have had the lock to look at it, or be about to write the same end.
             if !self.read(id).is_ok_and(|record| record.state == State::Running) {
                 return Ok(());
@@ -518,13 +397,25 @@ impl LiveJob {
         made.and_then(|mut file| file.write_all(&text)).doing("write", &path)
     }
 
-    /// Writes the final record and gives the lock up.
+    /// Writes the final record.
     ///
     /// # Errors
     /// [`JobStoreError::Io`]; the next command then finds the lock free and calls the job lost.
-    pub fn finish(self, record: &Record) -> Result<()> {
+    pub fn finish(self, record: &Record) -> Result<EndedJob> {
         append(&self.file, record).doing("write", &self.live)?;
-        fs::rename(&self.live, self.directory.join(RECORD)).doing("move", &self.live)
+        let path = self.directory.join(RECORD);
+        fs::rename(&self.live, &path).doing("move", &self.live)?;
+        Ok(EndedJob { path, file: self.file })
+    }
+}
+
+impl EndedJob {
+    /// Says again what the record is, for what came to light since.
+    ///
+    /// # Errors
+    /// [`JobStoreError::Io`].
+    pub fn amend(&self, record: &Record) -> Result<()> {
+        append(&self.file, record).doing("write", &self.path)
     }
 }
 
@@ -536,59 +427,6 @@ pub fn now() -> String {
 
 fn ignore_missing(error: io::Error) -> io::Result<()> {
     if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
-}
-
-/// Appends a line. It begins a line of its own even after one that a crash cut short.
-fn append(mut file: &File, record: &impl Serialize) -> io::Result<()> {
-    let mut line = serde_json::to_vec(record)?;
-    line.insert(0, b'\n');
-    line.push(b'\n');
-    file.write_all(&line)
-}
-
-/// A line that says a job's new name, and how it begins.
-#[derive(Serialize, serde::Deserialize)]
-struct Renamed {
-    renamed: JobName,
-}
-const RENAMED: &[u8] = b"{\"renamed\":";
-
-/// The last line that is a whole record.
-fn last_record(text: &[u8], path: &Path) -> Result<Record> {
-    #[derive(serde::Deserialize)]
-    struct Version {
-        schema: u32,
-    }
-    let whole_lines = text.split_inclusive(|byte| *byte == b'\n').filter_map(|line| line.strip_suffix(b"\n")).rev();
-    let mut name = None;
-    let mut found = None;
-    for line in whole_lines {
-        if line.starts_with(RENAMED) {
-            let said = || serde_json::from_slice::<Renamed>(line).ok().map(|line| line.renamed);
-            name = name.or_else(said);
-        } else if found.is_none() {
-            // A later agentd's may read as one of ours, or as none at all.
-            found = serde_json::from_slice::<Record>(line).ok();
-            let schema = match &found {
-                Some(record) => Some(record.schema),
-                None => serde_json::from_slice::<Version>(line).ok().map(|version| version.schema),
-            };
-            if let Some(found) = schema.filter(|schema| *schema > SCHEMA) {
-                return Err(JobStoreError::NewerRecord { path: path.to_owned(), found });
-            }
-        }
-    }
-    if let Some(mut record) = found {
-        record.name = name.or(record.name);
-        return Ok(record);
-    }
-    Err(JobStoreError::BadRecord { path: path.to_owned() })
-}
-
-pub(super) fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
-    let mut text = Vec::new();
-    io::Read::read_to_end(&mut io::Read::take(File::open(path)?, MAX_RECORD), &mut text)?;
-    Ok(text)
 }
 
 #[cfg(test)]

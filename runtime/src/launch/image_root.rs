@@ -31,20 +31,30 @@ pub struct InStore {
 
 /// Finds the image, unpacking what the store does not have; `None` for the host's own root.
 pub(super) fn find(image: &ImageRef, places: &Places, fetch: &mut Fetch<'_>) -> Result<Option<ImageRoot>, PlanError> {
-    let (paths, config, digest, in_store) = match image {
+    Ok(Some(match image {
         ImageRef::Host => return Ok(None),
-        ImageRef::Dir(path) => (vec![path.clone()], ImageConfig::default(), None, None),
+        ImageRef::Dir(path) => ImageRoot {
+            layers: vec![super::directory(path, "root directory")?],
+            accounts: Accounts::read(std::slice::from_ref(path))?,
+            config: ImageConfig::default(),
+            digest: None,
+            in_store: None,
+        },
         image => {
             let store = Store::open(places)?;
-            let Image { manifest_digest, layers, config, hold } = store.image(image, fetch)?;
+            let image = store.image(image, fetch)?;
             let write_back = store.write_back()?;
-            (layers, config, Some(manifest_digest), Some(InStore { hold, write_back }))
+            let accounts = store.accounts(&image)?;
+            let Image { manifest_digest, layers, config, hold, .. } = image;
+            ImageRoot {
+                layers: layers.into_iter().map(super::layer).collect::<Result<_, _>>()?,
+                accounts,
+                config,
+                digest: Some(manifest_digest),
+                in_store: Some(InStore { hold, write_back }),
+            }
         }
-    };
-    let what = if digest.is_some() { "layer" } else { "root directory" };
-    let layers = paths.iter().map(|path| super::directory(path, what)).collect::<Result<_, _>>()?;
-    let accounts = Accounts::read(&paths)?;
-    Ok(Some(ImageRoot { layers, accounts, config, digest, in_store }))
+    }))
 }
 
 /// The ids and home that `asked` (or the image's own `User`) stands for; 1000:1000 when neither says.

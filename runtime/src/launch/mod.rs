@@ -18,7 +18,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use agentd_init::plan::{Kind, Source};
-use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, accessat, fstat, openat2};
+use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, accessat, fstat, openat2, statat};
 use rustix::io::Errno;
 
 use crate::cgroup;
@@ -120,6 +120,14 @@ fn source(path: &Path, what: &'static str) -> Result<(Source, Kind), PlanError> 
     let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
     let kind = if is_directory { Kind::Directory } else { Kind::File };
     Ok((Source { path: path.to_owned(), device: stat.st_dev, inode: stat.st_ino }, kind))
+}
+
+/// The same for a layer of the store, with one look: there are many, and PID 1 refuses to follow a link to them anyway.
+fn layer(path: PathBuf) -> Result<Source, PlanError> {
+    match statat(CWD, &path, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(Source { path, device: stat.st_dev, inode: stat.st_ino }),
+        Err(errno) => Err(PlanError::HostPath { what: "layer", path, cause: errno.into(), hint: None }),
+    }
 }
 
 /// Whether the user may list and enter a directory. PID 1 could, with the capabilities it has over the user's own files.

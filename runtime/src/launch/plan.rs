@@ -502,14 +502,14 @@ fn mounts(
     let volumes = volumes.into_iter().filter(|volume| volume != home);
     inside.mounts.extend(volumes.map(|target| Mount::Writable { target }));
     for target in ["proc", "dev", "sys", "tmp", "run", "scratch"] {
-        inside.root.additions.push(Addition::Directory { path: target.into() });
+        inside.root.additions.push(Addition::Covered { path: target.into() });
     }
     if home == HOME {
         // Made with the rest: in a directory of the image that belongs to somebody else nothing can be made later.
         inside.root.additions.push(Addition::Directory { path: HOME.trim_start_matches('/').into() });
     }
     if let Some(workspace) = &spec.workspace {
-        inside.root.additions.push(Addition::Directory { path: "workspace".into() });
+        inside.root.additions.push(Addition::Covered { path: "workspace".into() });
         let source = super::directory(&workspace.path, "workspace")?;
         super::may_enter(&source.path, "workspace")?;
         inside.mounts.push(Mount::Bind {

@@ -10,7 +10,6 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use agentd_init::Descriptors;
 use agentd_init::guest::{self, Joined};
 use agentd_init::plan::Network;
 use agentd_init::reaper::RELAYED;
@@ -50,6 +49,14 @@ pub enum GuestError {
     /// The job's cgroup.
     #[error("cannot go into the job's cgroup")]
     Cgroup(#[from] LeafError),
+    /// A port of the box.
+    #[error("cannot listen at port {port} of the box; a program in it may do so already")]
+    Port {
+        /// Which.
+        port: u16,
+        /// Why not.
+        source: io::Error,
+    },
     /// A call on the host.
     #[error("cannot {what}")]
     Host {
@@ -92,7 +99,7 @@ pub fn run(mut plan: Plan, payload: &OwnedFd, caller: &Caller, leaf: Option<&Pat
             (limit.soft, limit.hard) = (bounded(limit.soft), bounded(limit.hard));
         }
     }
-    let namespaces = namespaces(payload, plan.inside.network)?;
+    let namespaces = namespaces(payload, |name| name != "net" || plan.inside.network == Network::None)?;
     let mut watched: SigSet = RELAYED.iter().copied().collect();
     watched.extend([Signal::SIGCHLD, Signal::SIGWINCH]);
     let signals = agentd_sys::signal::descriptor(&watched).to("block signals")?;
@@ -102,7 +109,7 @@ pub fn run(mut plan: Plan, payload: &OwnedFd, caller: &Caller, leaf: Option<&Pat
     let (streams, stdio) = Streams::new(&wanted).to("set the streams up")?;
     let leaf = plan.cgroup.as_ref().zip(leaf).map(|(cgroup, leaf)| leaf::visit(cgroup, leaf)).transpose()?;
     let usher = match clone_into(0, leaf.as_ref().map(AsFd::as_fd)).to("start a process in the job's cgroup")? {
-        Cloned::Child => guest::run(&plan.inside, namespaces, Descriptors { channel: inside, stdio }),
+        Cloned::Child => guest::run(&plan.inside, namespaces, guest::Descriptors { channel: inside, stdio }),
         Cloned::Parent { pidfd, .. } => pidfd,
     };
     drop((namespaces, inside, stdio));
@@ -122,6 +129,19 @@ pub fn run(mut plan: Plan, payload: &OwnedFd, caller: &Caller, leaf: Option<&Pat
         (None, None) => Err(GuestError::Ended),
         (failure, status) => Ok(Ending::new(failure, status, None, None)),
     }
+}
+
+/// Sockets that listen at `ports` inside the box that `payload` is in. This process is in its user and network namespace
+/// afterwards, and is good for nothing else.
+///
+/// # Errors
+/// [`GuestError`].
+pub fn doors(payload: &OwnedFd, ports: &[u16]) -> Result<Vec<OwnedFd>, GuestError> {
+    let namespaces = namespaces(payload, |name| matches!(name, "user" | "net"))?;
+    guest::doors(namespaces, ports).map_err(|(port, source)| match port {
+        Some(port) => GuestError::Port { port, source },
+        None => GuestError::Host { what: "join the box's network", source },
+    })
 }
 
 struct Guest<'c> {
@@ -191,7 +211,7 @@ impl Guest<'_> {
 }
 
 /// The namespaces of a box, the user namespace first.
-fn namespaces(payload: &OwnedFd, network: Network) -> Result<Vec<Joined>, GuestError> {
+fn namespaces(payload: &OwnedFd, wanted: impl Fn(&str) -> bool) -> Result<Vec<Joined>, GuestError> {
     let info = format!("/proc/self/fdinfo/{}", payload.as_raw_fd());
     let info = fs::read_to_string(info).to("look at the payload")?;
     let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")).map(str::trim).filter(|pid| *pid != "-1");
@@ -215,7 +235,7 @@ fn namespaces(payload: &OwnedFd, network: Network) -> Result<Vec<Joined>, GuestE
         ("cgroup", LinkNameSpaceType::ControlGroup),
         ("net", LinkNameSpaceType::Network),
     ] {
-        if (name, network) == ("net", Network::Host) {
+        if !wanted(name) {
             continue;
         }
         let descriptor = opened(openat(&directory, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()))?;

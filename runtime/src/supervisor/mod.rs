@@ -7,6 +7,7 @@
 
 pub mod attached;
 mod control;
+mod course;
 mod denials;
 pub mod detach;
 mod ending;
@@ -16,10 +17,12 @@ pub mod keys;
 mod log;
 mod network;
 mod obey;
+mod reach;
 mod ready;
 mod redact;
 pub mod service;
 mod set_id;
+pub mod shell;
 mod streams;
 mod terminal;
 mod viewers;
@@ -30,17 +33,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use agentd_egress::Request;
-use agentd_init::Secrets;
-use agentd_init::plan::Network;
 use agentd_init::reaper::RELAYED;
 use agentd_init::report::{self, Report};
 use agentd_init::step::Failure;
-use agentd_profiles::Lessons;
-use agentd_rootfs::Hold;
+use agentd_init::{Secrets, brief};
 use agentd_rootfs::commit::Upper;
 use agentd_sys::memory::BEFORE_FORGETTING;
-use agentd_sys::process::{BOX_NAMESPACES, CGROUP_NAMESPACE, Cloned, clone_into};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
 use rustix::io::Errno;
@@ -48,17 +46,17 @@ use rustix::process::{
     Pid, PidfdFlags, WaitId, WaitIdOptions, getppid, kill_process, pidfd_open, pidfd_send_signal, waitid,
 };
 
+pub use course::{Finished, Presence, run};
 pub(crate) use ending::AGENTD_FAILED as FAILED;
 pub use ending::Ending;
 pub(crate) use redact::LEAST_BYTES;
 
 use crate::cgroup::leaf::{Leaf, LeafError};
-use crate::job::events::{Denial, EVENTS, Events};
-use crate::job::record::{Enforced, Record, SCHEMA, State};
-use crate::job::store::{JobStoreError, Jobs, LiveJob, now};
+use crate::job::events::{EVENTS, Events};
+use crate::job::record::Record;
+use crate::job::store::JobStoreError;
 use crate::launch::plan::Plan;
-use crate::launch::protect;
-use crate::launch::protect::stubs::{StubError, Stubs};
+use crate::launch::protect::stubs::StubError;
 use control::Control;
 use denials::Denials;
 use detach::Notice;
@@ -66,6 +64,7 @@ use ending::{Reason, Stop};
 use network::Broker;
 use redact::Redactor;
 use service::Service;
+use shell::Shell;
 use streams::{Own, Streams, Wanted};
 
 /// A job that could not be supervised. What fails inside the box is an [`Ending`], not an error.
@@ -101,161 +100,6 @@ trait To<T> {
 impl<T, E: Into<io::Error>> To<T> for Result<T, E> {
     fn to(self, what: &'static str) -> Result<T, SuperviseError> {
         self.map_err(|source| SuperviseError::Host { what, source: source.into() })
-    }
-}
-
-/// A finished job: how it ended, and its record as it was written.
-#[derive(Debug)]
-pub struct Finished {
-    /// How it ended.
-    pub ending: Ending,
-    /// The final record.
-    pub record: Record,
-    /// The calls that policy refused.
-    pub denials: Vec<Denial>,
-    /// What a job that learns has learned.
-    pub lessons: Option<Lessons>,
-    /// What was asked of the network and refused.
-    pub refusals: Vec<Request>,
-}
-
-/// Whose a job is while it runs.
-#[derive(Debug)]
-pub enum Presence {
-    /// Of the process that started it: its streams are the job's, and its end is the job's.
-    Foreground,
-    /// Nobody's, from the moment that its start is told.
-    Detached(Notice),
-}
-
-/// Runs a job, from clone to record; `hold` keeps its layers in the store until its plan is written.
-/// Of `secrets` nothing is kept but what a record or log would have to be cleaned of; `service` is told of start and end.
-///
-/// # Errors
-/// [`SuperviseError`]; nothing of the box is left then.
-pub fn run(
-    plan: &Plan,
-    jobs: &Jobs,
-    hold: Option<Hold>,
-    secrets: Secrets,
-    presence: Presence,
-    service: &Service,
-) -> Result<Finished, SuperviseError> {
-    let begun = Instant::now();
-    let mut supervisor = Supervisor::start(plan, &jobs.directory_of(&plan.id), secrets, presence, service)?;
-    // Written while PID 1 builds the box on another core; the payload starts only when they are there.
-    let kept = supervisor.kept();
-    let mut record = first_record(&kept);
-    record.cgroup = supervisor.leaf.as_ref().map(|leaf| leaf.path().display().to_string());
-    supervisor.redact(&mut record);
-    let job = jobs.create(&record)?;
-    let written = job.write_plan(&*kept).map_err(SuperviseError::from);
-    // From here on the plan says which layers are in use.
-    drop(hold);
-    let mut stubs = None;
-    let placed = written.and_then(|()| {
-        let wanted = plan.stubs();
-        if !wanted.is_empty() {
-            stubs = Some(Stubs::place(&jobs.stubs(), wanted)?);
-        }
-        Ok(())
-    });
-    let released = placed.and_then(|()| match plan.inside.root.keep {
-        // When what agentd itself has put into the root is taken note of.
-        true => Ok(()),
-        false => supervisor.release(),
-    });
-    let supervised = released.and_then(|()| supervisor.supervise());
-    supervisor.streams.last_words();
-    record.output_dropped = supervisor.streams.close_logs();
-    let refusals = supervisor.end_network(&mut record);
-    let redactor = supervisor.redactor.take();
-    let (denials, total) = supervisor.denials.finish();
-    let lessons = supervisor.denials.lessons();
-    record.denials = total;
-    if supervisor.started && supervisor.denials.is_silent() {
-        let why = "agentd itself runs under a filter that another program listens to";
-        record.warnings.push(format!("refused calls are not told: {why}"));
-    }
-    let upper = supervisor.upper.take();
-    record.usage = supervisor.leaf.as_mut().map(Leaf::usage);
-    // Here at the latest the terminal has its modes back and no process of the box is left.
-    drop(supervisor);
-    let finish = |job, record: &mut Record, redactor| {
-        let finished = finish(job, record, begun, redactor);
-        service.ended(record);
-        finished
-    };
-    record.left = protect::after::findings(plan);
-    let finished = match supervised {
-        Ok(ending) => {
-            let ending = ending.told_of(record.usage.as_ref(), plan.cgroup.as_ref());
-            record.state = ending.state();
-            if matches!(ending, Ending::Exited { .. }) {
-                record.root = upper.map(|upper| keep::keep(upper, &jobs.directory_of(&plan.id)));
-            }
-            finish(job, &mut record, redactor.as_ref())?;
-            Ok(Finished { ending, record, denials, lessons, refusals })
-        }
-        Err(error) => {
-            let reason = match std::error::Error::source(&error) {
-                Some(source) => format!("{error}: {source}"),
-                None => error.to_string(),
-            };
-            record.state = State::Failed { exit_code: ending::AGENTD_FAILED, reason };
-            finish(job, &mut record, redactor.as_ref())?;
-            Err(error)
-        }
-    };
-    // Last, when the kernel has taken the box's mounts off them: to unlink what is mounted on somewhere costs ten times as much.
-    if let Some(Err(error)) = stubs.map(Stubs::remove) {
-        tracing::warn!(%error, "stubs of protected paths are left; the next agentd command tries again");
-    }
-    finished
-}
-
-fn finish(job: LiveJob, record: &mut Record, begun: Instant, redactor: Option<&Redactor>) -> Result<(), JobStoreError> {
-    if let Some(redactor) = redactor {
-        redactor.record(record);
-    }
-    record.finished = Some(now());
-    record.duration_ms = u64::try_from(begun.elapsed().as_millis()).ok();
-    job.finish(record)
-}
-
-fn first_record(plan: &Plan) -> Record {
-    Record {
-        schema: SCHEMA,
-        id: plan.id.clone(),
-        name: plan.name.clone(),
-        image: plan.image.clone(),
-        image_digest: plan.image_digest.clone(),
-        workspace: plan.workspace().map(|path| path.display().to_string()),
-        command: plan.inside.process.argv.clone(),
-        created: now(),
-        finished: None,
-        duration_ms: None,
-        supervisor_pid: std::process::id(),
-        state: State::Running,
-        enforced: Enforced {
-            landlock_abi: plan.inside.landlock.abi,
-            landlock_rights: plan.inside.landlock.rights.iter().map(ToString::to_string).collect(),
-            seccomp: plan.inside.seccomp.profile.clone(),
-            profile_digest: plan.inside.seccomp.digest.clone(),
-            network: match (plan.inside.network, &plan.reach) {
-                (Network::None, None) => "none".into(),
-                (Network::None, Some(_)) => "broker".into(),
-                (Network::Host, _) => "host".into(),
-            },
-        },
-        warnings: plan.warnings.iter().chain(&plan.notes).cloned().collect(),
-        left: Vec::new(),
-        root: None,
-        cgroup: None,
-        usage: None,
-        output_dropped: 0,
-        denials: 0,
-        network: None,
     }
 }
 
@@ -305,8 +149,9 @@ impl<'a> Supervisor<'a> {
     fn start(
         plan: &'a Plan,
         directory: &Path,
-        secrets: Secrets,
+        mut secrets: Secrets,
         presence: Presence,
+        shell: Option<io::Result<Shell>>,
         service: &'a Service,
     ) -> Result<Self, SuperviseError> {
         let (own, notice) = match presence {
@@ -317,20 +162,21 @@ impl<'a> Supervisor<'a> {
         let mut watched: SigSet = RELAYED.iter().copied().collect();
         watched.extend([Signal::SIGCHLD, Signal::SIGWINCH, Signal::SIGURG]);
         let signals = agentd_sys::signal::descriptor(&watched).to("block signals")?;
-        let (channel, inside) = agentd_sys::channel::pair().to("make a channel")?;
         let process = &plan.inside.process;
         let kept = Some((directory, plan.max_output));
         let wanted = Wanted { terminal: process.terminal, input: process.input, own, kept };
         let (streams, stdio) = Streams::new(&wanted).to("set the streams up")?;
         let leaf = plan.cgroup.as_ref().map(|cgroup| Leaf::make(cgroup, &plan.id)).transpose()?;
-        let namespaces = if leaf.is_some() { BOX_NAMESPACES & !CGROUP_NAMESPACE } else { BOX_NAMESPACES };
-        let cloned = clone_into(namespaces, leaf.as_ref().map(Leaf::as_fd));
-        let init = match cloned.map_err(SuperviseError::Clone)? {
-            Cloned::Child => {
-                agentd_init::run(&plan.inside, secrets, agentd_init::Descriptors { channel: inside, stdio });
-            }
-            Cloned::Parent { pidfd, .. } => pidfd,
-        };
+        let network = plan.inside.network;
+        let shell = shell.filter(|shell| shell.as_ref().map_or(true, |shell| shell.fits(network, leaf.is_some())));
+        let shell = shell.unwrap_or_else(|| Shell::new(network, leaf.as_ref().map(Leaf::as_fd), &mut secrets));
+        let Shell { init, channel, .. } = shell.map_err(SuperviseError::Clone)?;
+        match brief::send(&channel, &plan.inside, stdio.each_ref().map(AsFd::as_fd)) {
+            // PID 1 has failed and is gone; why is in the channel.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            sent => sent.to("brief the box")?,
+        }
+        drop(stdio);
         tracing::debug!(id = %plan.id, "box cloned");
         let mut supervisor = Supervisor {
             plan,
@@ -386,7 +232,7 @@ impl<'a> Supervisor<'a> {
 
     /// Lets PID 1 start the payload.
     fn release(&self) -> Result<(), SuperviseError> {
-        match self.channel.as_ref().map_or(Ok(()), report::release) {
+        match self.channel.as_ref().map_or(Ok(()), brief::release) {
             // PID 1 has failed and is gone; why is in the channel.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             released => released.to("release the box"),

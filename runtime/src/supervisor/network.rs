@@ -3,11 +3,12 @@
 //! Invariant: nothing the broker does or leaves undone stops the supervisor: what it says is bounded, checked and only written
 //! down; a broker that is gone costs the job its network, and that is told.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use agentd_egress::{Request, Told, Totals, Verdict};
+use agentd_egress::{Order, Policy, Request, Told, Totals, Verdict};
 use agentd_profiles::BuiltIn;
 use agentd_sys::channel;
 use agentd_sys::process::{Cloned, clone};
@@ -18,7 +19,7 @@ use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 use super::redact::Redactor;
 use super::{Secrets, SuperviseError, Supervisor, To};
 use crate::job::events::Event;
-use crate::job::record::{NameUse, NetworkUse, Record};
+use crate::job::record::{NameUse, NetworkUse, PolicyChange, Record};
 
 /// Requests that are written down one by one; of further ones only the numbers are kept.
 const MOST_LINES: u64 = 10_000;
@@ -41,6 +42,12 @@ pub(super) struct Broker {
     names: Vec<NameUse>,
     totals: Option<Totals>,
     refusals: Vec<Request>,
+    /// The policy as it is now.
+    pub(super) policy: Policy,
+    /// Ports at which the box is listened to.
+    pub(super) open: BTreeSet<u16>,
+    /// What changed it.
+    pub(super) changes: Vec<PolicyChange>,
 }
 
 /// What came of a job's network.
@@ -62,39 +69,48 @@ enum Side {
     /// The process that is to be the broker, with its end of the channel.
     Broker(OwnedFd),
     /// The supervisor.
-    Supervisor(Broker),
+    Supervisor(Box<Broker>),
 }
 
 /// Makes the broker's process, from one with one thread.
-fn fork() -> io::Result<Side> {
+fn fork(policy: &Policy) -> io::Result<Side> {
     let (ours, theirs) = channel::pair()?;
     Ok(match clone(0)? {
         Cloned::Child => Side::Broker(theirs),
-        Cloned::Parent { pidfd, .. } => Side::Supervisor(Broker {
+        Cloned::Parent { pidfd, .. } => Side::Supervisor(Box::new(Broker {
             process: pidfd,
             channel: Some(ours),
             lines: 0,
             names: Vec::new(),
             totals: None,
             refusals: Vec::new(),
-        }),
+            open: policy.ports(),
+            policy: policy.clone(),
+            changes: Vec::new(),
+        })),
     })
 }
 
 impl Broker {
     /// Passes a socket of the box on.
     fn open(&mut self, door: &OwnedFd) {
+        self.order(&Order::Door, Some(door.as_fd()));
+    }
+
+    /// Gives the broker an order; whether it has it.
+    pub(super) fn order(&mut self, order: &Order, descriptor: Option<BorrowedFd<'_>>) -> bool {
         let sent = self.channel.as_ref().map_or(Ok(()), |channel| {
             let mut ready = [PollFd::new(channel, PollFlags::OUT)];
             match poll(&mut ready, Some(&PATIENCE))? {
                 0 => Err(io::ErrorKind::TimedOut.into()),
-                _ => channel::send(channel.as_fd(), b"D", Some(door.as_fd())),
+                _ => channel::send(channel.as_fd(), &order.encode(), descriptor),
             }
         });
         if sent.is_err() {
             // It is gone, or as good as gone; that is told at the end.
             self.channel = None;
         }
+        self.channel.is_some()
     }
 
     /// What to poll.
@@ -130,6 +146,11 @@ impl Broker {
             }
             Some(Told::Totals(totals)) => {
                 self.totals = Some(totals);
+                None
+            }
+            Some(Told::Dial { id, at }) => {
+                let socket = self.dial(at);
+                self.order(&Order::Dialled(id), socket.as_ref().map(AsFd::as_fd));
                 None
             }
             None => {
@@ -179,7 +200,9 @@ impl Broker {
             .is_none()
             .then(|| "the network broker ended before the job; from then on it had no network".into());
         let Totals { allowed, refused, failed, up, down, untold } = self.totals.unwrap_or_default();
-        let used = NetworkUse { allowed, refused, failed, up, down, untold, names: std::mem::take(&mut self.names) };
+        let names = std::mem::take(&mut self.names);
+        let changes = std::mem::take(&mut self.changes);
+        let used = NetworkUse { allowed, refused, failed, up, down, untold, names, changes };
         Ended { used, refusals: std::mem::take(&mut self.refusals), last, warning }
     }
 }
@@ -188,14 +211,14 @@ impl Supervisor<'_> {
     /// Starts the broker, where the box may reach something; gives the secrets back, which the broker is not to have.
     pub(super) fn start_network(&mut self, secrets: Secrets) -> Result<Secrets, SuperviseError> {
         let Some(policy) = &self.plan.reach else { return Ok(secrets) };
-        match fork().to("start the network broker")? {
+        match fork(policy).to("start the network broker")? {
             Side::Broker(channel) => {
                 // It has a copy of this process's memory, and is near to whoever would want them.
                 drop(secrets);
                 agentd_egress::run(policy.clone(), channel, agentd_profiles::seccomp(BuiltIn::Broker))
             }
             Side::Supervisor(network) => {
-                self.network = Some(network);
+                self.network = Some(*network);
                 Ok(secrets)
             }
         }
@@ -288,8 +311,18 @@ mod tests {
             let again = Told::Again(refused).encode();
             while channel::send(theirs.as_fd(), &again, None).is_ok() {}
         });
-        let broker =
-            Broker { process, channel: Some(ours), lines: 0, names: Vec::new(), totals: None, refusals: Vec::new() };
+        let policy = Policy::new(Vec::new(), Vec::new(), Vec::new()).unwrap();
+        let broker = Broker {
+            process,
+            channel: Some(ours),
+            lines: 0,
+            names: Vec::new(),
+            totals: None,
+            refusals: Vec::new(),
+            policy,
+            open: BTreeSet::new(),
+            changes: Vec::new(),
+        };
         let begun = Instant::now();
         let ended = broker.finish();
         assert!(begun.elapsed() < PATIENCE_IN_ALL * 2);

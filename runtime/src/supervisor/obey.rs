@@ -27,7 +27,7 @@ impl Supervisor<'_> {
 
     fn obey(&mut self, mut asked: Asked) -> Result<(), SuperviseError> {
         let request = match &asked.request {
-            Ok(request) => *request,
+            Ok(request) => request.clone(),
             Err(error) => {
                 let reason = format!("not understood: {error}");
                 asked.answer(&Answer::Refused { reason }, None);
@@ -78,6 +78,21 @@ impl Supervisor<'_> {
                 Some(true) => Answer::Done,
                 Some(false) => refused("too many commands are listened to"),
                 None => refused("no listener came along"),
+            },
+            Request::Reach(change) => match self.change_reach(change) {
+                Ok(ports) if ports.is_empty() => Answer::Done,
+                Ok(ports) => match &self.payload {
+                    Some(payload) if self.alive => {
+                        asked.answer(&Answer::Ports(ports), Some(payload.as_fd()));
+                        return Ok(());
+                    }
+                    _ => refused("its command does not run"),
+                },
+                Err(reason) => Answer::Refused { reason },
+            },
+            Request::Door => match descriptor.ok_or("no socket came along").and_then(|door| self.open_late(&door)) {
+                Ok(()) => Answer::Done,
+                Err(reason) => refused(reason),
             },
             Request::Enter => match &self.payload {
                 Some(payload) if self.alive => {

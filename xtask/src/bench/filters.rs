@@ -15,9 +15,9 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+use super::document::Document;
 use super::prepare::Scratch;
 use crate::workspace;
-use report::Report;
 use work::Work;
 
 #[derive(Debug, clap::Args)]
@@ -49,7 +49,7 @@ pub(super) fn run(arguments: &Args) -> Result<bool> {
     let scratch = Scratch::new("/var/tmp", None)?;
     let works = work::all(&scratch.0)?;
     let plan = plan(&agentd, &scratch.0)?;
-    let load = std::fs::read_to_string("/proc/loadavg").context("read /proc/loadavg")?;
+    let document = Document::begin("filters", arguments.rounds, &[]);
     let mut measured = Vec::new();
     for work in &works {
         let mut series = Series { name: work.name, seconds: Vec::new() };
@@ -70,12 +70,7 @@ pub(super) fn run(arguments: &Args) -> Result<bool> {
         eprintln!("{}: {} rounds", work.name, arguments.rounds);
         measured.push(series);
     }
-    let report = Report::new(&measured, arguments.rounds, &load);
-    println!("{report}");
-    if arguments.write {
-        report.write(&workspace::root().join("docs/benchmarks.md"))?;
-    }
-    Ok(report.within_budgets())
+    report::fill(document, &measured).finish(arguments.write)
 }
 
 /// The box of a plan for a workspace, with that place where it is outside.

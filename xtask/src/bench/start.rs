@@ -9,15 +9,15 @@
 mod contestants;
 mod files;
 pub(super) mod measure;
-mod memory;
+pub(super) mod memory;
 mod report;
-pub(super) mod statistics;
 
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use super::document::Document;
 use super::prepare::{self, Scratch};
 use crate::account::{self, Account};
 use crate::workspace;
@@ -54,15 +54,10 @@ pub(super) fn run(arguments: &Args) -> Result<bool> {
     for (program, name) in [(&agentd, "agentd"), (&floor, "agentd-floor"), (&myself, "xtask")] {
         std::fs::copy(program, scratch.0.join(name)).with_context(|| format!("copy {}", program.display()))?;
     }
-    let load = std::fs::read_to_string("/proc/loadavg").context("read /proc/loadavg")?;
+    let document = Document::begin("start", arguments.rounds, &["bwrap", "crun", "runc", "podman"]);
     let measured = measure_as(account.as_ref(), &scratch.0, arguments.rounds)?;
     let memory = memory::idle_job(account.as_ref(), &scratch.0);
-    let report = report::Report::new(&measured, memory, arguments.rounds, &load);
-    println!("{report}");
-    if arguments.write {
-        report.write(&workspace::root().join("docs/benchmarks.md"))?;
-    }
-    Ok(report.within_budgets())
+    report::fill(document, &measured, memory).finish(arguments.write)
 }
 
 fn measure_as(account: Option<&Account>, scratch: &Path, rounds: u32) -> Result<measure::Measured> {

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, ensure};
 
 use self::measure::Ground;
 use self::registry::Registry;
-use self::report::Report;
+use super::document::Document;
 use super::prepare::{self, Scratch};
 use crate::account::{self, Account};
 use crate::workspace;
@@ -63,7 +63,8 @@ pub(super) fn run(arguments: &Args) -> Result<bool> {
     for (program, name) in [(&agentd, "agentd"), (&bound, "unpack-bound")] {
         std::fs::copy(program, scratch.0.join(name)).with_context(|| format!("copy {}", program.display()))?;
     }
-    let load = std::fs::read_to_string("/proc/loadavg").context("read /proc/loadavg")?;
+    let programs = ["pigz", "tar", "umoci", "skopeo", "podman", "ch-image"];
+    let document = Document::begin("unpack", arguments.rounds, &programs);
     let registry = Registry::start(&scratch.0, &images)?;
     let ground = Ground { account: &account, scratch: &scratch.0, registry: Some(&registry.address) };
     let measured = ground.rounds(&images, arguments.rounds)?;
@@ -71,10 +72,5 @@ pub(super) fn run(arguments: &Args) -> Result<bool> {
     let stacks = stacks::measure(&account, &scratch.0)?;
     let cores = std::thread::available_parallelism().context("count the cores")?;
     let cores = f64::from(u32::try_from(cores.get()).context("count the cores")?);
-    let report = Report::new(&measured, &stacks, cores, &report::head(arguments.rounds, &load));
-    println!("{report}");
-    if arguments.write {
-        report.write(&workspace::root().join("docs/benchmarks.md"))?;
-    }
-    Ok(report.within_budgets())
+    report::fill(document, &measured, &stacks, cores).finish(arguments.write)
 }

@@ -1,6 +1,7 @@
 //! What the store keeps, for whom, and what it lets go.
 
 use super::*;
+use crate::user::Accounts;
 
 #[test]
 fn the_store_is_for_its_owner_only() {
@@ -230,4 +231,44 @@ fn notes_go_when_they_are_written_back_and_stay_when_they_are_of_another_machine
     assert_eq!(notes(&place).1, [foreign]);
     assert!(place.store().write_back().unwrap().is_none(), "there is nothing to do");
     assert!(layer.join("fs/f").metadata().is_ok());
+}
+
+#[test]
+fn the_users_of_an_image_are_looked_for_once_and_go_with_its_topmost_layer() {
+    let below = layer(&[("etc/passwd", "root:x:0:0::/root:/bin/sh\n"), ("etc/group", "root:x:0:\n")]);
+    let above = layer(&[("etc/passwd", "app:x:7:8:\t\u{7f}:/app:/bin/sh\n")]);
+    let place = Place::image(&[below, above]);
+    let store = place.store();
+    let image = place.get(&Selector::Default).unwrap();
+    let looked = store.accounts(&image).unwrap();
+    assert_eq!(looked, Accounts::read(&image.layers).unwrap());
+    assert!(looked.passwd.starts_with("app:") && looked.group.starts_with("root:"), "{looked:?}");
+    let topmost = image.layers[1].parent().unwrap().to_owned();
+    let names = || {
+        let paths = fs::read_dir(&topmost).unwrap().map(|entry| entry.unwrap().path());
+        paths.filter(|path| !path.ends_with("fs")).collect::<Vec<_>>()
+    };
+    let kept = names().pop().unwrap();
+
+    // Whole, it is believed; anything else is looked for again, and replaced.
+    fs::write(&kept, r#"{"passwd":"kept","group":""}"#).unwrap();
+    assert_eq!(store.accounts(&image).unwrap().passwd, "kept");
+    for damaged in ["", r#"{"passwd":"kept","gro"#, "{}", "\0\0\0\0", r#"{"passwd":"ke\0pt","group":""}"#] {
+        fs::write(&kept, damaged.replace("\\0", "\0")).unwrap();
+        assert_eq!(store.accounts(&image).unwrap(), looked, "{damaged}");
+        assert_eq!(store.accounts(&image).unwrap(), looked, "{damaged}");
+    }
+    fs::remove_file(&kept).unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", &kept).unwrap();
+    assert_eq!(store.accounts(&image).unwrap(), looked);
+    assert_eq!(names(), std::slice::from_ref(&kept));
+    assert!(fs::symlink_metadata(&kept).unwrap().is_file());
+
+    let reference = ImageRef::Oci { layout: place.layout(), select: Selector::Default };
+    drop(image);
+    let cleaning = store.clean(&mut || {}).unwrap();
+    let rubbish = cleaning.only_for(&[reference.to_string()], &InUse::default()).unwrap();
+    cleaning.remove(&rubbish).unwrap();
+    assert!(fs::symlink_metadata(&kept).is_err());
+    place.nothing_left();
 }

@@ -1,7 +1,7 @@
 //! Jobs on disk, whole and damaged.
 
 use super::*;
-use crate::job::record::Enforced;
+use crate::job::record::{Enforced, SCHEMA};
 
 fn record(id: &JobId, name: Option<&str>) -> Record {
     Record {
@@ -46,13 +46,19 @@ fn store() -> (tempfile::TempDir, Jobs) {
     (directory, jobs)
 }
 
+fn sweep(jobs: &Jobs) -> Vec<JobId> {
+    let (lost, troubles) = jobs.sweep();
+    assert!(troubles.is_empty(), "{troubles:?}");
+    lost
+}
+
 #[test]
 fn a_job_is_running_until_it_is_finished_and_then_stays() {
     let (_directory, jobs) = store();
     let id = JobId::random().unwrap();
     let first = record(&id, Some("a"));
     let live = jobs.create(&first).unwrap();
-    assert!(jobs.sweep().unwrap().is_empty());
+    assert!(sweep(&jobs).is_empty());
     assert_eq!(jobs.read(&id).unwrap(), first);
     assert!(matches!(jobs.remove(&id), Err(JobStoreError::Running(..))));
     let other = JobId::random().unwrap();
@@ -72,9 +78,9 @@ fn a_supervisor_that_is_gone_leaves_a_lost_job() {
     let (_directory, jobs) = store();
     let id = JobId::random().unwrap();
     drop(jobs.create(&record(&id, None)).unwrap());
-    assert_eq!(jobs.sweep().unwrap(), std::slice::from_ref(&id));
+    assert_eq!(sweep(&jobs), std::slice::from_ref(&id));
     assert!(matches!(jobs.read(&id).unwrap().state, State::Lost { .. }));
-    assert!(jobs.sweep().unwrap().is_empty());
+    assert!(sweep(&jobs).is_empty());
     jobs.remove(&id).unwrap();
 }
 
@@ -84,7 +90,7 @@ fn a_supervisor_that_is_killed_before_it_makes_the_directory_leaves_a_lost_job_t
     let id = JobId::random().unwrap();
     drop(jobs.create(&record(&id, None)).unwrap());
     fs::remove_dir(jobs.directory_of(&id)).unwrap();
-    assert_eq!(jobs.sweep().unwrap(), std::slice::from_ref(&id));
+    assert_eq!(sweep(&jobs), std::slice::from_ref(&id));
     assert!(matches!(jobs.read(&id).unwrap().state, State::Lost { .. }));
     jobs.remove(&id).unwrap();
     assert!(entries(&jobs.directory.join("live")).unwrap().is_empty());
@@ -98,7 +104,7 @@ fn a_final_record_that_was_not_moved_is_final() {
     let last = finished(record(&id, None));
     append(&live.file, &last).unwrap();
     drop(live);
-    assert!(jobs.sweep().unwrap().is_empty());
+    assert!(sweep(&jobs).is_empty());
     assert_eq!(jobs.read(&id).unwrap(), last);
 }
 
@@ -112,7 +118,7 @@ fn a_line_that_was_cut_short_does_not_count() {
     live.file.write_all(&line[..line.len() / 2]).unwrap();
     assert_eq!(jobs.read(&id).unwrap(), first);
     drop(live);
-    assert_eq!(jobs.sweep().unwrap(), std::slice::from_ref(&id));
+    assert_eq!(sweep(&jobs), std::slice::from_ref(&id));
     assert!(matches!(jobs.read(&id).unwrap().state, State::Lost { .. }));
 }
 
@@ -124,7 +130,7 @@ fn a_job_without_a_whole_line_never_was() {
     live.file.set_len(10).unwrap();
     assert!(jobs.list().unwrap().1.is_empty());
     drop(live);
-    assert!(jobs.sweep().unwrap().is_empty());
+    assert!(sweep(&jobs).is_empty());
     assert!(matches!(jobs.find(id.as_str()), Err(JobStoreError::NotFound(_))));
 }
 
@@ -135,7 +141,7 @@ fn a_later_schema_is_named_and_left_alone() {
     let mut newer = record(&id, None);
     newer.schema = SCHEMA + 1;
     drop(jobs.create(&newer).unwrap());
-    assert!(jobs.sweep().unwrap().is_empty());
+    assert!(sweep(&jobs).is_empty());
     assert!(matches!(jobs.read(&id), Err(JobStoreError::NewerRecord { found, .. }) if found == SCHEMA + 1));
 }
 
@@ -160,4 +166,41 @@ fn a_job_that_is_renamed_keeps_its_new_name_when_it_ends() {
     assert_eq!(jobs.find("newer").unwrap(), id);
     jobs.remove(&id).unwrap();
     assert!(entries(&jobs.names()).unwrap() == ["taken"]);
+}
+
+#[test]
+fn what_comes_to_light_after_the_end_is_said_by_a_line_more() {
+    let (_directory, jobs) = store();
+    let id = JobId::random().unwrap();
+    let live = jobs.create(&record(&id, None)).unwrap();
+    let mut last = finished(record(&id, None));
+    let ended = live.finish(&last).unwrap();
+    last.warnings.push("something is left".into());
+    ended.amend(&last).unwrap();
+    assert_eq!(jobs.read(&id).unwrap(), last);
+}
+
+#[test]
+fn an_empty_file_in_the_way_takes_no_record_along() {
+    let (_directory, jobs) = store();
+    let id = JobId::random().unwrap();
+    let live = jobs.create(&record(&id, None)).unwrap();
+    let last = finished(record(&id, None));
+    live.finish(&last).unwrap();
+    fs::write(jobs.live(&id), "").unwrap();
+    assert!(sweep(&jobs).is_empty());
+    assert_eq!(jobs.read(&id).unwrap(), last);
+    assert!(fs::symlink_metadata(jobs.live(&id)).is_err());
+}
+
+#[test]
+fn a_job_whose_end_cannot_be_written_reads_as_lost() {
+    let (_directory, jobs) = store();
+    let id = JobId::random().unwrap();
+    let live = jobs.create(&record(&id, None)).unwrap();
+    assert_eq!(jobs.list_running().unwrap().0.len(), 1);
+    drop(live);
+    assert!(matches!(jobs.read(&id).unwrap().state, State::Lost { .. }));
+    assert!(jobs.list_running().unwrap().0.is_empty() && jobs.list_brief_running().unwrap().0.is_empty());
+    assert!(matches!(jobs.list_brief().unwrap().0[..], [ref job] if job.state().word() == "lost"));
 }

@@ -86,7 +86,7 @@ fn look(supervisor: &mut Child) -> Result<Memory> {
 }
 
 /// The first process with this parent and an accepted name.
-fn child_of(parent: u32, accepts: impl Fn(&str) -> bool) -> Result<Option<u32>> {
+pub(in crate::bench) fn child_of(parent: u32, accepts: impl Fn(&str) -> bool) -> Result<Option<u32>> {
     for entry in std::fs::read_dir("/proc").context("list /proc")? {
         let entry = entry.context("list /proc")?;
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
@@ -100,7 +100,7 @@ fn child_of(parent: u32, accepts: impl Fn(&str) -> bool) -> Result<Option<u32>> 
     Ok(None)
 }
 
-fn pss(pid: u32) -> Result<u64> {
+pub(in crate::bench) fn pss(pid: u32) -> Result<u64> {
     let path = format!("/proc/{pid}/smaps_rollup");
     let text = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
     let kib = text.lines().find_map(|line| line.strip_prefix("Pss:")?.trim().strip_suffix(" kB")?.parse().ok());

@@ -27,6 +27,7 @@ pub(super) struct Run {
 pub(super) struct Series {
     pub(super) name: &'static str,
     pub(super) kind: &'static str,
+    pub(super) is_peer: bool,
     pub(super) runs: Vec<Option<Run>>,
     /// Why it did not run, when it failed.
     pub(super) failure: Option<String>,
@@ -70,7 +71,8 @@ impl Ground<'_> {
         for (kind, _) in images {
             measured.bounds.push((kind, Vec::new()));
             let with = ALL.iter().filter(|contestant| contestant.kinds.contains(kind));
-            let series = |c: &Contestant| Series { name: c.name, kind, runs: Vec::new(), failure: None };
+            let series =
+                |c: &Contestant| Series { name: c.name, kind, is_peer: c.is_peer, runs: Vec::new(), failure: None };
             measured.series.extend(with.map(series));
         }
         let mut random = 0x9e37_79b9_u32;

@@ -1,15 +1,13 @@
 //! Mean, percentiles and paired ratios of a handful of samples.
 
-use super::measure::Series;
-
 /// Of a non-empty list; 0 for an empty one.
-pub(in crate::bench) fn mean(values: &[f64]) -> f64 {
+pub(super) fn mean(values: &[f64]) -> f64 {
     let count: f64 = values.iter().map(|_| 1.0).sum();
     if count == 0.0 { 0.0 } else { values.iter().sum::<f64>() / count }
 }
 
 /// The smallest value that `percent` of all are not above (nearest rank).
-pub(in crate::bench) fn percentile(values: &[f64], percent: usize) -> f64 {
+pub(super) fn percentile(values: &[f64], percent: usize) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let rank = (sorted.len() * percent).div_ceil(100).max(1);
@@ -23,9 +21,9 @@ pub(super) struct Ratio {
     pub(super) medians: f64,
 }
 
-/// `of` by `by`, over the rounds both succeeded in; `None` when there is none.
-pub(super) fn ratio(of: &Series, by: &Series) -> Option<Ratio> {
-    let both = of.samples.iter().zip(&by.samples).filter_map(|(of, by)| Some(((*of)?, (*by)?)));
+/// `of` by `by`, one sample a round each, over the rounds both succeeded in; `None` when there is none.
+pub(super) fn ratio(of: &[Option<f64>], by: &[Option<f64>]) -> Option<Ratio> {
+    let both = of.iter().zip(by).filter_map(|(of, by)| Some(((*of)?, (*by)?)));
     let (of, by): (Vec<f64>, Vec<f64>) = both.unzip();
     if of.is_empty() {
         return None;
@@ -49,10 +47,9 @@ mod tests {
 
     #[test]
     fn a_ratio_takes_only_the_rounds_both_ran_in() {
-        let series = |samples: &[Option<f64>]| Series { samples: samples.to_vec(), ..Series::default() };
-        let of = series(&[Some(100.0), Some(4.0), None]);
-        let by = series(&[None, Some(2.0), Some(9.0)]);
+        let of = [Some(100.0), Some(4.0), None];
+        let by = [None, Some(2.0), Some(9.0)];
         assert_eq!(ratio(&of, &by), Some(Ratio { means: 2.0, medians: 2.0 }));
-        assert_eq!(ratio(&of, &series(&[None, None, None])), None);
+        assert_eq!(ratio(&of, &[None; 3]), None);
     }
 }

@@ -1,0 +1,194 @@
+//! Many jobs at once, and kill -9 at random over all their processes: nothing leaks, and every record says what happened.
+#![expect(clippy::unwrap_used, reason = "these are tests, helpers included")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::process::Command;
+use std::time::Duration;
+
+use agentd_tests::kernel::{Process, mounts_at};
+use agentd_tests::{Feature, Home, Started, require, run, wait_until};
+use rustix::process::{Pid, Signal, kill_process};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn home() -> Option<Home> {
+    require(Feature::Userns).then(Home::new)
+}
+
+/// The processes whose command line holds `mark`: PID 1 of a box and its supervisor keep that of the `agentd run` they
+/// were.
+fn marked(mark: &str) -> Vec<Process> {
+    let pids = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
+    let has_mark = |pid: &i32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.windows(mark.len()).any(|window| window == mark.as_bytes())
+    };
+    pids.filter(has_mark).filter_map(Process::of).collect()
+}
+
+fn kill(process: &Process) {
+    // It may have ended since it was found.
+    kill_process(Pid::from_raw(process.pid).unwrap(), Signal::KILL).unwrap_or_default();
+}
+
+/// Nothing of this home's jobs is left but their records.
+#[track_caller]
+fn nothing_is_left(home: &Home, mark: &str) {
+    assert!(wait_until(PATIENCE, || marked(mark).is_empty()), "{:?}", marked(mark));
+    assert_eq!(home.say(&["ps", "-q"]).expect_silent_success().stdout, "");
+    assert_eq!(mounts_at(home.path()), Vec::<String>::new());
+    let ids: Vec<String> = home.jobs().iter().map(|job| job["id"].as_str().unwrap().to_owned()).collect();
+    let cgroups = run(Command::new("find").args(["/sys/fs/cgroup", "-type", "d", "-name", "agentd-*"])).stdout;
+    assert!(!ids.iter().any(|id| cgroups.contains(id)), "{cgroups}");
+    let paths = home.paths();
+    let left = |path: &&std::path::PathBuf| {
+        let text = path.display().to_string();
+        text.contains("agentd/live/") || text.contains("control.sock") || text.starts_with("work/")
+    };
+    let left: Vec<_> = paths.iter().filter(left).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn twenty_jobs_at_once_are_listed_logged_and_stopped() {
+    let Some(home) = home() else { return };
+    let mark = home.path().file_name().unwrap().to_str().unwrap().to_owned();
+    let workspace = home.workspace().display().to_string();
+    let starts: Vec<_> = (0..20)
+        .map(|number| {
+            let mut command = home.run();
+            command.args(["-d", "--name", &format!("job-{number}"), "--workspace", &workspace]);
+            Started::new(command.args(["--", "sh", "-c", &format!("echo {mark} {number}; exec sleep 1000")]))
+        })
+        .collect();
+    let ids: BTreeSet<String> =
+        starts.into_iter().map(|start| start.finish().expect_silent_success().stdout.trim().to_owned()).collect();
+    assert_eq!(ids.len(), 20);
+    let listed = home.say(&["ps", "-q"]).expect_silent_success().stdout;
+    assert_eq!(listed.lines().map(str::to_owned).collect::<BTreeSet<_>>(), ids);
+    for number in 0..20 {
+        let said = format!("{mark} {number}\n");
+        assert!(wait_until(PATIENCE, || home.say(&["logs", &format!("job-{number}")]).stdout == said));
+    }
+    let stopped = home.say(&["stop", "--all"]).expect_silent_success().stdout;
+    assert_eq!(stopped.lines().map(str::to_owned).collect::<BTreeSet<_>>(), ids);
+    nothing_is_left(&home, &mark);
+    for job in home.jobs() {
+        assert_eq!((job["state"].as_str(), job["exit_code"].as_i64()), (Some("exited"), Some(143)), "{job}");
+    }
+}
+
+#[test]
+fn a_job_killed_everywhere_at_once_is_lost_and_gone() {
+    let Some(home) = home() else { return };
+    let mark = home.path().file_name().unwrap().to_str().unwrap().to_owned();
+    let workspace = home.workspace().display().to_string();
+    for round in 0..5 {
+        let id = home.detached(&["--workspace", &workspace], &format!("echo {mark}; sleep 1000 & exec sleep 1000"));
+        assert!(wait_until(PATIENCE, || !home.say(&["logs", &id]).stdout.is_empty()));
+        let supervisor = home.supervisor(&id);
+        let others = [&["logs", "-f"][..], &["attach"], &["wait"]].map(|verb| {
+            let mut command = home.agentd();
+            Started::new(command.args(verb).arg(&id))
+        });
+        let mut processes = supervisor.descendants();
+        assert!(processes.len() >= 3, "{processes:?}");
+        processes.extend(others.iter().filter_map(|other| Process::of(other.pid())));
+        processes.push(supervisor);
+        // In another order each time: from inside to outside, from outside to inside, and in between.
+        let turn = round % processes.len();
+        processes.rotate_left(turn);
+        processes.iter().for_each(kill);
+        drop(others);
+        nothing_is_left(&home, &mark);
+        let record = home.record(&id);
+        // Whether the supervisor still saw its box end is a matter of who was first.
+        let state = (record["state"].as_str().unwrap(), record["exit_code"].as_i64());
+        assert!([("lost", None), ("exited", Some(137))].contains(&state), "{record}");
+        assert_eq!(home.say(&["logs", &id]).expect_silent_success().stdout, format!("{mark}\n"), "no log is lost");
+    }
+}
+
+/// xorshift: enough to choose by, and the same again for the same seed.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 % u64::try_from(bound).unwrap()).unwrap()
+    }
+}
+
+/// `AGENTD_TEST_KILLS=1000` makes it the long one; `AGENTD_TEST_SEED` does it again.
+#[test]
+fn random_kills_leak_nothing_and_leave_no_wrong_record() {
+    let Some(home) = home() else { return };
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let kills = number("AGENTD_TEST_KILLS").unwrap_or(40);
+    let seed = number("AGENTD_TEST_SEED").unwrap_or_else(|| u64::from(std::process::id()) | 1 << 32);
+    eprintln!("AGENTD_TEST_KILLS={kills} AGENTD_TEST_SEED={seed}");
+    let mut random = Random(seed);
+    let mark = home.path().file_name().unwrap().to_str().unwrap().to_owned();
+    let workspace = home.workspace().display().to_string();
+    // By id: whether its supervisor was killed.
+    let mut touched: BTreeMap<String, bool> = BTreeMap::new();
+    let mut commands: Vec<Started> = Vec::new();
+    let mut killed = 0;
+    while killed < kills {
+        while home.say(&["ps", "-q"]).expect_success().stdout.lines().count() < 6 {
+            let script = format!("echo {mark}; (while :; do sleep 0.05; done) & exec sleep 1000");
+            let flags = ["--workspace", &workspace, "--pids", "100", "--best-effort-limits"];
+            let ran = run(home.run().arg("-d").args(flags).args(["--", "sh", "-c", &script])).expect_success();
+            touched.insert(ran.stdout.trim().to_owned(), false);
+        }
+        let running: Vec<String> = home.say(&["ps", "-q"]).expect_success().stdout.lines().map(str::to_owned).collect();
+        let Some(id) = running.get(random.below(running.len().max(1))).cloned() else { continue };
+        let verb: &[&str] = [&["attach"][..], &["logs", "-f"], &["wait"], &["exec"]][random.below(4)];
+        let mut command = home.agentd();
+        command.args(verb).arg(&id);
+        if verb == ["exec"] {
+            command.args(["sh", "-c", &format!(": {mark}; exec sleep 1000")]);
+        }
+        commands.push(Started::new(&mut command));
+        // What it may already have become in this moment is part of the test.
+        let record = home.record(&id);
+        let supervisor = record["supervisor_pid"].as_i64().and_then(|pid| Process::of(i32::try_from(pid).ok()?));
+        let Some(supervisor) = supervisor.filter(|_| record["state"] == "running") else { continue };
+        let mut processes = supervisor.descendants();
+        processes.push(supervisor.clone());
+        processes.extend(commands.last().and_then(|command| Process::of(command.pid())));
+        let victim = &processes[random.below(processes.len())];
+        if let Some(touched) = touched.get_mut(&id) {
+            *touched |= *victim == supervisor;
+        }
+        kill(victim);
+        killed += 1;
+        if commands.len() > 8 {
+            drop(commands.remove(0));
+        }
+    }
+    drop(commands);
+    let _ran = home.say(&["stop", "--all", "-t", "0"]).expect_success();
+    nothing_is_left(&home, &mark);
+    let records = home.jobs();
+    let known: BTreeSet<&str> = records.iter().map(|record| record["id"].as_str().unwrap()).collect();
+    assert_eq!(known, touched.keys().map(String::as_str).collect(), "every job that was started is known, once");
+    for record in &records {
+        let supervisor_killed = touched[record["id"].as_str().unwrap()];
+        let state = (record["state"].as_str().unwrap(), record["exit_code"].as_i64());
+        let expected: &[(&str, Option<i64>)] = if supervisor_killed {
+            // It may have seen the end of its box before the signal came.
+            &[("lost", None), ("exited", Some(137))]
+        } else {
+            // Killed, or stopped at the end: SIGTERM, and SIGKILL at once.
+            &[("exited", Some(137)), ("exited", Some(143))]
+        };
+        assert!(expected.contains(&state), "{supervisor_killed} {record}");
+        assert!(record["finished"].is_string(), "{record}");
+    }
+    let _ran = home.say(&["rm", "--all"]).expect_success();
+    assert!(home.jobs().is_empty());
+}

@@ -1,0 +1,56 @@
+//! What a layer costs each start, counted in system calls: a stack of forty starts as one of three does, but for them.
+
+use std::fs;
+use std::process::Command;
+
+use agentd_tests::oci::{Compression, Entry, Layer};
+use agentd_tests::{Feature, Home, busybox, require, run};
+
+/// What is asked of a layer, once a start: what the store knows of it and which directory it is (the plan); that it is
+/// still the same, and that it is the next one of the overlay (PID 1: open, look, enter, add, close).
+const CALLS_PER_LAYER: usize = 7;
+
+#[test]
+fn userns_a_layer_costs_a_start_a_handful_of_system_calls() {
+    if !require(Feature::Userns) || !require(Feature::Busybox) {
+        return;
+    }
+    let home = Home::new();
+    let mut counts = Vec::new();
+    for layers in [20, 60] {
+        let layout = home.path().join(format!("stack-{layers}"));
+        let image = (1..layers).fold(busybox(), |image, number| {
+            // Every one has a say in where the users are found.
+            let entries = vec![Entry::dir("etc"), Entry::file(&format!("etc/layer-{number}"), "a layer\n")];
+            image.layer(Layer::Entries(entries), Compression::Plain)
+        });
+        image.write(&layout, "latest").unwrap();
+        let image = format!("oci:{}", layout.display());
+        let warm = run(home.run().args(["-q", "--image", &image, "--", "ls", "etc"])).expect_success();
+        assert_eq!(warm.stdout.lines().filter(|name| name.starts_with("layer-")).count(), layers - 1, "{warm}");
+        let trace = home.path().join("trace");
+        let agentd = home.agentd();
+        let mut traced = Command::new("strace");
+        traced.args(["-f", "-qq", "-o"]).arg(&trace).arg("--").arg(agentd.get_program());
+        traced.args(["run", "-q", "--image", &image, "--", "true"]).env_clear();
+        traced.envs(agentd.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let Ok(output) = traced.output() else {
+            eprintln!("skipped: no strace");
+            return;
+        };
+        let said = String::from_utf8_lossy(&output.stderr);
+        if said.contains("PTRACE") || said.contains("ptrace(") {
+            eprintln!("skipped: this machine does not let strace trace: {said}");
+            return;
+        }
+        assert!(output.status.success(), "{said}");
+        let trace = fs::read_to_string(&trace).unwrap();
+        // A debug build asks about a descriptor before it closes it; a wait may be told in two parts.
+        let is_call = |line: &&str| line.contains('(') && !line.contains("F_GETFD") && !line.contains(" resumed>");
+        counts.push(trace.lines().filter(is_call).count());
+    }
+    // The plan and the record name each layer: a longer text is read and written in a few more parts, and waits differ.
+    let slack = 40;
+    assert!(counts[1] > counts[0], "{counts:?}");
+    assert!(counts[1] - counts[0] <= 40 * CALLS_PER_LAYER + slack, "{counts:?}");
+}
