@@ -28,6 +28,7 @@ mod rename;
 mod rm;
 mod rmi;
 mod run;
+mod run_io;
 mod run_network;
 mod stats;
 mod stop;
