@@ -10,6 +10,7 @@ mod confine;
 mod connection;
 mod dial;
 mod dialled;
+mod inspected;
 mod ledger;
 mod passing;
 mod service;
@@ -18,7 +19,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -37,7 +38,10 @@ use crate::name::Name;
 use crate::names::Issued;
 use crate::order::Order;
 use crate::policy::{NAME_SERVICE, Policy, Refusal};
+use crate::told::Told;
 use dialled::Dialled;
+pub use inspected::prepared::Key;
+use inspected::prepared::{Authority, Prepared};
 use ledger::Ledger;
 use passing::Pipes;
 
@@ -61,12 +65,28 @@ const LOOKUP_STACK: usize = 256 << 10;
 /// Must be called in a child of the supervisor with one thread and `channel`, whose other end the supervisor has: sockets of
 /// the box come in by it, [`crate::Told`] goes out. Its end is the end of the job. `filter` is loaded before the first byte of
 /// the box is read.
-pub fn run(policy: Policy, channel: OwnedFd, filter: &[libc::sock_filter]) -> ! {
-    let done = confine::confine(&policy, &channel, filter).and_then(|descriptors| {
+///
+/// Where the policy has hosts whose requests are read, the first message says whether they can be.
+pub fn run(policy: Policy, keys: Vec<Key>, channel: OwnedFd, filter: &[libc::sock_filter]) -> ! {
+    let done = prepare(&policy, keys, &channel).and_then(|prepared| {
+        let descriptors = confine::confine(&policy, &channel, filter)?;
         let most = MOST_CONNECTIONS.min(descriptors.saturating_sub(OTHER_DESCRIPTORS) / PER_CONNECTION);
-        serve(policy, channel, most)
+        serve(policy, prepared, channel, most)
     });
     exit_now(i32::from(done.is_err()))
+}
+
+fn prepare(policy: &Policy, keys: Vec<Key>, channel: &OwnedFd) -> io::Result<Option<Prepared>> {
+    if policy.inspected().is_empty() {
+        return Ok(None);
+    }
+    let prepared = Prepared::new(policy.inspected(), keys);
+    let told = match &prepared {
+        Ok(prepared) => Told::Ready { certificate: prepared.authority.as_ref().map(Authority::certificate) },
+        Err(error) => Told::Unready { why: error.to_string() },
+    };
+    channel::send(channel.as_fd(), &told.encode(), None)?;
+    prepared.map(Some)
 }
 
 /// What the host's resolver said, and when.
@@ -87,13 +107,17 @@ struct Shared {
     ledger: Ledger,
     pipes: Pipes,
     connections: Cell<usize>,
+    /// What reading requests needs, where some are.
+    prepared: Option<Prepared>,
+    /// Connections whose requests are read.
+    inspecting: Cell<usize>,
     /// Connections on which the box may have sent what is not yet passed on.
     sending: Cell<usize>,
     sent: Notify,
     most: usize,
 }
 
-fn serve(policy: Policy, channel: OwnedFd, most: usize) -> io::Result<()> {
+fn serve(policy: Policy, prepared: Option<Prepared>, channel: OwnedFd, most: usize) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
@@ -112,6 +136,8 @@ fn serve(policy: Policy, channel: OwnedFd, most: usize) -> io::Result<()> {
         ledger: Ledger::default(),
         pipes: Pipes::default(),
         connections: Cell::new(0),
+        prepared,
+        inspecting: Cell::new(0),
         sending: Cell::new(0),
         sent: Notify::new(),
         most,
@@ -160,6 +186,10 @@ async fn until_the_end(shared: &Rc<Shared>, channel: &OwnedFd) -> io::Result<()>
 /// What the supervisor says is done, or is the end.
 fn obey(shared: &Rc<Shared>, message: Message) -> io::Result<()> {
     let Message { bytes, descriptor } = message;
+    if let (Some(prepared), Some(key)) = (&shared.prepared, Key::decode(&bytes)) {
+        prepared.renew(key);
+        return Ok(());
+    }
     match (Order::decode(&bytes), descriptor) {
         (Some(Order::Door), Some(socket)) => open(shared, socket)?,
         (Some(Order::Dialled(id)), socket) => shared.dialled.answered(id, socket),

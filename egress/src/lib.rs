@@ -5,6 +5,7 @@
 //! names, dns                 the name service of the box: an allowed name gets an address that means it
 //! hello, request             what a client says first: does it ask for the name it was connected for?
 //! address                    where no name may lead
+//! credential, url, inspected hosts whose requests are read: keys that are added, rules for methods and paths
 //! told, order                what the broker tells the supervisor about it, and what it is told
 //! broker                     the process: accepts, decides, dials, passes on
 //! ```
@@ -14,10 +15,12 @@
 
 mod address;
 mod broker;
+mod credential;
 mod dns;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod hello;
+mod inspected;
 mod name;
 mod names;
 mod order;
@@ -26,8 +29,11 @@ mod request;
 mod rule;
 mod sets;
 mod told;
+mod url;
 
-pub use broker::run;
+pub use broker::{Key, run};
+pub use credential::{Credential, CredentialError, How, MAX_KEY, key};
+pub use inspected::Inspected;
 pub use name::Name;
 pub use names::{OWN_V4, OWN_V6};
 pub use order::{Change, Order};
@@ -35,3 +41,4 @@ pub use policy::{NAME_SERVICE, Policy, PolicyError};
 pub use rule::{HostEntry, Rule, RuleError};
 pub use sets::{SetNames, set};
 pub use told::{Request, Told, Totals, Verdict};
+pub use url::{UrlRule, UrlRuleError};

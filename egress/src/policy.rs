@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::address;
+use crate::inspected::Inspected;
 use crate::name::Name;
 use crate::rule::{HostEntry, Hosts, Rule};
 
@@ -20,6 +21,9 @@ pub const NAME_SERVICE: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 53);
 
 /// Ports that the rules of a job may name; each is a socket in the box.
 const MOST_PORTS: usize = 256;
+
+/// Why TLS to a host is refused that only a key allows.
+const HIDDEN: &str = "keys are added to requests for this host, and TLS hides them: ask for it by http://, or start the job with --tls-terminate";
 
 /// Rules, and entries of `--add-host`, of a job.
 const MOST_RULES: usize = 1000;
@@ -76,6 +80,8 @@ pub struct Policy {
     pub(crate) deny: Vec<Rule>,
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     hosts: Vec<HostEntry>,
+    #[serde(skip_serializing_if = "Inspected::is_empty", default)]
+    inspected: Inspected,
 }
 
 impl Policy {
@@ -84,13 +90,14 @@ impl Policy {
     /// # Errors
     /// Too many rules or ports.
     pub fn new(allow: Vec<Rule>, deny: Vec<Rule>, hosts: Vec<HostEntry>) -> Result<Self, PolicyError> {
-        Policy { allow, deny, hosts }.checked()
+        Policy { allow, deny, hosts, inspected: Inspected::default() }.checked()
     }
 
     /// The same policy, if it is within its bounds.
     pub(crate) fn checked(self) -> Result<Self, PolicyError> {
         let policy = self;
-        let rules = policy.allow.len() + policy.deny.len() + policy.hosts.len();
+        let inspected = policy.inspected.hosts().count();
+        let rules = policy.allow.len() + policy.deny.len() + policy.hosts.len() + inspected;
         if rules > MOST_RULES {
             return Err(PolicyError::Rules(rules));
         }
@@ -109,6 +116,32 @@ impl Policy {
         if ports > MOST_PORTS { Err(PolicyError::Ports(ports)) } else { Ok(policy) }
     }
 
+    /// The same with hosts whose requests are read.
+    ///
+    /// # Errors
+    /// Too many rules or ports.
+    pub fn inspecting(self, inspected: Inspected) -> Result<Self, PolicyError> {
+        let rules = self.allow.len() + self.deny.len() + self.hosts.len() + inspected.hosts().count();
+        if rules > MOST_RULES {
+            return Err(PolicyError::Rules(rules));
+        }
+        let policy = Policy { inspected, ..self };
+        let ports = policy.ports();
+        if ports.contains(&NAME_SERVICE.1) {
+            return Err(PolicyError::NameService);
+        }
+        if ports.len() > MOST_PORTS + TOLD_PORTS.len() {
+            return Err(PolicyError::Ports(ports.len()));
+        }
+        Ok(policy)
+    }
+
+    /// The hosts whose requests are read.
+    #[must_use]
+    pub fn inspected(&self) -> &Inspected {
+        &self.inspected
+    }
+
     /// The rules that allow.
     #[must_use]
     pub fn allowed(&self) -> &[Rule] {
@@ -125,7 +158,8 @@ impl Policy {
     #[must_use]
     pub fn ports(&self) -> BTreeSet<u16> {
         let ranges = self.allow.iter().map(Rule::allowed_ports);
-        ranges.flat_map(|(first, last)| first..=last).chain(TOLD_PORTS).collect()
+        let inspected = self.inspected.hosts().map(|(_, port)| port);
+        ranges.flat_map(|(first, last)| first..=last).chain(TOLD_PORTS).chain(inspected).collect()
     }
 
     /// Whether `name` exists as far as the box may know.
@@ -133,8 +167,14 @@ impl Policy {
         if let Some(rule) = self.deny.iter().find(|rule| rule.ports.is_none() && rule.matches_name(name)) {
             return Err(denied(rule));
         }
-        let is_allowed = self.allow.iter().any(|rule| rule.matches_name(name));
+        let mut known = self.inspected.hosts();
+        let is_allowed = self.allow.iter().any(|rule| rule.matches_name(name)) || known.any(|(own, _)| own == name);
         is_allowed.then_some(()).ok_or_else(|| Refusal::because("no rule allows this name").unless(name))
+    }
+
+    /// What denies a name at `port`, whatever is asked of it.
+    pub(crate) fn denial(&self, name: &Name, port: u16) -> Option<Refusal> {
+        self.deny.iter().find(|rule| rule.matches_name(name) && rule.denies_port(port)).map(denied)
     }
 
     /// The rule that allows `target` at `port`.
@@ -153,6 +193,7 @@ impl Policy {
         let allowing = self.allow.iter().filter(|rule| matches(rule) && rule.allows_port(port)).find(means);
         allowing.ok_or_else(|| {
             let (host, why) = match target {
+                Target::Name(name) if self.inspected.site(name, port).is_some() => (name.to_string(), HIDDEN),
                 Target::Name(name) => (name.to_string(), "no rule allows this port of the name"),
                 Target::Address(address @ IpAddr::V6(_)) => (format!("[{address}]"), "no rule names this address"),
                 Target::Address(address) => (address.to_string(), "no rule names this address"),

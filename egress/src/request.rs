@@ -161,14 +161,24 @@ pub(crate) fn is_for(untrusted_host: &str, name: &crate::Name, port: u16) -> boo
 
 /// The answer to a request that is refused: final, and for a reader who might try again.
 pub(crate) fn forbidden(why: &str, allow: Option<&str>) -> Vec<u8> {
+    answer("403 Forbidden", &forbidden_text(why, allow))
+}
+
+/// What it says.
+pub(crate) fn forbidden_text(why: &str, allow: Option<&str>) -> String {
     let hint =
         allow.map(|allow| format!("; whoever started this job can allow it: agentd run {allow}")).unwrap_or_default();
-    answer("403 Forbidden", &format!("blocked by policy, do not retry: {why}{hint}\n"))
+    format!("blocked by policy, do not retry: {why}{hint}\n")
 }
 
 /// The answer to a request that was allowed and could not be passed on.
 pub(crate) fn bad_gateway(why: &str) -> Vec<u8> {
-    answer("502 Bad Gateway", &format!("cannot be reached: {why}\n"))
+    answer("502 Bad Gateway", &bad_gateway_text(why))
+}
+
+/// What it says.
+pub(crate) fn bad_gateway_text(why: &str) -> String {
+    format!("cannot be reached: {why}\n")
 }
 
 fn answer(status: &str, text: &str) -> Vec<u8> {

@@ -41,6 +41,9 @@ pub struct Request {
     /// The port; absent where only the name was asked for.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub port: Option<u16>,
+    /// Method and path, without the query, of a request that the broker has read.
+    #[serde(rename = "request", skip_serializing_if = "Option::is_none", default)]
+    pub untrusted_request: Option<String>,
     /// Where it was dialled.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub address: Option<String>,
@@ -77,8 +80,8 @@ impl Request {
     /// Whether `other` was refused for the same thing.
     #[must_use]
     pub fn is_like(&self, other: &Self) -> bool {
-        (&self.untrusted_host, self.port, self.verdict, &self.why)
-            == (&other.untrusted_host, other.port, other.verdict, &other.why)
+        (&self.untrusted_host, self.port, self.verdict, &self.why, &self.untrusted_request)
+            == (&other.untrusted_host, other.port, other.verdict, &other.why, &other.untrusted_request)
     }
 }
 
@@ -116,9 +119,20 @@ pub enum Told {
         /// Where to.
         at: SocketAddr,
     },
+    /// The first message of a broker that reads requests: it can.
+    Ready {
+        /// The certificate of the job's own authority in PEM form, where it has one.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        certificate: Option<String>,
+    },
+    /// The same of one that cannot, and why.
+    Unready {
+        /// Why.
+        why: String,
+    },
 }
 
-/// Longest text of a message, in bytes: with five of them it fits the channel. They hold no control characters, whose
+/// Longest text of a message, in bytes: with six of them it fits the channel. They hold no control characters, whose
 /// escapes would be six times as long.
 const MOST_TEXT: usize = 300;
 
@@ -128,8 +142,8 @@ impl Told {
     pub fn encode(&self) -> Vec<u8> {
         let mut told = self.clone();
         if let Told::Request(request) | Told::Again(request) = &mut told {
-            let Request { untrusted_host, address, rule, why, allow, .. } = request;
-            for text in [address, rule, why, allow].into_iter().flatten().chain([untrusted_host]) {
+            let Request { untrusted_host, untrusted_request, address, rule, why, allow, .. } = request;
+            for text in [untrusted_request, address, rule, why, allow].into_iter().flatten().chain([untrusted_host]) {
                 text.truncate(text.floor_char_boundary(MOST_TEXT));
                 *text = text.replace(|c: char| c.is_ascii_control(), "?");
             }
@@ -155,6 +169,7 @@ mod tests {
             time: "2026-11-21T15:38:40.649Z".into(),
             untrusted_host: text.into(),
             port: Some(443),
+            untrusted_request: Some(text.into()),
             address: Some(text.into()),
             rule: Some(text.into()),
             up: u64::MAX,

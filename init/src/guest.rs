@@ -115,7 +115,7 @@ fn enter(
         hide()?;
     }
     lockdown::limits(plan)?;
-    lockdown::drop_bounding_set()?;
+    lockdown::drop_bounding_set(plan.ids())?;
     lockdown::no_new_privileges()?;
     let terminal = match plan.process.terminal {
         true => {
@@ -162,7 +162,7 @@ fn host(plan: &BoxPlan, channel: &OwnedFd, terminal: Option<OwnedFd>) -> i32 {
 fn see_through(plan: &BoxPlan, channel: &OwnedFd, terminal: Option<OwnedFd>) -> Result<Option<WaitStatus>, Failure> {
     let command = Payload::fork(plan, &[], terminal, Links::Refused)?;
     release_streams()?;
-    lockdown::clear_capabilities()?;
+    lockdown::clear_capabilities(lockdown::of_init(plan.ids()))?;
     agentd_sys::seccomp::load(agentd_profiles::seccomp(BuiltIn::Init)).at(Step::Seccomp, "the guest's host")?;
     command.started(|listener| {
         report::send(channel, &Report::Denials, Some(listener.as_fd())).at(Step::Seccomp, "agentd exec")

@@ -36,7 +36,7 @@ use rustix::process::{
 
 use landlock::Links;
 use payload::Payload;
-use plan::{BoxPlan, Network};
+use plan::{BoxPlan, Ids, Network};
 use report::Report;
 pub use secrets::{Secret, Secrets};
 use step::{At, Failure, Step};
@@ -49,6 +49,8 @@ pub struct Beginning {
     pub channel: OwnedFd,
     /// The network that its plan will have.
     pub network: Network,
+    /// The ids that its plan will have.
+    pub ids: Ids,
     /// The values of what its plan will name.
     pub secrets: Secrets,
 }
@@ -60,9 +62,9 @@ const START_FAILED: i32 = 125;
 ///
 /// Must be called in the child of [`agentd_sys::process::clone`], with the signals of [`reaper::RELAYED`] blocked.
 pub fn run(beginning: Beginning) -> ! {
-    let Beginning { channel, network, secrets } = beginning;
-    let status = match start(network, secrets, &channel) {
-        Ok((payload, stop_signal)) => reaper::run(payload, stop_signal, &channel),
+    let Beginning { channel, network, ids, secrets } = beginning;
+    let status = match start(network, ids, secrets, &channel) {
+        Ok((payload, plan)) => reaper::run(&plan, payload, &channel),
         Err(failure) => {
             // The supervisor is told through the only way there is; if it is gone, there is nobody to tell.
             report::send(&channel, &Report::Failed(failure), None).unwrap_or_default();
@@ -72,7 +74,7 @@ pub fn run(beginning: Beginning) -> ! {
     exit_now(status)
 }
 
-fn start(network: Network, mut secrets: Secrets, channel: &OwnedFd) -> Result<(Payload, i32), Failure> {
+fn start(network: Network, ids: Ids, mut secrets: Secrets, channel: &OwnedFd) -> Result<(Payload, BoxPlan), Failure> {
     die_with_supervisor(channel)?;
     agentd_sys::descriptors::close_all_but(&mut [channel.as_raw_fd()]).at(Step::TieToSupervisor, "close_range")?;
     // Modes of what PID 1 makes are exactly those it asks for.
@@ -82,7 +84,7 @@ fn start(network: Network, mut secrets: Secrets, channel: &OwnedFd) -> Result<(P
     chdir("/").at(Step::TieToSupervisor, "/")?;
     setsid().at(Step::NewSession, "setsid")?;
     // Neither takes away what the set-up needs, and from here on no exec in the box can gain anything.
-    lockdown::drop_bounding_set()?;
+    lockdown::drop_bounding_set(ids)?;
     lockdown::no_new_privileges()?;
     root::make_private()?;
     // While the supervisor makes the plan.
@@ -92,15 +94,15 @@ fn start(network: Network, mut secrets: Secrets, channel: &OwnedFd) -> Result<(P
     };
 
     let (plan, streams) = brief::receive(channel).at(Step::HearPlan, "the supervisor")?;
-    if plan.network != network {
-        return Err(Failure::new(Step::HearPlan, "another network", libc::EPROTO));
+    if (plan.network, plan.ids()) != (network, ids) {
+        return Err(Failure::new(Step::HearPlan, "another network, or other ids", libc::EPROTO));
     }
     let [stdin, stdout, stderr] = streams;
     rustix::stdio::dup2_stdin(&stdin).at(Step::HearPlan, "stdin")?;
     rustix::stdio::dup2_stdout(&stdout).at(Step::HearPlan, "stdout")?;
     rustix::stdio::dup2_stderr(&stderr).at(Step::HearPlan, "stderr")?;
     drop((stdin, stdout, stderr));
-    write_id_maps(&plan)?;
+    write_id_maps(&plan, channel)?;
     if plan.own_cgroup {
         // Not by the clone: the root would be the supervisor's cgroup, and /proc/self/cgroup would lead to it.
         unshare(CloneFlags::CLONE_NEWCGROUP).at(Step::CgroupNamespace, "unshare")?;
@@ -114,7 +116,7 @@ fn start(network: Network, mut secrets: Secrets, channel: &OwnedFd) -> Result<(P
     };
     let stage = root::stage(&plan)?;
     let (root, upper) = root::assemble(&plan, &stage)?;
-    let mounts::Built { terminal, mut targets } = mounts::build(&plan, &stage, &root, channel, &secrets.files)?;
+    let mounts::Built { terminal, mut targets } = mounts::build(&plan, &stage, &root, channel, &secrets)?;
     // Overwritten here; the payload's process never has them.
     secrets.files.clear();
     if let Some(doors) = &plan.doors {
@@ -136,7 +138,7 @@ fn start(network: Network, mut secrets: Secrets, channel: &OwnedFd) -> Result<(P
     check::mounts(&targets)?;
     check::descriptors([channel.as_raw_fd()].into_iter().chain(terminal.as_ref().map(AsRawFd::as_raw_fd)))?;
     let payload = Payload::fork(&plan, &secrets.variables, terminal, Links::Followed)?;
-    Ok((payload, plan.process.stop_signal))
+    Ok((payload, plan))
 }
 
 /// A supervisor that dies takes the box with it: PID 1 is killed, and with it every process of its pid namespace.
@@ -152,17 +154,22 @@ fn die_with_supervisor(channel: &OwnedFd) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Maps the one id of the box. Unprivileged, a process may write its own maps for its own ids (user_namespaces(7)).
-fn write_id_maps(plan: &BoxPlan) -> Result<(), Failure> {
+/// Maps the one id of the box. Unprivileged, a process may write its own maps for its own ids (user_namespaces(7)); those of
+/// several ids are written from outside, by the host's helpers, and this waits for them.
+fn write_id_maps(plan: &BoxPlan, channel: &OwnedFd) -> Result<(), Failure> {
     let ids = &plan.identity;
-    for (path, contents) in [
-        ("/proc/self/setgroups", "deny".to_owned()),
-        ("/proc/self/uid_map", format!("{} {} 1", ids.box_uid, ids.host_uid)),
-        ("/proc/self/gid_map", format!("{} {} 1", ids.box_gid, ids.host_gid)),
-    ] {
-        std::fs::write(path, contents).at(Step::WriteIdMaps, path)?;
+    if plan.ids() == Ids::Several {
+        brief::wait_for_release(channel).at(Step::WriteIdMaps, "the host's newuidmap")?;
+    } else {
+        for (path, contents) in [
+            ("/proc/self/setgroups", "deny".to_owned()),
+            ("/proc/self/uid_map", format!("{} {} 1", ids.box_uid, ids.host_uid)),
+            ("/proc/self/gid_map", format!("{} {} 1", ids.box_gid, ids.host_gid)),
+        ] {
+            std::fs::write(path, contents).at(Step::WriteIdMaps, path)?;
+        }
     }
-    // Only now: the files written above belong to the host's root while the process is not dumpable. From here on no
+    // Only now: the files that are written above belong to the host's root while the process is not dumpable. From here on no
     // process of the box can trace PID 1, read its memory (the supervisor's at the clone) or open its descriptors.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).at(Step::WriteIdMaps, "PR_SET_DUMPABLE")
 }

@@ -16,7 +16,7 @@ use crate::plan::{Access, BoxPlan, Guard, Kind, Mount};
 use crate::protect;
 use crate::report::{self, Report};
 use crate::root::{self, Stage, attach_new, clone_mount, overlay};
-use crate::secrets::{self, Secret};
+use crate::secrets::{self, Secrets};
 use crate::step::{At, Failure, Step};
 use crate::tree;
 
@@ -39,7 +39,7 @@ pub(crate) fn build(
     stage: &Stage,
     root: &OwnedFd,
     channel: &OwnedFd,
-    secrets: &[Secret],
+    secrets: &Secrets,
 ) -> Result<Built, Failure> {
     let mut built = Built { terminal: None, targets: Vec::with_capacity(plan.mounts.len()) };
     for mount in &plan.mounts {
@@ -86,7 +86,8 @@ pub(crate) fn build(
                 attach_to(&clone, found.as_fd()).at(Step::Bind, target)?;
                 place
             }
-            Mount::Secrets { target, names } => secrets::deliver(root, target, names, secrets)?,
+            Mount::Secrets { target, names } => secrets::deliver(root, target, names, &secrets.files)?,
+            Mount::Trust { target, names } => secrets::deliver(root, target, names, &secrets.certificates)?,
         };
         built.targets.push(target);
     }

@@ -104,7 +104,7 @@ fn become_payload(
     enter_workdir(&plan.process.cwd)?;
     let program = Program::new(&plan.process, variables)?;
     landlock::restrict(&plan.landlock, links)?;
-    lockdown::clear_capabilities()?;
+    lockdown::clear_capabilities(lockdown::of_payload(plan.ids()))?;
     agentd_sys::signal::reset().at(Step::ResetSignals, "sigaction")?;
     load(&plan.seccomp, channel)?;
     Err(program.execute())

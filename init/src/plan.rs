@@ -14,8 +14,11 @@ use serde::{Deserialize, Serialize};
 pub struct BoxPlan {
     /// UTS host name.
     pub hostname: String,
-    /// The single id mapping.
+    /// Who the payload is; the only ids that are mapped, unless there are `subids`.
     pub identity: Identity,
+    /// Further ids, which the host's helpers map before PID 1 goes on.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub subids: Option<SubIds>,
     /// Which network the box sees.
     pub network: Network,
     /// What leads to the broker, where the box has one; its network is [`Network::None`] then.
@@ -51,6 +54,43 @@ pub struct Identity {
     pub box_uid: u32,
     /// The gid inside.
     pub box_gid: u32,
+}
+
+/// How many ids a box has. PID 1 has to know before it has its plan: it keeps some of its capabilities for several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ids {
+    /// The user's own.
+    One,
+    /// His ranges as well.
+    Several,
+}
+
+impl BoxPlan {
+    /// How many ids the box has.
+    #[must_use]
+    pub fn ids(&self) -> Ids {
+        if self.subids.is_some() { Ids::Several } else { Ids::One }
+    }
+}
+
+/// Further ids of a box: parts of the ranges that the host's administrator has given its user.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SubIds {
+    /// Of users.
+    pub uids: Vec<IdRange>,
+    /// Of groups.
+    pub gids: Vec<IdRange>,
+}
+
+/// Ids in a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdRange {
+    /// The first, inside.
+    pub inside: u32,
+    /// The same on the host.
+    pub outside: u32,
+    /// How many.
+    pub count: u32,
 }
 
 /// The network of a box.
@@ -233,6 +273,13 @@ pub enum Mount {
         /// Names of the files; what is in them comes another way ([`crate::Secrets`]).
         names: Vec<String>,
     },
+    /// Certificates, the same way: they are made when the box is started.
+    Trust {
+        /// Absolute box path.
+        target: String,
+        /// Names of the files.
+        names: Vec<String>,
+    },
 }
 
 impl Mount {
@@ -247,6 +294,7 @@ impl Mount {
             | Mount::Writable { target }
             | Mount::HostTree { target, .. }
             | Mount::Bind { target, .. }
+            | Mount::Trust { target, .. }
             | Mount::Secrets { target, .. } => target,
         }
     }

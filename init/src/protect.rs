@@ -38,6 +38,8 @@ pub(crate) fn hold(guards: &[Guard]) -> Result<(), Failure> {
     let link = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let root = openat(CWD, "/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).at(AT, "/")?;
     let absent = openat(&root, format!("dev/{}", ABSENT.0), link, Mode::empty()).at(AT, "/dev")?;
+    // Copies of a mount are as read-only as it is.
+    let mut cover: Option<OwnedFd> = None;
     let mut held: Vec<Held<'_>> = Vec::new();
     for guard in guards {
         let name = || format!("{}/{}", guard.base, guard.path);
@@ -56,18 +58,25 @@ pub(crate) fn hold(guards: &[Guard]) -> Result<(), Failure> {
         if !is_planned(&stat, &guard.hold) {
             return Err(Failure::new(AT, format!("{}: replaced since it was looked up", name()), libc::ESTALE));
         }
-        let mount = match guard.hold {
-            Hold::Absent { stub: Stub::Socket } => clone_mount(absent.as_fd(), false),
+        let is_covered = matches!(guard.hold, Hold::Absent { stub: Stub::Socket });
+        let mount = match (&cover, is_covered) {
+            (Some(cover), true) => clone_mount(cover.as_fd(), false),
+            (None, true) => clone_mount(absent.as_fd(), false),
             // With what the host has mounted below it.
-            _ => clone_mount(found.as_fd(), true),
+            (_, false) => clone_mount(found.as_fd(), true),
         };
         let mount = mount.at(AT, name())?;
-        if !matches!(guard.hold, Hold::Pinned { .. }) {
+        let is_pinned = matches!(guard.hold, Hold::Pinned { .. });
+        // What is cloned from the first cover has its attributes.
+        let is_copy = is_covered && cover.is_some();
+        if !is_pinned && !is_copy {
             set_attributes(mount.as_fd(), READ_ONLY, true).at(AT, name())?;
         }
         mounts::attach_to(&mount, found.as_fd()).at(AT, name())?;
-        if matches!(guard.hold, Hold::Pinned { .. }) {
+        if is_pinned {
             held.push(Held { base: &guard.base, path: &guard.path, directory: mount });
+        } else if is_covered && cover.is_none() {
+            cover = Some(mount);
         }
     }
     Ok(())

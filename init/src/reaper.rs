@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions, WaitStatus, wait};
 
 use crate::payload::{Payload, release_streams};
+use crate::plan::BoxPlan;
 use crate::report::{self, Report};
 use crate::step::{At, Failure, Step};
 use crate::{START_FAILED, lockdown};
@@ -28,8 +29,8 @@ pub const RELAYED: &[Signal] = &[
 ];
 
 /// Sees the payload through; gives the exit status of the box (128 + n when the payload died of signal n).
-pub(crate) fn run(payload: Payload, stop_signal: i32, channel: &OwnedFd) -> i32 {
-    match see_through(payload, stop_signal, channel) {
+pub(crate) fn run(plan: &BoxPlan, payload: Payload, channel: &OwnedFd) -> i32 {
+    match see_through(plan, payload, channel) {
         Ok(status) => {
             let exited = Report::Exited { status: status.as_raw(), empty: is_empty() };
             // A supervisor that is gone needs no report: the kernel is about to end this process.
@@ -46,10 +47,10 @@ pub(crate) fn run(payload: Payload, stop_signal: i32, channel: &OwnedFd) -> i32 
     }
 }
 
-fn see_through(payload: Payload, stop_signal: i32, channel: &OwnedFd) -> Result<WaitStatus, Failure> {
+fn see_through(plan: &BoxPlan, payload: Payload, channel: &OwnedFd) -> Result<WaitStatus, Failure> {
     // The payload starts meanwhile; it cannot reach this process, which is not dumpable and outside its domain.
     release_streams()?;
-    lockdown::clear_capabilities()?;
+    lockdown::clear_capabilities(lockdown::of_init(plan.ids()))?;
     agentd_sys::seccomp::load(agentd_profiles::seccomp(BuiltIn::Init)).at(Step::Seccomp, "PID 1")?;
     payload.started(|listener| {
         let sent = report::send(channel, &Report::Denials, Some(listener.as_fd()));
@@ -74,7 +75,7 @@ fn see_through(payload: Payload, stop_signal: i32, channel: &OwnedFd) -> Result<
                 }
             }
             // Of the supervisor's signals this one is the wish that the payload ends.
-            Signal::SIGTERM => relay(payload.pid, stop_signal),
+            Signal::SIGTERM => relay(payload.pid, plan.process.stop_signal),
             signal => relay(payload.pid, signal as i32),
         }
     }

@@ -39,13 +39,15 @@ pub struct Secrets {
     pub files: Vec<Secret>,
     /// Those that become variables of the payload; free of NUL bytes.
     pub variables: Vec<Secret>,
+    /// Certificates, which are no secrets and come with them, for a plan is made before they are.
+    pub certificates: Vec<Secret>,
 }
 
 impl Secrets {
     /// Whether there is none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.files.is_empty() && self.variables.is_empty()
+        self.files.is_empty() && self.variables.is_empty() && self.certificates.is_empty()
     }
 }
 

@@ -41,7 +41,7 @@ steps! {
     TieToSupervisor = "tie the box to its supervisor",
     /// A session of its own, away from the user's terminal.
     NewSession = "start a session",
-    /// Bounding, inheritable and ambient capabilities.
+    /// Bounding, inheritable and ambient capabilities; of the bounding set six stay where the box has several ids.
     DropBoundingSet = "drop capabilities",
     /// `no_new_privs`, read back.
     NoNewPrivileges = "set no_new_privs",
@@ -51,7 +51,7 @@ steps! {
     MakeNetwork = "make the box's network",
     /// The plan, and the payload's standard streams.
     HearPlan = "hear the plan",
-    /// `setgroups` denied, one uid and one gid mapped; from here on PID 1 is not dumpable.
+    /// `setgroups` denied, one uid and one gid mapped, or several by the host's helpers; from here on PID 1 is not dumpable.
     WriteIdMaps = "map the user id",
     /// A job with limits: a cgroup namespace whose root is the cgroup it is in.
     CgroupNamespace = "make a cgroup namespace",
@@ -103,7 +103,7 @@ steps! {
     EnterWorkdir = "enter the working directory",
     /// In the payload: Landlock, every right the kernel's ABI has.
     Landlock = "restrict with Landlock",
-    /// In the payload (and in PID 1): no capability in any set.
+    /// In the payload (and in PID 1): no capability in any set; where the box has several ids, its root keeps six and PID 1 one.
     ClearCapabilities = "clear capabilities",
     /// In the payload: default signal actions, nothing blocked.
     ResetSignals = "reset signals",

@@ -29,11 +29,66 @@ pub fn forget_code() -> io::Result<()> {
     Ok(())
 }
 
+// As environ(7) has it.
+unsafe extern "C" {
+    static mut environ: *mut *mut libc::c_char;
+}
+
+/// Overwrites this process's environment, and leaves it an empty one. For a clone that is near to a box: what was set where
+/// agentd was started, keys among it, is not its business.
+///
+/// Must be called while this process has one thread; references to the environment do not outlive the calls that gave them.
+pub fn forget_environment() {
+    // SAFETY: with one thread nobody changes the pointer.
+    let list = unsafe { environ };
+    if list.is_null() {
+        return;
+    }
+    let mut next = list;
+    loop {
+        // SAFETY: the list ends with a null pointer, before which the loop has not gone on.
+        let variable = unsafe { *next };
+        if variable.is_null() {
+            break;
+        }
+        // SAFETY: every entry is a C string.
+        let length = unsafe { libc::strlen(variable) };
+        for at in 0..length {
+            // SAFETY: at is before the string's end.
+            let byte = unsafe { variable.add(at) };
+            // SAFETY: the strings are this process's own and writable (the kernel put them on the stack, or setenv(3) on the
+            // heap); volatile, because nobody reads them again.
+            unsafe { byte.write_volatile(0) };
+        }
+        // SAFETY: the entry was not the last.
+        next = unsafe { next.add(1) };
+    }
+    // SAFETY: the first entry is there, if only as the end.
+    unsafe { *list = std::ptr::null_mut() };
+}
+
 /// The largest page of any supported machine: what is rounded off stays.
 const PAGE: usize = 64 << 10;
 
 #[cfg(test)]
 mod tests {
+    /// In a child: the tests of this program run in threads and look at their environment.
+    #[test]
+    fn an_environment_that_was_forgotten_is_nowhere() {
+        const RUN: &str = "AGENTD_FORGET_IN_THIS_PROCESS";
+        if std::env::var_os(RUN).is_some() {
+            let in_proc = || std::fs::read("/proc/self/environ").unwrap();
+            assert!(in_proc().iter().any(|byte| *byte != 0));
+            super::forget_environment();
+            assert_eq!(std::env::vars_os().count(), 0);
+            assert!(in_proc().iter().all(|byte| *byte == 0));
+            return;
+        }
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        child.args(["an_environment_that", "--test-threads=1"]).env(RUN, "1");
+        assert!(child.output().unwrap().status.success());
+    }
+
     #[test]
     fn code_that_was_forgotten_still_runs() {
         super::forget_code().unwrap();

@@ -116,13 +116,14 @@ pub fn exit_now(status: i32) -> ! {
     unsafe { libc::_exit(status) }
 }
 
-/// Drops every capability from the bounding set of this thread, those newer than this program included.
+/// Drops every capability but those whose bits are set in `keep` from the bounding set of this thread, those newer than this
+/// program included.
 ///
 /// # Errors
 /// The errno of `prctl(2)` (`EPERM` without CAP_SETPCAP), when it is not the `EINVAL` that marks the end of the
 /// kernel's list.
-pub fn drop_bounding_set() -> io::Result<()> {
-    for capability in 0..64 {
+pub fn drop_bounding_set(keep: u64) -> io::Result<()> {
+    for capability in (0..64).filter(|capability| keep & (1 << capability) == 0) {
         // SAFETY: PR_CAPBSET_DROP takes an integer and touches no memory of ours.
         let ret = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
         match super::check(ret.into()) {

@@ -21,6 +21,7 @@ pub mod registry;
 pub mod server;
 mod started;
 mod terminal;
+pub mod tls;
 pub mod unpackers;
 
 use std::os::unix::fs::DirBuilderExt;
@@ -246,6 +247,8 @@ pub enum Feature {
     OrdinaryUser,
     /// The test runs as root.
     Root,
+    /// Ranges of subordinate ids for the ordinary user who runs the test, and the programs that map them.
+    Ranges,
     /// A static /bin/busybox.
     Busybox,
     /// The guest of `cargo xtask e2e --vm`: pure cgroup v2, systemd as PID 1, nobody else on the machine.
@@ -260,6 +263,7 @@ impl Feature {
             Self::Userns => "userns",
             Self::OrdinaryUser => "user",
             Self::Root => "root",
+            Self::Ranges => "ranges",
             Self::Busybox => "busybox",
             Self::Guest => "guest",
         }
@@ -270,6 +274,9 @@ impl Feature {
             Self::Userns => succeeds("unshare", &["-Urm", "mount", "-t", "tmpfs", "none", "/tmp"]),
             Self::OrdinaryUser => !is_root(),
             Self::Root => is_root(),
+            Self::Ranges => {
+                !is_root() && succeeds("unshare", &["--map-auto", "--map-root-user", "--setuid", "5", "true"])
+            }
             Self::Busybox => static_busybox(),
             // Only who starts the guest's tests sets it: no machine is taken for one by its looks.
             Self::Guest => std::env::var_os("AGENTD_TEST_GUEST").is_some(),
@@ -278,6 +285,9 @@ impl Feature {
             Self::Userns => "this user cannot mount in a user namespace (see `agentd doctor`)",
             Self::OrdinaryUser => "root runs this test",
             Self::Root => "an ordinary user runs this test",
+            Self::Ranges => {
+                "root, or a user without rows in /etc/subuid and /etc/subgid (or newuidmap), runs this test"
+            }
             Self::Busybox => "no static /bin/busybox (Debian: busybox-static)",
             Self::Guest => "not in the guest of `cargo xtask e2e --vm`",
         };
@@ -290,7 +300,7 @@ impl Feature {
 #[must_use]
 pub fn require(feature: Feature) -> bool {
     let Some(reason) = feature.missing() else { return true };
-    skip(feature.name(), !matches!(feature, Feature::OrdinaryUser | Feature::Root), reason);
+    skip(feature.name(), !matches!(feature, Feature::OrdinaryUser | Feature::Root | Feature::Ranges), reason);
     false
 }
 

@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use rustls::ServerConfig;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -111,6 +112,16 @@ struct Shared {
     script: Script,
     record: Option<Mutex<File>>,
     connections: AtomicUsize,
+    lock: Option<Lock>,
+}
+
+/// What a stand-in has that is not open to everybody.
+#[derive(Debug)]
+pub struct Lock {
+    /// TLS, with the certificate that it shows.
+    pub tls: Arc<ServerConfig>,
+    /// The key that every request must have.
+    pub key: String,
 }
 
 impl Server {
@@ -120,10 +131,23 @@ impl Server {
     /// # Errors
     /// When no port can be had.
     pub fn start(script: Script, record: Option<File>) -> io::Result<Self> {
+        Self::start_with(script, record, None)
+    }
+
+    /// The same behind TLS, and for who has the key; the record then says of each request whether it had it.
+    ///
+    /// # Errors
+    /// When no port can be had.
+    pub fn locked(script: Script, record: Option<File>, lock: Lock) -> io::Result<Self> {
+        Self::start_with(script, record, Some(lock))
+    }
+
+    fn start_with(script: Script, record: Option<File>, lock: Option<Lock>) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let address = listener.local_addr()?;
         let ending = Arc::new(AtomicBool::new(false));
-        let shared = Arc::new(Shared { script, record: record.map(Mutex::new), connections: AtomicUsize::new(0) });
+        let record = record.map(Mutex::new);
+        let shared = Arc::new(Shared { script, record, connections: AtomicUsize::new(0), lock });
         let stop = Arc::clone(&ending);
         let accepting = std::thread::spawn(move || {
             for stream in listener.incoming() {
@@ -177,7 +201,7 @@ impl Shared {
     }
 
     fn serve(&self, stream: TcpStream) -> io::Result<()> {
-        let mut connection = Connection::new(stream)?;
+        let mut connection = Connection::new(stream, self.lock.as_ref().map(|lock| &lock.tls))?;
         loop {
             let request = match connection.request() {
                 Ok(Some(request)) => request,
@@ -205,12 +229,20 @@ impl Shared {
             "model": body["model"],
             "stream": body["stream"] == true,
             "tool_results": tool_results(body),
+            "has_key": self.has_key(request),
         });
         let mut file = record.lock().unwrap_or_else(PoisonError::into_inner);
         file.write_all(format!("{line}\n").as_bytes())
     }
 
+    fn has_key(&self, request: &Request) -> bool {
+        self.lock.as_ref().is_none_or(|lock| request.key.as_ref() == Some(&lock.key))
+    }
+
     fn answer(&self, request: &Request, body: &Value) -> (u16, &'static str, String) {
+        if !self.has_key(request) {
+            return (401, "application/json", error("invalid x-api-key").to_string());
+        }
         let path = request.path.split('?').next().unwrap_or_default();
         match (request.method.as_str(), path) {
             ("POST", "/v1/messages") if body["messages"].is_array() => {

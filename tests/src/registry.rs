@@ -33,6 +33,8 @@ pub enum Access<'a> {
     Password,
     /// Anybody, over HTTPS with a certificate of an authority of the test's own.
     Tls(&'a Authority),
+    /// Who has a certificate of that authority too, over HTTPS.
+    Certificate(&'a Authority),
     /// Who has a token of this service, over HTTP.
     Tokens(&'a TokenService),
 }
@@ -65,9 +67,13 @@ impl Registry {
                 let htpasswd = write(dir, "htpasswd", HTPASSWD);
                 config += &format!("auth:\n  htpasswd: {{realm: test, path: {}}}\n", htpasswd.display());
             }
-            Access::Tls(authority) => {
+            Access::Tls(authority) | Access::Certificate(authority) => {
                 let (certificate, key) = (authority.certificate.display(), authority.key.display());
-                config += &format!("  tls: {{certificate: {certificate}, key: {key}}}\n");
+                let of_clients = match access {
+                    Access::Certificate(_) => format!(", clientcas: [{}]", authority.root.display()),
+                    _ => String::new(),
+                };
+                config += &format!("  tls: {{certificate: {certificate}, key: {key}{of_clients}}}\n");
             }
             Access::Tokens(service) => config += &service.configuration(dir),
         }
@@ -166,8 +172,10 @@ fn address(log: &str) -> Option<String> {
 pub struct Authority {
     /// The authority's own certificate.
     pub root: PathBuf,
-    certificate: PathBuf,
-    key: PathBuf,
+    /// The certificate; it is good for a server and for a client.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
 }
 
 impl Authority {

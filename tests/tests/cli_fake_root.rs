@@ -144,6 +144,16 @@ fn cli_fake_root_installs_debian_packages() {
     assert!(ran.stdout.contains("\n0\n0 750\nalice:x:1000:1000:") && ran.stdout.contains("daemon2:x:"), "{ran}");
     assert_eq!(denials(&home), Vec::<String>::new());
 
+    // With several ids nothing is pretended: apt downloads as a user of its own, files are whose they are, su becomes somebody.
+    if require(Feature::Ranges) {
+        let script = "export DEBIAN_FRONTEND=noninteractive; apt-get -q update 2>&1 | grep -c sandbox; stat -c %U /var/lib/apt/lists/partial; \
+                      apt-get -qy --no-install-recommends install openssh-client sudo >/dev/null && dpkg --audit && stat -c '%G %a' /usr/bin/ssh-agent && \
+                      useradd -m alice && su alice -c 'id -un; touch ~/x' && stat -c %U /home/alice/x && sudo -n -u nobody id -un";
+        let ran = debian(&["--userns", "subids", "--writable", "--net", "host"], script).expect_success();
+        assert_eq!(ran.stdout, "0\n_apt\n_ssh 755\nalice\nalice\nnobody\n", "{ran}");
+        assert_eq!(denials(&home), Vec::<String>::new());
+    }
+
     // Without the flag it is what it was.
     let ran = debian(&["--user", "root", "--writable", "--net", "host"], "apt-get -q update; dpkg -i /dev/null");
     assert_ne!(ran.code(), 0, "{ran}");
@@ -431,4 +441,28 @@ fn cli_fake_root_jobs_end_while_modes_are_being_mended() {
     // A payload that leaves such programs behind ends them.
     let left = ask.replace("echo on; wait", "exit 7");
     drop(on_host(&home, &[], &left).expect_code(7));
+}
+
+/// A command by `agentd exec` has a listener of its own, and gets the same answers: modes without the bits under
+/// `--fake-root`, EPERM that is told without it.
+#[test]
+fn escape_exec_leaves_no_set_user_id_program_behind() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    for (flags, outcome) in [(&FAKE_ROOT[..], "ok"), (&["--user", "root"], "EPERM")] {
+        let home = Home::new();
+        let (work, natively) = (home.workspace(), home.path().join("natively"));
+        fs::create_dir(&natively).unwrap();
+        let ran = run(Command::new("python3").args(["-c", MAKE_SET_ID]).arg(&natively)).expect_success();
+        assert_eq!(with_set_id(&natively).len(), ran.stdout.lines().count(), "{ran}");
+        let id = home.detached(&[flags, &["--workspace", work.to_str().unwrap()]].concat(), "exec sleep 1000");
+        let said = home.say(&["exec", &id, "python3", "-c", MAKE_SET_ID, "/workspace"]).expect_success().stdout;
+        assert!(said.lines().all(|line| line.ends_with(&format!(" {outcome}"))), "{flags:?}: {said}");
+        assert_eq!(said.lines().count(), ran.stdout.lines().count());
+        assert_eq!(with_set_id(&work), Vec::<String>::new());
+        let told = denials(&home);
+        assert_eq!(told.is_empty(), outcome == "ok", "{told:?}");
+        assert!(told.iter().all(|denial| denial.starts_with("python3 ") && denial.ends_with(" EPERM")), "{told:?}");
+    }
 }

@@ -3,6 +3,7 @@
 #![expect(clippy::panic, clippy::unwrap_used, reason = "a test ends by a panic")]
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -185,6 +186,71 @@ fn a_name_that_leads_elsewhere_is_looked_at_when_it_is_to_be() {
     drop(agentd(&home, &["rm", "-a"]).expect_success());
     let pruned = json(agentd(&home, &["prune", "--format", "json"]));
     assert_eq!((pruned["layers"].as_array().unwrap().len(), pruned["images"].as_array().unwrap().len()), (2, 0));
+}
+
+#[test]
+fn an_image_is_run_by_its_id_as_it_is_in_the_store() {
+    if !require(Feature::Userns) || !require(Feature::Busybox) {
+        return;
+    }
+    let home = Home::new();
+    let (one, first) = write(&home, "one");
+    drop(agentd(&home, &["pull", "-q", &one]).expect_success());
+    let id = agentd(&home, &["images", "-q"]).expect_success().stdout.trim_end().to_owned();
+    assert_eq!(id, first.manifest[7..19]);
+    // The name leads to another image by now, and then its source is gone.
+    fs::remove_dir_all(home.path().join("img")).unwrap();
+    let made = |image: &str| run(home.run().args(["-q", "--image", image, "--", "stat", "-c", "%s", "one"]));
+    for image in [&id, &first.manifest[7..40], &first.manifest[7..], &first.manifest, &first.manifest[..30]] {
+        assert_eq!(made(image).expect_silent_success().stdout, "1000\n", "{image}");
+    }
+    // Eleven digits are a name, and what the store does not have is one too: neither is fetched.
+    for image in [&id[..11], "0123456789ab"] {
+        let ran = run(home.run().args(["--image", image, "--pull", "never", "--", "true"])).expect_code(125);
+        ran.expect_one_error_line(&[&format!("docker.io/library/{image}"), "is not in the store"]);
+    }
+    let unknown = "0".repeat(64);
+    let ran = run(home.run().args(["--image", &format!("sha256:{unknown}"), "--", "true"])).expect_code(125);
+    ran.expect_one_error_line(&["no image in the store is called", &unknown]);
+    agentd(&home, &["pull", &first.manifest]).expect_code(125).expect_one_error_line(&["is an image's id"]);
+}
+
+/// A kernel bug that lets a job write what it may only read (dirty pipe, and its like since) reaches the page cache of the
+/// files that the box shows. Those are the store's alone: not the user's archive, nor anything else under another name.
+#[test]
+fn a_layers_files_are_nobody_elses_under_another_name() {
+    if !require(Feature::Busybox) {
+        return;
+    }
+    let home = Home::new();
+    let dir = home.path().join("img");
+    let stored = busybox().layer(layer("file", 100_000), Compression::Plain).write(&dir, "t").unwrap();
+    drop(agentd(&home, &["pull", "-q", &format!("oci:{}:t", dir.display())]).expect_success());
+    let of_store = |path: &Path| fs::metadata(path).unwrap().dev() == fs::metadata(store(&home)).unwrap().dev();
+    let (mut files, mut directories) = (Vec::new(), vec![store(&home).join("layers")]);
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(&directory).unwrap().map(Result::unwrap) {
+            match entry.file_type().unwrap() {
+                kind if kind.is_dir() => directories.push(entry.path()),
+                kind if kind.is_file() => files.push(entry.path()),
+                _ => {}
+            }
+        }
+    }
+    assert!(files.len() >= 4, "{files:?}");
+    for file in &files {
+        assert!(of_store(file) && fs::metadata(file).unwrap().nlink() == 1, "{}", file.display());
+    }
+    // An uncompressed layer has the bytes of its files in it; the store shares none of them. Written in place, not replaced.
+    let unpacked = files.iter().find(|path| path.ends_with("fs/file")).unwrap();
+    let before = fs::read(unpacked).unwrap();
+    let archive = Written::blob(&dir, &stored.layers[1]);
+    assert!(fs::read(&archive).unwrap().windows(before.len()).any(|bytes| bytes == before));
+    let length = fs::metadata(&archive).unwrap().len();
+    let mut open = fs::File::options().write(true).open(&archive).unwrap();
+    open.write_all(&vec![b'!'; usize::try_from(length).unwrap()]).unwrap();
+    open.sync_all().unwrap();
+    assert_eq!(fs::read(unpacked).unwrap(), before);
 }
 
 #[test]

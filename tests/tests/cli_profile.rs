@@ -159,6 +159,66 @@ fn cli_a_path_is_explained_as_the_plan_grants_it() {
     profile(&home, &["explain", "/a/../b"]).expect_code(125).expect_one_error_line(&["absolute path inside the box"]);
 }
 
+/// `explain --job` says of a path what the job's box did with it.
+#[test]
+fn cli_a_path_of_a_job_is_explained_as_its_box_answers() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let home = Home::new();
+    let (work, other) = (home.workspace(), home.path().join("other"));
+    fs::create_dir(&other).unwrap();
+    for file in [work.join("f"), other.join("f")] {
+        fs::write(file, "x").unwrap();
+    }
+    agentd_tests::git(&work, &["init", "-q"]);
+    let mount = format!("type=bind,src={},dst=/mnt/other", other.display());
+    let kinds = [
+        ("read", "/usr/bin/env /etc/passwd /etc/shadow /workspace/f /workspace/.envrc /mnt/other/f /proc/self/status"),
+        (
+            "write",
+            "/usr/bin/env /etc/passwd /workspace/f /workspace/.git/config /mnt/other/f /dev/null /proc/sys/kernel/hostname",
+        ),
+        (
+            "create",
+            "/new /usr/new /etc/new /dev/new /tmp/new /run/new /home/agent/new /workspace/new /workspace/.envrc \
+          /workspace/.git/hooks /workspace/.git/hooks/new /workspace/.git/new /workspace/.vscode/new /mnt/other/new",
+        ),
+    ];
+    let script = format!(
+        "say() {{ if eval \"$2\" 2>/dev/null; then echo $1 true; else echo $1 false; fi; }}
+        for p in {}; do say \"read $p\" '(: < $p)'; done
+        for p in {}; do say \"write $p\" '(: >> $p)'; done
+        for p in {}; do say \"create $p\" 'mkdir $p'; done",
+        kinds[0].1, kinds[1].1, kinds[2].1
+    );
+    let mut command = home.run();
+    command.args(["-q", "--name", "asked", "--workspace", work.to_str().unwrap(), "--mount", &mount]);
+    let ran = run(command.args(["--", "sh", "-c", &script])).expect_success();
+    assert_eq!(ran.stdout.lines().count(), 28, "{ran}");
+    for line in ran.stdout.lines() {
+        let [kind, path, did] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{ran}") };
+        let answer = json(&home, &["explain", path, "--job", "asked"]);
+        assert_eq!(answer[kind]["allowed"].to_string(), did, "{line}: {answer}");
+        // A refusal says by whom, and by which error it shows.
+        assert_eq!(did == "false", answer[kind]["by"].is_string() && answer[kind]["answer"].is_string(), "{answer}");
+    }
+    for (path, says) in [
+        ("/workspace/.git/config", "protected: /workspace/.git/config stays as it is"),
+        ("/workspace/.git/config", "to allow it: agentd run --unprotect '.git/config'"),
+        ("/workspace/.vscode/tasks.json", "/workspace/.vscode stays absent"),
+        ("/mnt/other/f", "dst=/mnt/other,rw"),
+        ("/etc/shadow", "hidden"),
+        ("/proc/keys", "a cover"),
+        ("/usr/x", "--writable"),
+        ("/tmp/x", "no wall of the box"),
+    ] {
+        let said = profile(&home, &["explain", path, "--job", "asked"]).expect_silent_success();
+        assert!(said.stdout.contains(says), "{path}: {said}");
+    }
+    profile(&home, &["explain", "mount", "--job", "asked"]).expect_code(125).expect_one_error_line(&["absolute path"]);
+}
+
 const HEAD: &str = "schema = 1\nname = \"mine\"\nextends = \"default\"\n";
 
 #[test]

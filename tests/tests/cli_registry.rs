@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use agentd_tests::oci::{self, Compression, Entry, Image, Layer};
 use agentd_tests::registry::{Access, Authority, PASSWORD, Registry, TokenService, USER, Wire};
 use agentd_tests::unpackers::installed;
-use agentd_tests::{Feature, Home, Started, busybox, require, run, wait_until};
+use agentd_tests::{Feature, Home, Started, Terminal, busybox, require, run, wait_until};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use rustix::process::Signal;
@@ -192,10 +192,17 @@ fn a_credential_helper_is_asked() {
     let helper = site.write("bin/docker-credential-of-the-test", helper);
     fs::set_permissions(&helper, fs::Permissions::from_mode(0o755)).unwrap();
     let path = std::env::var("PATH").unwrap();
-    for config in
-        [json!({ "credHelpers": { registry.host.clone(): "of-the-test" } }), json!({ "credsStore": "of-the-test" })]
-    {
-        site.write(".docker/config.json", config.to_string());
+    let docker = |config: Value| site.write(".docker/config.json", config.to_string());
+    let podman = |text: &str| site.write("config/containers/registries.conf", text);
+    for named in ["docker, for the registry", "docker, for all", "podman"] {
+        drop(match named {
+            "podman" => podman("credential-helpers = ['containers-auth.json', 'of-the-test']"),
+            "docker, for all" => docker(json!({ "credsStore": "of-the-test" })),
+            _ => docker(json!({ "credHelpers": { registry.host.clone(): "of-the-test" } })),
+        });
+        if named == "podman" {
+            fs::remove_file(site.home.path().join(".docker/config.json")).unwrap();
+        }
         let mut pull = site.pull(&registry.host);
         pull.env("PATH", format!("{}:{path}", helper.parent().unwrap().display()));
         assert_eq!(run(&mut pull).expect_silent_success().stdout, site.digest());
@@ -232,6 +239,76 @@ fn a_certificate_is_believed_only_where_it_should_be() {
     let insecure = format!("[[registry]]\nlocation = '{}'\ninsecure = true\n", registry.host);
     site.write("config/containers/registries.conf", insecure);
     assert_eq!(run(&mut site.pull(&registry.host)).expect_silent_success().stdout, site.digest());
+}
+
+#[test]
+fn a_certificate_of_the_users_is_shown_to_its_registry_alone() {
+    if !installed(&["openssl"]) {
+        return;
+    }
+    let Some(site) = Site::new() else { return };
+    let authority = Authority::new(site.home.path());
+    let registry = site.registry(&Access::Certificate(&authority));
+    let text = |path: &Path| fs::read_to_string(path).unwrap();
+    let certs = |host: &str| format!("config/containers/certs.d/{host}");
+    let of = |host: &str, name: &str, from: &Path| site.write(&format!("{}/{name}", certs(host)), text(from));
+    drop(of(&registry.host, "ca.crt", &authority.root));
+    let refused = |words: &[&str]| {
+        run(&mut site.pull(&registry.host)).expect_code(125).expect_one_error_line(words);
+    };
+    refused(&[&registry.host]);
+    drop((of("127.0.0.1:1", "me.cert", &authority.certificate), of("127.0.0.1:1", "me.key", &authority.key)));
+    refused(&[&registry.host]);
+    drop(of(&registry.host, "me.cert", &authority.certificate));
+    refused(&["me.cert` cannot be used: its key is not beside it"]);
+    for not_its_own in [&authority.certificate, &site.home.path().join("root.key")] {
+        drop(of(&registry.host, "me.key", not_its_own));
+        refused(&["me.cert` cannot be used: its key", "is none or not its own"]);
+    }
+    drop(of(&registry.host, "me.key", &authority.key));
+    assert_eq!(run(&mut site.pull(&registry.host)).expect_silent_success().stdout, site.digest());
+    drop(of(&registry.host, "other.cert", &authority.certificate));
+    refused(&["me.cert` cannot be used: there is another one beside it"]);
+}
+
+/// What podman would take for another image is not taken for Docker Hub's.
+#[test]
+fn a_short_name_that_an_alias_leads_elsewhere_is_refused() {
+    let home = Home::new();
+    let conf = home.path().join("config/containers/registries.conf.d/shortnames.conf");
+    fs::create_dir_all(conf.parent().unwrap()).unwrap();
+    fs::write(&conf, "[aliases]\n'agentd-test' = 'registry.invalid/agentd-test'\n").unwrap();
+    let words = ["`agentd-test` is `docker.io/library/agentd-test`", "`registry.invalid/agentd-test` to podman"];
+    for name in ["agentd-test", "agentd-test:1"] {
+        run(home.agentd().args(["pull", name])).expect_code(125).expect_one_error_line(&words);
+        run(home.run().args(["--image", name, "--", "true"])).expect_code(125).expect_one_error_line(&words);
+    }
+    // Said in full there is no doubt; that registry is nowhere.
+    let full = run(home.agentd().args(["pull", "registry.invalid/agentd-test"])).expect_code(125);
+    full.expect_one_error_line(&["registry `registry.invalid`"]);
+}
+
+/// One command, from nothing: the layers come with a bar each, and then the job has the terminal.
+#[test]
+fn a_registrys_image_runs_on_a_terminal_in_one_command() {
+    if !require(Feature::Userns) || !require(Feature::Busybox) {
+        return;
+    }
+    let Some(site) = Site::new() else { return };
+    let registry = site.registry(&Access::Open);
+    let (_, port) = registry.host.split_once(':').unwrap();
+    let fresh = Home::new();
+    let mut terminal = Terminal::new();
+    let reference = format!("docker://localhost:{port}/a/b:t");
+    let mut command = fresh.run();
+    let started =
+        terminal.start(command.args(["--image", &reference, "--", "cat", "/etc/marker"]).env("TERM", "xterm"));
+    let ran = terminal.finish(started).expect_success();
+    for digest in &site.written.layers {
+        assert!(ran.stdout.contains(&format!("{} [", &digest[7..19])), "{ran}");
+    }
+    assert!(ran.stdout.contains(" MiB / "), "{ran}");
+    assert!(ran.stdout.trim_end().ends_with("from the registry"), "{ran}");
 }
 
 #[test]

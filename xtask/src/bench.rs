@@ -3,12 +3,12 @@
 mod document;
 mod egress;
 mod filters;
+mod jobs;
 mod lists;
 mod prepare;
 mod start;
 mod statistics;
 mod unpack;
-mod verdicts;
 
 use anyhow::Result;
 
@@ -18,6 +18,8 @@ pub(crate) enum Verb {
     Start(start::Args),
     /// A build, git and find under the system-call filter and Landlock, and without
     Filters(filters::Args),
+    /// 200 jobs at once: started, listed, logged, stopped; what a start costs then, and what an idle job holds
+    Jobs(jobs::Args),
     /// `agentd ps` over 10,000 records
     Lists(lists::Args),
     /// The network broker's throughput, latency and memory: agentd, direct loopback, pasta, slirp4netns
@@ -36,6 +38,7 @@ pub(crate) fn run(verb: Verb) -> Result<bool> {
     match verb {
         Verb::Start(arguments) => start::run(&arguments),
         Verb::Filters(arguments) => filters::run(&arguments),
+        Verb::Jobs(arguments) => jobs::run(&arguments),
         Verb::Lists(arguments) => lists::run(&arguments),
         Verb::Egress(arguments) => egress::run(&arguments),
         Verb::Unpack(arguments) => unpack::run(&arguments),

@@ -6,7 +6,7 @@
 
 mod agent;
 mod attempts;
-mod claude;
+pub(crate) mod claude;
 pub(crate) mod debian;
 mod host;
 pub(crate) mod images;
@@ -127,11 +127,11 @@ fn show(tools: &Path) -> Result<()> {
 }
 
 fn agent_at_work(site: &Site, key: Option<OsString>, report: &mut Report) -> Result<()> {
-    report.part("Claude Code in a box: image of Debian packages, --net host");
+    report.part("Claude Code in a box: image of Debian packages, a network of one host, which it has no key for");
     match key {
         Some(key) => {
             println!("  ANTHROPIC_API_KEY is set: the real api.anthropic.com answers, and is paid for.");
-            println!("  This version of agentd hands the key to the box; later ones will not.");
+            println!("  The key stays with the broker, which adds it to what the agent asks for.");
             agent::work(site, &agent::Api::Real { key }, report)?;
         }
         None => {

@@ -5,6 +5,7 @@
 
 mod execute;
 mod leftovers;
+mod lent;
 mod tally;
 mod vm;
 
@@ -35,9 +36,16 @@ type Table = BTreeMap<(&'static str, String), Tally>;
 pub(crate) fn run(arguments: &Args) -> Result<bool> {
     let account = if account::am_root()? { Some(Account::ensure()?) } else { None };
     let target_directory = target_directory(account.as_ref())?;
+    // Only tests on this machine have a use for it.
+    let lent = if arguments.vm {
+        Vec::new()
+    } else {
+        lent::directories(&target_directory, account.as_ref(), arguments.filter.as_deref())?
+    };
+    let path = lent::path(&lent)?;
     let users = match account {
-        Some(account) => vec![User::root(), User::ordinary(account)],
-        None => vec![User::invoking()],
+        Some(account) => vec![User::root(path.clone()), User::ordinary(account, path)],
+        None => vec![User::invoking(path)],
     };
     let mut table = Table::new();
     let filter = arguments.filter.as_deref();

@@ -44,6 +44,7 @@ const RULES: &[Rule] = &[
         check: documents::decisions,
     },
     Rule { name: "links", holds: "relative links in *.md lead somewhere", check: documents::links },
+    Rule { name: "ledger", holds: "each row of docs/cve-ledger.md names a test that exists", check: documents::ledger },
 ];
 
 /// Something a rule found; a warning does not fail.

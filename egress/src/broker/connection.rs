@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::ledger::now;
-use super::{Sending, Shared, Slot, dial, passing, reset};
+use super::{Sending, Shared, Slot, dial, inspected, passing, reset};
 use crate::hello::{self, Hello};
 use crate::name::Name;
 use crate::names;
@@ -74,10 +74,15 @@ impl Drop for Entry<'_> {
 
 /// Serves a connection to its end.
 pub(super) async fn serve(slot: Slot, client: TcpStream) {
-    let sending = Sending::on(&slot.0);
     let Ok(meant) = client.local_addr() else { return };
     let (address, port) = (meant.ip().to_canonical(), meant.port());
     let target = target(&slot.0, address);
+    let client = match &target {
+        Ok(target) => inspected::take(&slot, client, target, port).await,
+        Err(_) => Some(client),
+    };
+    let Some(client) = client else { return };
+    let sending = Sending::on(&slot.0);
     let host = match &target {
         Ok(Target::Name(name)) => name.to_string(),
         _ => address.to_string(),
@@ -91,6 +96,7 @@ pub(super) async fn serve(slot: Slot, client: TcpStream) {
             time: now(),
             untrusted_host: host,
             port: Some(port),
+            untrusted_request: None,
             address: None,
             rule: None,
             up: 0,

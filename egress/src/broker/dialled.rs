@@ -1,5 +1,5 @@
 //! Connections to ports that were allowed while the job ran: Landlock keeps the broker from these, and what it gave up it
-//! does not get back. The supervisor begins them, after a look at the port, and sends the socket (docs/adr/0019).
+//! does not get back. The supervisor begins them, after a look at the port, and sends the socket (docs/adr/0020).
 //!
 //! Invariant: no more questions are kept than somebody waits for.
 

@@ -67,6 +67,7 @@ impl Ledger {
             time: now(),
             untrusted_host: untrusted_host.to_owned(),
             port,
+            untrusted_request: None,
             address: None,
             rule: refusal.rule.clone(),
             up: 0,

@@ -73,6 +73,31 @@ pub struct Usage {
     pub forks_refused: Option<u64>,
 }
 
+impl Usage {
+    /// Of a job that had one cgroup after the other: sums, and of peaks the higher one.
+    #[must_use]
+    pub(crate) fn and(mut self, later: Self) -> Self {
+        /// Names that are kept: each box may add some.
+        const MOST_NAMES: usize = 100;
+        let highest = |one: Option<u64>, other: Option<u64>| one.max(other);
+        let sum = |one: Option<u64>, other: Option<u64>| match (one, other) {
+            (Some(one), Some(other)) => Some(one.saturating_add(other)),
+            (one, other) => one.or(other),
+        };
+        self.untrusted_killed.extend(later.untrusted_killed);
+        self.untrusted_killed.truncate(MOST_NAMES);
+        Usage {
+            memory_peak: highest(self.memory_peak, later.memory_peak),
+            pids_peak: highest(self.pids_peak, later.pids_peak),
+            cpu_us: sum(self.cpu_us, later.cpu_us),
+            cpu_throttled_us: sum(self.cpu_throttled_us, later.cpu_throttled_us),
+            oom_kills: sum(self.oom_kills, later.oom_kills),
+            untrusted_killed: self.untrusted_killed,
+            forks_refused: sum(self.forks_refused, later.forks_refused),
+        }
+    }
+}
+
 /// A job's cgroup; removed when dropped.
 #[derive(Debug)]
 pub(crate) struct Leaf {

@@ -44,20 +44,27 @@ pub(super) fn run(args: &Args) -> Result<u8> {
 
 fn tell_findings(format: Format, findings: &[Finding]) -> Result<u8> {
     let can_run = findings.iter().all(|finding| finding.verdict != Verdict::Broken);
-    match format {
-        Format::Json => print_json(&findings)?,
-        Format::Table => {
-            let mut out = std::io::stdout().lock();
-            for finding in findings {
-                writeln!(out, "{:7} {:15} {}", finding.verdict.word(), finding.subject, printable(&finding.found))?;
-                if let Some(remedy) = &finding.remedy {
-                    writeln!(out, "{:23} fix: {}", "", printable(remedy))?;
-                }
-            }
-            writeln!(out, "{}", if can_run { "agentd run works here" } else { "agentd run cannot work here" })?;
-        }
+    print_findings(format, findings)?;
+    if format == Format::Table {
+        let verdict = if can_run { "agentd run works here" } else { "agentd run cannot work here" };
+        writeln!(std::io::stdout().lock(), "{verdict}")?;
     }
     Ok(if can_run { 0 } else { 1 })
+}
+
+/// A line each, and one for what is to be done.
+pub(super) fn print_findings(format: Format, findings: &[Finding]) -> Result<()> {
+    if format == Format::Json {
+        return print_json(&findings);
+    }
+    let mut out = std::io::stdout().lock();
+    for finding in findings {
+        writeln!(out, "{:7} {:15} {}", finding.verdict.word(), finding.subject, printable(&finding.found))?;
+        if let Some(remedy) = &finding.remedy {
+            writeln!(out, "{:23} fix: {}", "", printable(remedy))?;
+        }
+    }
+    Ok(())
 }
 
 fn tell_attacks(format: Format, attempted: &[Attempted]) -> Result<u8> {

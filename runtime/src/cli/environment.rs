@@ -114,6 +114,7 @@ impl Directories {
             none: text(&["no_proxy", "NO_PROXY"]).unwrap_or_default(),
         };
         RegistryConfig {
+            short_name: None,
             auth_files,
             registries,
             certificates,

@@ -1,7 +1,7 @@
 //! `agentd logs`.
 
 use std::io::{self, IsTerminal, Write};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use agentd_egress::Request;
 use anyhow::{Context, Result, bail};
@@ -29,21 +29,24 @@ pub(super) struct Args {
     /// Only the last lines of each stream
     #[arg(short = 'n', long, value_name = "LINES")]
     tail: Option<usize>,
+    /// Begin each line with the time at which it came, exact to a second
+    #[arg(short, long)]
+    timestamps: bool,
     /// Print escape sequences as they are, also on a terminal
     #[arg(long)]
     raw: bool,
     /// Print instead which calls policy refused, and why
-    #[arg(long, conflicts_with_all = ["raw", "follow", "since", "tail"])]
+    #[arg(long, conflicts_with_all = ["raw", "follow", "since", "tail", "timestamps"])]
     denials: bool,
     /// Print instead what it asked of the network (with --allow), and what came of it
-    #[arg(long, conflicts_with_all = ["raw", "denials", "follow", "since", "tail"])]
+    #[arg(long, conflicts_with_all = ["raw", "denials", "follow", "since", "tail", "timestamps"])]
     net: bool,
     /// How --denials and --net print
     #[arg(long, value_enum, default_value = "table")]
     format: Format,
 }
 
-fn since(text: &str) -> Result<SystemTime> {
+pub(super) fn since(text: &str) -> Result<SystemTime> {
     if let Ok(ago) = spec::parse_duration(text) {
         return SystemTime::now().checked_sub(ago).context("that is before any job");
     }
@@ -76,6 +79,9 @@ pub(super) fn run(args: &Args) -> Result<()> {
         Shown::new(Reader::new(&directory, "stdout"), "output", io::stdout(), strip(io::stdout().is_terminal())),
         Shown::new(Reader::new(&directory, "stderr"), "error output", io::stderr(), strip(io::stderr().is_terminal())),
     ];
+    for stream in &mut streams {
+        stream.line_begins = args.timestamps.then_some(true);
+    }
     for stream in &mut streams {
         if let Some(since) = args.since {
             stream.reader.skip_to(since)?;
@@ -117,19 +123,24 @@ struct Shown {
     reader: Reader,
     name: &'static str,
     out: Box<dyn Write>,
+    /// With times before the lines: whether the next byte begins one.
+    line_begins: Option<bool>,
 }
 
 impl Shown {
     fn new(reader: Reader, name: &'static str, out: impl Write + 'static, strip: bool) -> Self {
         let out: Box<dyn Write> = Box::new(out);
         let out = if strip { Box::new(anstream::StripStream::new(out)) } else { out };
-        Shown { reader, name, out }
+        Shown { reader, name, out, line_begins: None }
     }
 
     fn pour(&mut self) -> Result<()> {
         loop {
             match self.reader.part()? {
-                Part::Bytes(bytes) => self.out.write_all(&bytes)?,
+                Part::Bytes(bytes) => match self.line_begins {
+                    None => self.out.write_all(&bytes)?,
+                    Some(begins) => self.write_with_times(&bytes, begins)?,
+                },
                 Part::Missing(bytes) => {
                     self.out.flush()?;
                     say(&format!("{bytes} bytes of {} are not kept here (--max-output)", self.name));
@@ -138,6 +149,31 @@ impl Shown {
             }
         }
     }
+}
+
+impl Shown {
+    fn write_with_times(&mut self, bytes: &[u8], mut begins: bool) -> Result<()> {
+        // After the bytes were read: their times were noted before them.
+        let times = self.reader.times()?;
+        let mut at = self.reader.at() - bytes.len() as u64;
+        for line in bytes.split_inclusive(|byte| *byte == b'\n') {
+            if begins {
+                write!(self.out, "{} ", humantime::format_rfc3339_seconds(printed(times.of(at))))?;
+            }
+            self.out.write_all(line)?;
+            begins = line.ends_with(b"\n");
+            at += line.len() as u64;
+        }
+        self.line_begins = Some(begins);
+        Ok(())
+    }
+}
+
+/// A time that can be written: a damaged list of moments may hold any.
+fn printed(time: SystemTime) -> SystemTime {
+    /// 9999-12-31T23:59:59Z.
+    const LAST: Duration = Duration::from_secs(253_402_300_799);
+    time.min(SystemTime::UNIX_EPOCH + LAST)
 }
 
 fn print_denials(denials: &[Denial]) -> Result<()> {
@@ -165,6 +201,9 @@ fn print_requests(requests: &[Request]) -> Result<()> {
                 writeln!(out, "{time}  {verdict}  {host}{port}  {address}  {up} up  {down} down  {duration_ms} ms")?;
             }
             None => writeln!(out, "{time}  {verdict}  {host}{port}  {count}x")?,
+        }
+        if let Some(asked) = &request.untrusted_request {
+            writeln!(out, "    {}", printable(asked))?;
         }
         if let Some(why) = &request.why {
             writeln!(out, "    {}", printable(why))?;

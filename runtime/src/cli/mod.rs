@@ -10,6 +10,7 @@ mod doctor;
 mod environment;
 mod exec;
 mod generate;
+mod health;
 mod image;
 mod images;
 mod inspect;
@@ -17,6 +18,7 @@ mod interrupt;
 mod job_file;
 mod kill;
 mod logs;
+mod metrics;
 mod on_exit;
 mod profile;
 mod progress;
@@ -30,8 +32,10 @@ mod rmi;
 mod run;
 mod run_io;
 mod run_network;
+mod run_secrets;
 mod stats;
 mod stop;
+mod summary;
 mod template;
 mod wait;
 mod wanted;
@@ -98,6 +102,8 @@ enum Verb {
     ///
     /// Counted are the processes that are there; memory that they share counts for each of them.
     Stats(Later<stats::Args>),
+    /// Say what jobs did, all together: how many, for how long, and what was refused
+    Summary(Later<summary::Args>),
     /// Stop jobs: SIGTERM (or what the image says), and SIGKILL for one that does not end in time
     Stop(Later<stop::Args>),
     /// Send a signal to the command of jobs; SIGKILL ends everything in the box
@@ -143,6 +149,14 @@ enum Verb {
     /// bash: agentd completion bash > ~/.local/share/bash-completion/completions/agentd;
     /// manual: agentd completion man ~/.local/share/man/man1
     Completion(Later<completion::Args>),
+    /// Say whether all is well: the host, the records, the jobs that run, what others have left, room on the disks
+    ///
+    /// Exits with 1 when something is not; each line that is not `ok` says what to do about it.
+    Health(Later<health::Args>),
+    /// Print how many jobs there are, how they ended and what they use, as OpenMetrics text
+    ///
+    /// For Prometheus by way of node_exporter: agentd metrics > /var/lib/node_exporter/agentd.prom.new, and a rename.
+    Metrics(Later<metrics::Args>),
     /// Say what this host can and cannot do, and how to mend it
     ///
     /// Exits with 1 when the main job cannot run here, or when an attack succeeded.
@@ -214,6 +228,9 @@ pub fn main() -> ExitCode {
         Verb::Allow(Later(args)) => reach::allow(args).map(|()| 0),
         Verb::Deny(Later(args)) => reach::deny(args).map(|()| 0),
         Verb::Stats(Later(args)) => stats::run(&args).map(|()| 0),
+        Verb::Summary(Later(args)) => summary::run(&args).map(|()| 0),
+        Verb::Health(Later(args)) => health::run(&args),
+        Verb::Metrics(Later(args)) => metrics::run(&args).map(|()| 0),
         Verb::Stop(Later(args)) => stop::run(&args).map(|()| 0),
         Verb::Kill(Later(args)) => kill::run(&args).map(|()| 0),
         Verb::Wait(Later(args)) => wait::run(&args),

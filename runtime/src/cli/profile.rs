@@ -1,6 +1,7 @@
 //! `agentd profile`.
 
 mod explain;
+mod in_job;
 mod learn;
 
 use std::borrow::Cow;
@@ -24,6 +25,7 @@ use crate::launch::profile::{self, OF_WORKSPACE};
   agentd profile list
   agentd profile explain io_uring_setup
   agentd profile explain /etc/passwd --profile strict
+  agentd profile explain /workspace/.git/config --job JOB
   agentd profile check ./my.toml && agentd run --profile ./my.toml -- CMD")]
 pub(super) struct Args {
     #[command(subcommand)]
@@ -62,7 +64,8 @@ enum Verb {
     },
     /// Say what becomes of a system call, or of access to a path
     ///
-    /// Says which rule decides, why it is there, and which flag or built-in profile would decide otherwise.
+    /// Says which rule decides, why it is there, and which flag or built-in profile would decide otherwise. With --job it is a
+    /// path of that job's box: which mount, protected path or rule of Landlock refuses it, by which error, and what would not.
     Explain(explain::Args),
     /// Run a command, let through most of what its profile refuses, and write the profile under which it needs no more
     ///

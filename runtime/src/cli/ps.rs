@@ -27,14 +27,26 @@ pub(super) struct Args {
     #[arg(short, long, value_name = "KIND=VALUE")]
     filter: Vec<Filter>,
     /// How to print them: table, json (an array of records), or a template with {{.ID}}, {{.Name}}, {{.State}}, {{.ExitCode}},
-    /// {{.Created}}, {{.Took}}, {{.Image}} and {{.Command}}
+    /// {{.Created}}, {{.Took}}, {{.Restarts}}, {{.Image}} and {{.Command}}
     #[arg(long, value_name = "table|json|TEMPLATE", default_value = "table", value_parser = listing)]
     format: Listing,
 }
 
 /// Fields of a template.
-const FIELDS: &[&str] =
-    &["ID", "Name", "Names", "State", "Status", "ExitCode", "Created", "CreatedAt", "Took", "Image", "Command"];
+const FIELDS: &[&str] = &[
+    "ID",
+    "Name",
+    "Names",
+    "State",
+    "Status",
+    "ExitCode",
+    "Created",
+    "CreatedAt",
+    "Took",
+    "Restarts",
+    "Image",
+    "Command",
+];
 
 fn listing(text: &str) -> Result<Listing> {
     Listing::new(text, FIELDS)
@@ -133,6 +145,7 @@ fn value(field: &str, record: &Brief) -> Option<String> {
         "State" | "Status" => state,
         "ExitCode" => record.state().exit_code().map(|code| code.to_string()).unwrap_or_default(),
         "Created" => created,
+        "Restarts" => record.restarts.to_string(),
         "CreatedAt" => printable(&record.created),
         "Took" => took,
         "Image" => printable(&record.image),

@@ -2,13 +2,13 @@
 
 use std::io::Write;
 
-use agentd_rootfs::{Image, ImageRef, Pull, Store};
+use agentd_rootfs::{Image, Pull, Store};
 use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::environment::Directories;
 use super::progress::{Follower, INTERRUPTED};
-use super::wanted::{self, Wanted, located};
+use super::wanted::{self, Asked, Wanted, located};
 use super::{Format, print_json};
 use crate::launch::write_back;
 
@@ -18,8 +18,8 @@ use crate::launch::write_back;
   agentd pull --image-limit layer-bytes=2GiB oci-archive:img.tar")]
 pub(super) struct Args {
     /// [docker://]NAME[:TAG|@DIGEST], oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME:TAG]
-    #[arg(required = true, value_name = "IMAGE", value_parser = wanted::reference)]
-    images: Vec<ImageRef>,
+    #[arg(required = true, value_name = "IMAGE", value_parser = Asked::parse)]
+    images: Vec<Asked>,
     /// Show no progress
     #[arg(short, long)]
     quiet: bool,
@@ -41,12 +41,13 @@ struct Pulled {
 /// Runs the verb; gives the exit code.
 pub(super) fn run(args: Args) -> Result<u8> {
     let directories = Directories::find()?;
-    let how = Wanted::new(Pull::Always, directories.registries(), &args.image_limit)?;
+    let mut how = Wanted::new(Pull::Always, directories.registries(), &args.image_limit)?;
     let store = Store::open(&directories.stores())?;
     let mut follower = Follower::new(args.quiet);
     let mut pulled = Vec::new();
-    for reference in args.images {
-        let reference = located(reference, Pull::Always)?;
+    for asked in args.images {
+        how.registries.short_name = asked.short_name();
+        let reference = located(asked.into_reference()?, Pull::Always)?;
         let image = follower.follow(&how, |fetch| store.image(&reference, fetch));
         let Some(Image { manifest_digest: digest, layers, .. }) =
             image.with_context(|| format!("cannot pull {reference}"))?

@@ -36,7 +36,13 @@ pub(super) struct DenyArgs {
 
 /// Runs `agentd allow`.
 pub(super) fn allow(args: AllowArgs) -> Result<()> {
-    let allow = args.rules.into_iter().flat_map(|rules| rules.0).collect();
+    let mut allow = Vec::new();
+    for rules in args.rules {
+        match rules {
+            Rules::Hosts(hosts) => allow.extend(hosts),
+            Rules::Requests(rule) => bail!("{rule}: what requests a job may make is said when it starts (--allow)"),
+        }
+    }
     change(&args.job, Change { allow, deny: Vec::new() })
 }
 

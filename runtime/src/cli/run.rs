@@ -1,7 +1,7 @@
 //! `agentd run`.
 
 use std::env;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -9,11 +9,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use agentd_egress::Rule;
-use agentd_init::Secrets;
-use agentd_init::plan::{Access, Hold, Network};
+use agentd_init::plan::{Access, Hold, Ids, Network};
 use agentd_init::step::{Failure, Step};
-use agentd_rootfs::ImageRef;
 use agentd_rootfs::commit::LeftOut;
+use agentd_rootfs::{ImageRef, RegistryConfig};
 use agentd_sys::descriptors::open_now;
 use anyhow::{Context, Result, bail, ensure};
 
@@ -24,19 +23,21 @@ use super::profile::Learning;
 use super::progress::{Follower, INTERRUPTED};
 use super::run_io::IoArgs;
 use super::run_network::{self, NetworkArgs};
+use super::run_secrets::{self, SecretArgs};
 use super::wanted::{self, Asked, Policy, Wanted};
 use super::{FAILED, Format, print_json, printable, rm, say};
 use crate::cgroup::{self, Limits};
 use crate::job::events::Denial;
 use crate::job::id::{JobId, JobName};
 use crate::job::record::Kept;
+use crate::job::restart::Restart;
 use crate::job::spec::{self, Asked as AskedWords, BindMount, JobSpec, ProfileChoice, SpecError, Workspace};
 use crate::launch::plan::Plan;
-use crate::launch::secrets::{self, AskedSecret};
+use crate::launch::secrets::Values;
 use crate::launch::write_back;
 use crate::supervisor::detach::{self, Apart};
 use crate::supervisor::shell::Shell;
-use crate::supervisor::{self, Ending, Finished, LEAST_BYTES, Presence};
+use crate::supervisor::{self, Ending, Finished, Presence};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -50,7 +51,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE")]
     job: Option<PathBuf>,
     /// What / is made of: host, dir:PATH, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME:TAG], or
-    /// [docker://]NAME[:TAG][@DIGEST] in a registry
+    /// [docker://]NAME[:TAG][@DIGEST] in a registry, or the ID of an image in the store (12 digits or more)
     #[arg(long, default_value = "host", value_name = "IMAGE", value_parser = Asked::parse)]
     image: Asked,
     /// When to fetch the image: when the store does not have it, each time, or not at all
@@ -86,13 +87,8 @@ pub(super) struct Args {
     /// Set a variable; NAME alone passes your own on
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     env: Vec<String>,
-    /// Give a secret as file /run/secrets/NAME; SOURCE is env:VARIABLE, file:PATH, cmd:COMMAND or cred:NAME (systemd)
-    /// [default: env:NAME]
-    #[arg(long, value_name = "NAME[=SOURCE]")]
-    secret: Vec<AskedSecret>,
-    /// Give a secret as a variable instead: every program of the box can read it and pass it on
-    #[arg(long, value_name = "NAME[=SOURCE]")]
-    secret_env: Vec<AskedSecret>,
+    #[command(flatten)]
+    secrets: SecretArgs,
     /// Set the variables of a file, a NAME=VALUE a line
     #[arg(long, value_name = "FILE")]
     env_file: Vec<PathBuf>,
@@ -106,6 +102,10 @@ pub(super) struct Args {
     /// reported as done, and set-user-ID bits are left out of modes
     #[arg(long, requires = "writable")]
     fake_root: bool,
+    /// Give the box several ids, your ranges of /etc/subuid and /etc/subgid, and make the command their root: it may give
+    /// files of the box to them and become one of them; needs newuidmap
+    #[arg(long, value_enum, value_name = "WHICH", requires = "writable", conflicts_with_all = ["fake_root", "keep"])]
+    userns: Option<Userns>,
     /// Working directory inside
     #[arg(short, long, value_name = "DIR", value_parser = spec::absolute)]
     workdir: Option<String>,
@@ -138,6 +138,10 @@ pub(super) struct Args {
     /// Bytes of each output stream that are kept for `agentd logs`
     #[arg(long, value_name = "SIZE", default_value = "64m", value_parser = spec::parse_size)]
     max_output: u64,
+    /// Start the command again when it ends: no, on-failure[:N] (N times at most) or always; the pause before it grows from
+    /// 0.1 s to a minute. What is stopped, or reaches --timeout, which holds for all starts together, is not started again
+    #[arg(long, value_name = "POLICY", default_value = "no")]
+    restart: Restart,
     /// Run a program of the host when the job has ended, words apart by spaces and no shell; it gets AGENTD_JOB,
     /// AGENTD_NAME, AGENTD_STATE and AGENTD_EXIT_CODE
     #[arg(long, value_name = "COMMAND", value_parser = on_exit::words)]
@@ -179,15 +183,11 @@ pub(super) struct Args {
     command: Vec<String>,
 }
 
-impl Args {
-    pub(super) fn names_job_file(&self) -> bool {
-        self.job.is_some()
-    }
-}
-
-/// What the verb's flags are.
-pub(super) fn description() -> clap::Command {
-    <Args as clap::Args>::augment_args(clap::Command::new("agentd run"))
+/// Which ids a box has.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Userns {
+    /// Yours, and your ranges of subordinate ids
+    Subids,
 }
 
 /// Words that make the box another than a shell can be, or that ask for none.
@@ -197,6 +197,7 @@ const NOT_PLAIN: &[&str] = &[
     "--detach",
     "--help",
     "--dry-run",
+    "--userns",
     "--memory",
     "--cpu",
     "--pids",
@@ -212,7 +213,18 @@ pub(super) fn guess(mut words: impl Iterator<Item = OsString>) -> Option<io::Res
     let is_run = words.nth(1).is_some_and(|verb| verb == "run");
     let is_plain = |word: OsString| !NOT_PLAIN.iter().any(|other| word.as_bytes().starts_with(other.as_bytes()));
     (is_run && words.all(is_plain) && !cgroup::bounds_every_job())
-        .then(|| Shell::new(Network::None, None, &mut Secrets::default()))
+        .then(|| Shell::new(Network::None, Ids::One, None, &mut Values::default()))
+}
+
+impl Args {
+    pub(super) fn names_job_file(&self) -> bool {
+        self.job.is_some()
+    }
+}
+
+/// What the verb's flags are.
+pub(super) fn description() -> clap::Command {
+    <Args as clap::Args>::augment_args(clap::Command::new("agentd run"))
 }
 
 /// Runs the verb, in `shell` if it fits; gives the exit code.
@@ -231,6 +243,7 @@ pub(super) fn run(args: Args, shell: Option<io::Result<Shell>>) -> Result<u8> {
 
 /// The same for `agentd profile learn`.
 pub(super) fn learn(args: Args, learning: &Learning) -> Result<u8> {
+    ensure!(args.restart.is_no(), "what is learned is of one run; leave --restart out");
     ensure!(args.job.is_none(), "flags of a job file are not for learning; write them out");
     ensure!(!args.detach, "what is learned is written when the command ends; leave --detach out");
     perform(args, None, Some(learning))
@@ -241,14 +254,21 @@ fn perform(args: Args, shell: Option<io::Result<Shell>>, learning: Option<&Learn
     let callers = if args.detach { Some(open_now().context("cannot look at the open descriptors")?) } else { None };
     let directories = Directories::find()?;
     let (quiet, remove, replace, dry_run, format) = (args.quiet, args.rm, args.replace, args.dry_run, args.format);
-    let wanted = Wanted::new(args.pull.into(), directories.registries(), &args.image_limit)?;
-    secrets::check_names(args.secret.iter().chain(&args.secret_env).map(|secret| secret.name.as_str()))?;
-    let asked = (args.secret.clone(), args.secret_env.clone());
-    let mut spec = JobSpec { learn: learning.is_some(), ..spec_of(args, &directories)? };
+    let short_name = args.image.short_name();
+    let (image, pull) = args.image.clone().find(&directories.stores(), args.pull.into())?;
+    let registries = RegistryConfig { short_name, ..directories.registries() };
+    let wanted = Wanted::new(pull, registries, &args.image_limit)?;
+    let image = wanted::located(image, pull)?;
+    args.secrets.check(args.network.network())?;
+    let asked = args.secrets.clone();
+    let mut spec = JobSpec { learn: learning.is_some(), ..spec_of(args, image)? };
     // Those of another verb are not asked for again.
     spec.asked.take_if(|_| learning.is_some());
     // A dry run needs none of their values, and prints none.
-    let secrets = if dry_run { Secrets::default() } else { read_secrets(&asked.0, &asked.1)? };
+    let secrets = if dry_run { Values::default() } else { asked.read()? };
+    if !quiet {
+        asked.said().iter().for_each(|said| say(said));
+    }
     if spec.network == Network::Host && !quiet {
         say("--net host: the job reaches everything this host reaches, its own loopback services included");
     }
@@ -263,7 +283,7 @@ fn perform(args: Args, shell: Option<io::Result<Shell>>, learning: Option<&Learn
         image.write_back.map(write_back::apart).transpose()?;
         hold = Some(image.hold);
     }
-    plan.warnings.extend(not_redacted(&secrets));
+    plan.warnings.extend(run_secrets::not_redacted(&secrets));
     learning.map_or(Ok(()), |learning| learning.check(&plan))?;
     if dry_run {
         return print_plan(&plan, format).map(|()| 0);
@@ -366,7 +386,7 @@ fn remedy(code: u8, failure: &Failure, plan: &Plan) -> String {
     }
 }
 
-fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
+fn spec_of(args: Args, image: ImageRef) -> Result<JobSpec> {
     let asked = asked(&args)?;
     let mut env = Vec::new();
     for file in &args.env_file {
@@ -392,13 +412,24 @@ fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
         ProfileChoice::File(path) => ProfileChoice::File(std::path::absolute(&path)?),
         built_in => built_in,
     };
-    let image = args.image.find(&directories.stores(), args.pull.into())?;
-    let image = wanted::located(image, args.pull.into())?;
     if args.keep && matches!(image, ImageRef::Host | ImageRef::Dir(_)) {
         bail!("--keep is for images of layers, and {image} is none: nothing could be made of what is kept");
     }
-    let (network, reach) = args.network.asked()?;
+    if !args.restart.is_no() {
+        let others = [
+            ("--rm", args.rm),
+            ("--keep", args.keep),
+            ("--fake-root", args.fake_root),
+            ("--userns", args.userns.is_some()),
+            ("a key that the broker adds", !args.secrets.credentials().is_empty()),
+        ];
+        if let Some((other, _)) = others.into_iter().find(|(_, is_given)| *is_given) {
+            bail!("{other} conflicts with --restart {}: leave one of them out", args.restart);
+        }
+    }
+    let (network, reach) = args.network.asked(args.secrets.credentials())?;
     let (on_exit, on_exit_files) = args.on_exit.map(on_exit::located).transpose()?.unwrap_or_default();
+    let root_by = if args.fake_root { Some("--fake-root") } else { args.userns.map(|_| "--userns subids") };
     Ok(JobSpec {
         image,
         workspace,
@@ -407,8 +438,9 @@ fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
         entrypoint: args.entrypoint,
         env,
         mounts: mounts.collect::<Result<_>>()?,
-        user: user(args.user, args.fake_root)?,
+        user: user(args.user, root_by)?,
         fake_root: args.fake_root,
+        subids: args.userns.is_some(),
         workdir: args.workdir,
         name: args.name,
         hostname: args.hostname,
@@ -420,6 +452,7 @@ fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
         keep: args.keep,
         storage: args.storage,
         max_output: args.max_output,
+        restart: args.restart,
         on_exit,
         on_exit_files,
         terminal: args.tty,
@@ -436,8 +469,8 @@ fn spec_of(args: Args, directories: &Directories) -> Result<JobSpec> {
         best_effort_limits: args.best_effort_limits,
         profile,
         learn: false,
-        secrets: args.secret.into_iter().map(|secret| secret.name).collect(),
-        secret_env: args.secret_env.into_iter().map(|secret| secret.name).collect(),
+        secrets: args.secrets.files(),
+        secret_env: args.secrets.variables(),
         asked,
     })
 }
@@ -449,8 +482,7 @@ fn asked(args: &Args) -> Result<Option<AskedWords>> {
         || args.mount.iter().any(|mount| mount.source.is_relative())
         || args.env_file.iter().chain(&args.job).any(|path| path.is_relative())
         || matches!(&args.profile, ProfileChoice::File(path) if path.is_relative())
-        || !args.secret.is_empty()
-        || !args.secret_env.is_empty()
+        || !args.secrets.is_empty()
         || args.on_exit.is_some();
     let directory = is_relative.then(env::current_dir).transpose().context("cannot tell the working directory")?;
     let words = env::args_os().skip(1).skip_while(|word| word.as_encoded_bytes().starts_with(b"-")).skip(1);
@@ -459,39 +491,14 @@ fn asked(args: &Args) -> Result<Option<AskedWords>> {
 }
 
 /// Who the command is, as asked.
-fn user(asked: Option<String>, fake_root: bool) -> Result<Option<String>> {
-    match asked.as_deref() {
-        Some("root" | "0" | "0:0") | None if fake_root => Ok(Some("root".into())),
-        Some(other) if fake_root => {
-            bail!(
-                "--fake-root makes the command root, and --user {} somebody else: leave one of them out",
-                printable(other)
-            )
+fn user(asked: Option<String>, root_by: Option<&str>) -> Result<Option<String>> {
+    match (asked.as_deref(), root_by) {
+        (Some("root" | "0" | "0:0") | None, Some(_)) => Ok(Some("root".into())),
+        (Some(other), Some(flag)) => {
+            bail!("{flag} makes the command root, and --user {} somebody else: leave one of them out", printable(other))
         }
-        _ => Ok(asked),
+        (_, None) => Ok(asked),
     }
-}
-
-fn read_secrets(files: &[AskedSecret], variables: &[AskedSecret]) -> Result<Secrets> {
-    let environment = |name: &OsStr| env::var_os(name);
-    let secrets = Secrets {
-        files: files.iter().map(|secret| secret.read(&environment)).collect::<Result<_, _>>()?,
-        variables: variables.iter().map(|secret| secret.read_for_variable(&environment)).collect::<Result<_, _>>()?,
-    };
-    secrets::check_lengths(&secrets)?;
-    Ok(secrets)
-}
-
-fn not_redacted(secrets: &Secrets) -> Option<String> {
-    let all = secrets.files.iter().chain(&secrets.variables);
-    let short: Vec<&str> =
-        all.filter(|secret| secret.value.len() < LEAST_BYTES).map(|secret| secret.name.as_str()).collect();
-    (!short.is_empty()).then(|| {
-        format!(
-            "secret {} is shorter than {LEAST_BYTES} bytes: it is not taken out of logs and records",
-            short.join(", ")
-        )
-    })
 }
 
 /// `NAME=VALUE`, or `NAME` with this process's own value; nothing when that is not set.
@@ -539,7 +546,11 @@ fn print_plan(plan: &Plan, format: Format) -> Result<()> {
                 "user       {}:{} inside{}, {}:{} outside",
                 ids.box_uid,
                 ids.box_gid,
-                if plan.fake_root { " (fake root)" } else { "" },
+                match (plan.fake_root, &plan.id_helpers) {
+                    (true, _) => " (fake root)",
+                    (_, Some(_)) => " (root of several ids)",
+                    _ => "",
+                },
                 ids.host_uid,
                 ids.host_gid
             )?;
@@ -575,7 +586,10 @@ fn network_of(plan: &Plan) -> String {
             let list = |rules: &[Rule]| rules.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
             let denied =
                 if policy.denied().is_empty() { String::new() } else { format!("; not {}", list(policy.denied())) };
-            format!("through the broker: {}{denied}", list(policy.allowed()))
+            let read = run_network::inspected(policy.inspected());
+            let allowed: Vec<String> =
+                [list(policy.allowed()), read].into_iter().filter(|text| !text.is_empty()).collect();
+            format!("through the broker: {}{denied}", allowed.join(", "))
         }
     }
 }
@@ -588,12 +602,13 @@ fn root_of(plan: &Plan) -> &'static str {
     }
 }
 
-fn describe(mount: &agentd_init::plan::Mount) -> String {
+pub(super) fn describe(mount: &agentd_init::plan::Mount) -> String {
     use agentd_init::plan::Mount;
     let target = mount.target();
     match mount {
         Mount::Proc { .. } | Mount::Dev { .. } => format!("{target} (fresh)"),
         Mount::Sys { .. } => format!("{target} (read-only)"),
+        Mount::Trust { .. } => format!("{target} (read-only, certificates)"),
         Mount::Secrets { names, .. } => format!("{target} (read-only, never swapped: {})", names.join(", ")),
         Mount::Scratch { .. } | Mount::Writable { .. } => format!("{target} (writable, thrown away)"),
         Mount::HostTree { source, .. } => {

@@ -1,9 +1,12 @@
 //! The network words of `agentd run`: what is allowed, and what is said about it afterwards.
 
-use agentd_egress::{HostEntry, Request, Rule, RuleError, SetNames, set};
+use std::path::PathBuf;
+
+use agentd_egress::{Credential, HostEntry, Inspected, Request, Rule, RuleError, SetNames, UrlRule, UrlRuleError, set};
 use agentd_init::plan::Network;
 use anyhow::{Result, bail};
 
+use super::run::absolute;
 use crate::launch::network::AskedNetwork;
 use crate::supervisor::Finished;
 
@@ -17,17 +20,27 @@ pub(super) struct NetworkArgs {
     /// rules: claude, github, pypi, npm, crates, debian, huggingface
     #[arg(long, value_name = "HOST[:PORT[-PORT]]", value_parser = allowance)]
     allow: Vec<Rules>,
-    /// Refuse a host, or some ports of it, whatever --allow says
-    #[arg(long, value_name = "HOST[:PORT[-PORT]]", requires = "allow")]
-    deny: Vec<Rule>,
+    /// Refuse a host, some ports of it, or some requests to it, whatever --allow says
+    #[arg(long, value_name = "HOST[:PORT[-PORT]]", value_parser = denial)]
+    deny: Vec<Rules>,
     /// Say where an allowed name is, as this host reaches it; it may then be a private address, or one of this host
-    #[arg(long, value_name = "NAME:ADDRESS", requires = "allow")]
+    #[arg(long, value_name = "NAME:ADDRESS")]
     add_host: Vec<HostEntry>,
+    /// End TLS to the hosts of secrets at the broker, too, for programs that cannot be told to use http:// inside: they are
+    /// shown certificates of an authority that is made for this job and believed in its box only
+    #[arg(long)]
+    tls_terminate: bool,
+    /// Believe the authorities of this file, instead of this host's, where the broker asks on behalf of the box (PEM)
+    #[arg(long, value_name = "FILE")]
+    upstream_ca: Option<PathBuf>,
 }
 
 /// One rule, or those of a set.
 #[derive(Debug, Clone)]
-pub(super) struct Rules(pub(super) Vec<Rule>);
+pub(super) enum Rules {
+    Hosts(Vec<Rule>),
+    Requests(UrlRule),
+}
 
 fn network(text: &str) -> Result<Network, String> {
     match text {
@@ -40,25 +53,75 @@ fn network(text: &str) -> Result<Network, String> {
 /// Reads a rule, or the name of a set.
 pub(super) fn allowance(text: &str) -> Result<Rules, String> {
     if let Some(rules) = set(text) {
-        return Ok(Rules(rules));
+        return Ok(Rules::Hosts(rules));
+    }
+    if UrlRule::is_meant(text) {
+        return denial(text);
     }
     match text.parse::<Rule>() {
-        Ok(rule) => Ok(Rules(vec![rule])),
+        Ok(rule) => Ok(Rules::Hosts(vec![rule])),
         Err(error @ RuleError::Host(_)) if !text.contains(['.', ':']) => Err(format!("{error}; sets are {SetNames}")),
         Err(error) => Err(error.to_string()),
     }
 }
 
+fn denial(text: &str) -> Result<Rules, String> {
+    if UrlRule::is_meant(text) {
+        return text.parse().map(Rules::Requests).map_err(|error: UrlRuleError| error.to_string());
+    }
+    text.parse().map(|rule| Rules::Hosts(vec![rule])).map_err(|error: RuleError| error.to_string())
+}
+
 impl NetworkArgs {
-    /// The network, and what it may reach.
-    pub(super) fn asked(self) -> Result<(Network, AskedNetwork)> {
-        let NetworkArgs { net, allow, deny, add_host } = self;
+    /// The network alone.
+    pub(super) fn network(&self) -> Network {
+        self.net
+    }
+
+    /// The network, and what it may reach; `credentials` are those of secrets that the broker adds.
+    pub(super) fn asked(self, credentials: Vec<Credential>) -> Result<(Network, AskedNetwork)> {
+        let NetworkArgs { net, allow, deny, add_host, tls_terminate, upstream_ca } = self;
         if net == Network::Host && !allow.is_empty() {
             bail!("--net host reaches everything, and --allow less: give one of them");
         }
-        let allow = allow.into_iter().flat_map(|rules| rules.0).collect();
-        Ok((net, AskedNetwork { allow, deny, hosts: add_host }))
+        if allow.is_empty() && credentials.is_empty() {
+            let alone = [("--deny", !deny.is_empty()), ("--add-host", !add_host.is_empty())];
+            if let Some((flag, _)) = alone.into_iter().find(|(_, is_given)| *is_given) {
+                bail!("{flag} is about what --allow allows, and that is nothing: give --allow, too");
+            }
+        }
+        let (allow, of_requests) = apart(allow);
+        let (deny, not_of_requests) = apart(deny);
+        let authorities = upstream_ca.map(|path| absolute(&path, "--upstream-ca")).transpose()?;
+        let inspected =
+            Inspected { credentials, allow: of_requests, deny: not_of_requests, terminate: tls_terminate, authorities };
+        if inspected.is_empty() && (inspected.terminate || inspected.authorities.is_some()) {
+            let flag = if inspected.terminate { "--tls-terminate" } else { "--upstream-ca" };
+            bail!(
+                "{flag} is about hosts whose requests are read, and there is none: give --secret NAME@HOST, or --allow with a URL"
+            );
+        }
+        Ok((net, AskedNetwork { allow, deny, hosts: add_host, inspected }))
     }
+}
+
+fn apart(rules: Vec<Rules>) -> (Vec<Rule>, Vec<UrlRule>) {
+    let (mut hosts, mut requests) = (Vec::new(), Vec::new());
+    for rule in rules {
+        match rule {
+            Rules::Hosts(rules) => hosts.extend(rules),
+            Rules::Requests(rule) => requests.push(rule),
+        }
+    }
+    (hosts, requests)
+}
+
+/// Hosts whose requests are read, in a line.
+pub(super) fn inspected(inspected: &Inspected) -> String {
+    let keys = inspected.credentials.iter().map(|credential| format!("{credential} with {}", credential.secret));
+    let rules = inspected.allow.iter().map(ToString::to_string);
+    let denied = inspected.deny.iter().map(|rule| format!("not {rule}"));
+    keys.chain(rules).chain(denied).collect::<Vec<_>>().join(", ")
 }
 
 /// The line about refused requests, at the end of a run.
@@ -71,7 +134,8 @@ pub(super) fn refused(finished: &Finished, id: &str, is_removed: bool) -> Option
         let port = request.port.map(|port| format!(":{port}")).unwrap_or_default();
         let why = request.why.as_deref().unwrap_or_default();
         let flag = request.allow.as_ref().map(|flag| format!("; {flag} would allow it")).unwrap_or_default();
-        format!("{}{port} ({why}{flag})", request.untrusted_host)
+        let asked = request.untrusted_request.as_ref().map(|asked| format!(" {asked}")).unwrap_or_default();
+        format!("{}{port}{asked} ({why}{flag})", request.untrusted_host)
     };
     let shown: Vec<String> = finished.refusals.iter().take(3).map(of).collect();
     let more = if finished.refusals.len() > shown.len() { ", …" } else { "" };

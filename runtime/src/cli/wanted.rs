@@ -67,44 +67,101 @@ pub(super) fn reference(text: &str) -> Result<ImageRef, String> {
     Ok(reference)
 }
 
-/// An image to run, as typed.
+/// Digits that make a word an image's id rather than a name: those that `images` prints.
+const ID_DIGITS: usize = 12;
+/// Digits of a whole one, which is no name at all.
+const WHOLE_ID: usize = 64;
+
+/// An image to run or to pull, as typed.
 #[derive(Debug, Clone)]
 pub(super) struct Asked {
-    reference: ImageRef,
+    /// `None`: it can only be the id of an image in the store.
+    reference: Option<ImageRef>,
     text: String,
 }
 
 impl Asked {
     pub(super) fn parse(text: &str) -> Result<Asked, String> {
-        Ok(Asked { reference: reference(text)?, text: text.to_owned() })
+        let is_whole = id(text).is_some_and(|digits| digits.len() == WHOLE_ID || digits.len() < text.len());
+        let reference = if is_whole { None } else { Some(reference(text)?) };
+        Ok(Asked { reference, text: text.to_owned() })
     }
 
     /// Whether it is a path that begins at the working directory.
     pub(super) fn is_relative(&self) -> bool {
         match &self.reference {
-            ImageRef::Dir(path) | ImageRef::Oci { layout: path, .. } => path.is_relative(),
-            ImageRef::OciArchive { file, .. } | ImageRef::DockerArchive { file, .. } => file.is_relative(),
-            ImageRef::Host | ImageRef::Registry(_) => false,
+            Some(ImageRef::Dir(path) | ImageRef::Oci { layout: path, .. }) => path.is_relative(),
+            Some(ImageRef::OciArchive { file, .. } | ImageRef::DockerArchive { file, .. }) => file.is_relative(),
+            Some(ImageRef::Host | ImageRef::Registry(_)) | None => false,
         }
     }
 
-    /// The image: of a name without a registry the one that was committed here comes first, unless it is to be pulled.
-    pub(super) fn find(self, places: &Places, pull: Pull) -> Result<ImageRef> {
-        let is_named = matches!(self.reference, ImageRef::Registry(_)) && pull != Pull::Always;
-        let Some(local) = local(&self.text).filter(|_| is_named) else { return Ok(self.reference) };
-        let known = match Store::existing(places)? {
-            Some(store) => store.knows(&local.to_string())?,
-            None => false,
+    /// The image, and when to fetch it. Of a name without a registry the one that was committed here comes first, then the
+    /// image in the store whose id begins so, unless it is to be pulled.
+    pub(super) fn find(self, places: &Places, pull: Pull) -> Result<(ImageRef, Pull)> {
+        let reference = match self.reference {
+            Some(reference) if pull == Pull::Always || !matches!(reference, ImageRef::Registry(_)) => {
+                return Ok((reference, pull));
+            }
+            reference => reference,
         };
-        Ok(if known { ImageRef::Registry(local) } else { self.reference })
+        let (local, id) = (local(&self.text), id(&self.text));
+        let store = if local.is_some() || id.is_some() { Store::existing(places)? } else { None };
+        let knows = |name: &dyn std::fmt::Display| {
+            store.as_ref().map_or(Ok(false), |store| store.knows(&name.to_string())).map_err(anyhow::Error::from)
+        };
+        if let Some(local) = local
+            && reference.is_some()
+            && knows(&local)?
+        {
+            return Ok((ImageRef::Registry(local), pull));
+        }
+        let (Some(id), Some(store)) = (id, &store) else {
+            return Ok((reference.ok_or(ImageError::Unknown(self.text))?, pull));
+        };
+        if let Some(reference) = &reference
+            && knows(reference)?
+        {
+            return Ok((reference.clone(), pull));
+        }
+        let found = match (store.resolve(id, None), reference) {
+            (Err(ImageError::Unknown(_)), Some(reference)) => return Ok((reference, pull)),
+            (found, _) => found?,
+        };
+        // As it is in the store: what its name leads to may be another image by now.
+        let image = found.first().ok_or(ImageError::Unknown(self.text))?;
+        Ok((image.reference.parse()?, Pull::Never))
     }
+
+    /// What podman's aliases might lead elsewhere: a name without a registry, and without its tag.
+    pub(super) fn short_name(&self) -> Option<String> {
+        let is_short = matches!(self.reference, Some(ImageRef::Registry(_))) && !says_where(&self.text);
+        let name = self.text.split('@').next().filter(|name| is_short && !name.contains("://"))?;
+        Some(name.split(':').next().unwrap_or(name).to_owned())
+    }
+
+    /// What was asked for, to be fetched.
+    pub(super) fn into_reference(self) -> Result<ImageRef> {
+        self.reference.with_context(|| format!("{} is an image's id: what is to be fetched has a name", self.text))
+    }
+}
+
+/// The digits of what may be an image's id, or the beginning of one.
+fn id(text: &str) -> Option<&str> {
+    let digits = text.strip_prefix("sha256:").unwrap_or(text);
+    let is_id = digits.len() >= ID_DIGITS && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    is_id.then_some(digits)
 }
 
 /// What `agentd commit` calls an image whose name has no registry: as with podman it is nobody else's name.
 pub(super) fn local(text: &str) -> Option<Name> {
     let name: Name = text.parse().ok()?;
-    let says_where = text.split_once('/').is_some_and(|(host, _)| host == "localhost" || host.contains(['.', ':']));
-    if says_where || name.digest().is_some() { None } else { format!("localhost/{text}").parse().ok() }
+    if says_where(text) || name.digest().is_some() { None } else { format!("localhost/{text}").parse().ok() }
+}
+
+/// Whether a name begins with a registry.
+fn says_where(text: &str) -> bool {
+    text.split_once('/').is_some_and(|(host, _)| host == "localhost" || host.contains(['.', ':']))
 }
 
 /// Images of the store by a name, or the beginning of a digest.

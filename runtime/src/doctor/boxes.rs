@@ -16,6 +16,7 @@ use super::host::Host;
 use super::trial::{Reached, reach};
 use super::{Finding, refusal, trial};
 use crate::job::id::JobId;
+use crate::job::restart::Restart;
 use crate::job::spec::{JobSpec, ProfileChoice};
 use crate::launch::network::{self, AskedNetwork};
 use crate::launch::plan::{NEWEST_ABI, Plan, Surroundings};
@@ -165,6 +166,7 @@ fn spec(command: Vec<String>) -> JobSpec {
         mounts: Vec::new(),
         user: None,
         fake_root: false,
+        subids: false,
         workdir: None,
         name: None,
         hostname: None,
@@ -176,6 +178,7 @@ fn spec(command: Vec<String>) -> JobSpec {
         keep: false,
         storage: None,
         max_output: 0,
+        restart: Restart::No,
         on_exit: Vec::new(),
         on_exit_files: Vec::new(),
         terminal: false,

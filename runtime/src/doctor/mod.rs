@@ -3,6 +3,7 @@
 //! ```text
 //! attack ─ what a hostile program would try, in such boxes
 //! trial ── starts real boxes, as PID 1 of a job would, and sees how far each gets
+//! jobs ─── how the jobs are that ran or run here
 //! host ─── what the host says about itself: only to explain a refusal, never to predict one
 //! refusal  from where a box stopped, and what the host says, to a remedy
 //! ```
@@ -15,6 +16,7 @@ mod boxes;
 mod cgroup;
 mod disk;
 mod host;
+pub mod jobs;
 mod refusal;
 mod trial;
 mod user;
@@ -87,6 +89,12 @@ pub fn examine(places: &Places) -> Vec<Finding> {
         findings.push(boxes::whole(&places.surroundings, &host));
     }
     findings
+}
+
+/// That nothing keeps `agentd run` from working here.
+#[must_use]
+pub fn sound() -> Finding {
+    Finding::ok("host", "agentd run works here; `agentd doctor` says what it can do")
 }
 
 impl Finding {

@@ -7,17 +7,18 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
+use agentd_init::brief;
 use agentd_init::plan::{
     BoxPlan, BuiltIn, Filter, Identity, Landlock, LandlockRight, Network, PathAccess, PathGrant, Process, Root,
     Seccomp, Source,
 };
 use agentd_init::report::{self, Report};
 use agentd_init::step::{Failure, Step};
-use agentd_init::{Secrets, brief};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::process::{WaitId, WaitIdOptions, getegid, geteuid, pidfd_send_signal, waitid};
 
+use crate::launch::secrets::Values;
 use crate::supervisor::shell::Shell;
 
 /// How far a box got.
@@ -63,7 +64,7 @@ pub(super) fn null() -> io::Result<[OwnedFd; 3]> {
 
 /// The same with streams of its own, and a bound on the time between two reports.
 pub(super) fn reach_with(plan: &BoxPlan, stdio: [OwnedFd; 3], patience: &Timespec) -> Reached {
-    match Shell::new(plan.network, None, &mut Secrets::default()) {
+    match Shell::new(plan.network, plan.ids(), None, &mut Values::default()) {
         Ok(Shell { init, channel, .. }) => {
             // A box that has stopped already hears nothing; why is in the channel.
             let sent = brief::send(&channel, plan, stdio.each_ref().map(AsFd::as_fd));
@@ -104,6 +105,7 @@ pub(super) fn least() -> BoxPlan {
         own_cgroup: false,
         hostname: "doctor".into(),
         identity: Identity { host_uid: geteuid().as_raw(), host_gid: getegid().as_raw(), box_uid: 1000, box_gid: 1000 },
+        subids: None,
         network: Network::Host,
         doors: None,
         root: Root {

@@ -6,6 +6,7 @@ use rustix::process::{Resource, getgid, getrlimit, getuid};
 
 use super::Finding;
 use super::host::Host;
+use crate::launch::subids;
 
 /// Processes below which an agent's build fails for want of them.
 const FEW_PROCESSES: u64 = 256;
@@ -49,39 +50,20 @@ fn limit(subject: &'static str, limit: Option<u64>, few: u64, where_set: &str) -
     }
 }
 
-/// Ranges of subordinate ids. A box maps one id, so this is for whoever wonders.
+/// Ranges of subordinate ids. A box maps one id, so this is for `--userns subids` and for whoever wonders.
 pub(super) fn id_ranges() -> Finding {
-    let uid = getuid().as_raw().to_string();
+    let uid = getuid().as_raw();
     let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let ranges = fs::read_to_string("/etc/subuid").unwrap_or_default();
-    let found = if has_range(&ranges, &passwd, &uid) { "in /etc/subuid" } else { "none" };
-    Finding::ok("id-ranges", format!("{found}; a box needs none"))
-}
-
-fn has_range(ranges: &str, passwd: &str, uid: &str) -> bool {
-    let name = passwd.lines().find(|line| line.split(':').nth(2) == Some(uid)).and_then(|line| line.split(':').next());
-    ranges.lines().filter_map(|line| line.split(':').next()).any(|owner| owner == uid || Some(owner) == name)
+    let table = fs::read_to_string("/etc/subuid").unwrap_or_default();
+    let ranges = subids::ranges(&table, uid, subids::name_of(&passwd, uid), uid);
+    let found = if ranges.is_empty() { "none" } else { "in /etc/subuid" };
+    Finding::ok("id-ranges", format!("{found}; only --userns subids needs some"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::doctor::Verdict;
-
-    #[test]
-    fn a_range_is_found_by_name_and_by_number() {
-        let passwd = "root:x:0:0::/root:/bin/sh\nann:x:1000:1000::/home/ann:/bin/sh\n";
-        for (ranges, uid, expected) in [
-            ("ann:100000:65536\n", "1000", true),
-            ("1000:100000:65536\n", "1000", true),
-            ("bob:100000:65536\n", "1000", false),
-            ("", "1000", false),
-            ("ann:100000:65536\n", "1001", false),
-            ("\n", "1001", false),
-        ] {
-            assert_eq!(has_range(ranges, passwd, uid), expected, "{ranges:?} {uid}");
-        }
-    }
 
     #[test]
     fn only_absurdly_low_limits_are_worth_words() {

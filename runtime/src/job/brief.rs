@@ -19,6 +19,8 @@ pub(in crate::job) trait Entry: for<'de> Deserialize<'de> + Send {
     fn is_running(&self) -> bool;
     /// What a later line says.
     fn rename(&mut self, name: JobName);
+    /// How often the job was started again so far.
+    fn restarted(&mut self, count: u32);
     /// What its place says against its text: nothing runs any more.
     fn lose(&mut self, reason: &str);
 }
@@ -41,6 +43,9 @@ pub struct Brief {
     /// Milliseconds from clone to end.
     #[serde(default)]
     pub duration_ms: Option<u64>,
+    /// How often it was started again.
+    #[serde(default)]
+    pub restarts: u32,
     state: Word,
     #[serde(default)]
     exit_code: Option<u8>,
@@ -91,6 +96,10 @@ impl Entry for Brief {
         self.name = Some(name);
     }
 
+    fn restarted(&mut self, count: u32) {
+        self.restarts = count;
+    }
+
     fn lose(&mut self, _reason: &str) {
         self.state = Word::Lost;
     }
@@ -115,6 +124,10 @@ impl Entry for Record {
 
     fn rename(&mut self, name: JobName) {
         self.name = Some(name);
+    }
+
+    fn restarted(&mut self, count: u32) {
+        self.restarts = count;
     }
 
     fn lose(&mut self, reason: &str) {

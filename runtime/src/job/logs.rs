@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Milliseconds between two moments that are kept, at least.
 pub(crate) const STEP: u64 = 1000;
@@ -70,6 +70,21 @@ pub enum Part {
     End,
 }
 
+/// When the bytes of a stream came, to a second.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Times(Vec<Moment>);
+
+impl Times {
+    /// When byte `offset` came; of one before all that is kept, when the first of that did.
+    #[must_use]
+    pub fn of(&self, offset: u64) -> SystemTime {
+        let next = self.0.partition_point(|moment| moment.offset <= offset);
+        let moment = self.0.get(next.saturating_sub(1));
+        let time = moment.map_or(0, |moment| moment.time);
+        UNIX_EPOCH.checked_add(Duration::from_millis(time)).unwrap_or(UNIX_EPOCH)
+    }
+}
+
 /// A stream of a job.
 #[derive(Debug)]
 pub struct Reader {
@@ -129,6 +144,29 @@ impl Reader {
     /// Those of the file system.
     pub fn skip_to(&mut self, since: SystemTime) -> io::Result<()> {
         let since = milliseconds(since);
+        let (moments, end) = self.moments()?;
+        // What came after a moment and before the next came within a step of it.
+        let first = moments.iter().find(|moment| moment.time.saturating_add(STEP) > since);
+        self.at = first.map_or(end, |moment| moment.offset);
+        self.enter()
+    }
+
+    /// Where in the stream the next byte comes from.
+    #[must_use]
+    pub fn at(&self) -> u64 {
+        self.at
+    }
+
+    /// When the bytes came that are there now.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn times(&self) -> io::Result<Times> {
+        Ok(Times(self.moments()?.0))
+    }
+
+    /// The moments that are kept, in order, and where the stream ends.
+    fn moments(&self) -> io::Result<(Vec<Moment>, u64)> {
         let mut moments = Vec::new();
         let mut end = 0;
         for base in self.segments()? {
@@ -144,10 +182,7 @@ impl Reader {
             }
             moments.extend(times.chunks_exact(16).filter_map(Moment::decode));
         }
-        // What came after a moment and before the next came within a step of it.
-        let first = moments.iter().find(|moment| moment.time.saturating_add(STEP) > since);
-        self.at = first.map_or(end, |moment| moment.offset);
-        self.enter()
+        Ok((moments, end))
     }
 
     /// Goes on where the last `lines` lines begin, unless it is there already.
@@ -283,6 +318,15 @@ mod tests {
         );
     }
 
+    #[test]
+    fn each_byte_has_the_time_of_the_moment_before_it() {
+        let second = |second: u64, offset| Moment { time: second * 1000, offset };
+        let times = Times(vec![second(10, 5), second(20, 8), second(30, 100)]);
+        let of = |offset| times.of(offset).duration_since(UNIX_EPOCH).unwrap().as_secs();
+        assert_eq!([0, 5, 7, 8, 99, 100, u64::MAX].map(of), [10, 10, 10, 20, 20, 30, 30]);
+        assert_eq!(Times(Vec::new()).of(3), UNIX_EPOCH);
+    }
+
     proptest! {
         #[test]
         fn whatever_stands_in_a_list_of_moments_is_survived(times in proptest::collection::vec(any::<u8>(), 0..100)) {
@@ -291,6 +335,7 @@ mod tests {
             let mut reader = Reader::new(directory.path(), "stdout");
             reader.skip_to(SystemTime::now()).unwrap();
             all(&mut reader);
+            assert!(reader.times().unwrap().of(1) >= UNIX_EPOCH);
         }
     }
 }

@@ -6,6 +6,7 @@ pub mod id;
 mod in_use;
 pub mod logs;
 pub mod record;
+pub mod restart;
 pub mod spec;
 pub mod store;
 pub mod usage;

@@ -69,6 +69,9 @@ pub struct Record {
     /// System calls that policy refused and that were told; `agentd logs --denials` has them.
     #[serde(skip_serializing_if = "is_zero", default)]
     pub denials: u64,
+    /// How often it was started again (`--restart`).
+    #[serde(skip_serializing_if = "is_none_of", default)]
+    pub restarts: u32,
     /// What went through the network broker, where the job had one; `agentd logs --net` has each request.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub network: Option<NetworkUse>,
@@ -108,6 +111,23 @@ pub struct PolicyChange {
     pub change: Change,
 }
 
+impl NetworkUse {
+    /// Both; the names and changes are those of `later`, which went on from these.
+    #[must_use]
+    pub fn and(self, later: Self) -> Self {
+        NetworkUse {
+            allowed: self.allowed.saturating_add(later.allowed),
+            refused: self.refused.saturating_add(later.refused),
+            failed: self.failed.saturating_add(later.failed),
+            up: self.up.saturating_add(later.up),
+            down: self.down.saturating_add(later.down),
+            untold: self.untold.saturating_add(later.untold),
+            names: later.names,
+            changes: later.changes,
+        }
+    }
+}
+
 /// What a job did with one name at one port.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NameUse {
@@ -125,6 +145,10 @@ pub struct NameUse {
 
 fn is_zero(bytes: &u64) -> bool {
     *bytes == 0
+}
+
+fn is_none_of(count: &u32) -> bool {
+    *count == 0
 }
 
 /// What became of what a job wrote to its root.

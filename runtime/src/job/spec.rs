@@ -13,6 +13,7 @@ use agentd_rootfs::ImageRef;
 use serde::{Deserialize, Serialize};
 
 use super::id::JobName;
+use super::restart::Restart;
 use crate::cgroup::Limits;
 use crate::launch::network::AskedNetwork;
 
@@ -37,6 +38,8 @@ pub struct JobSpec {
     pub user: Option<String>,
     /// Whether changes of owners and ids that one id cannot make are reported as done; the user is root then.
     pub fake_root: bool,
+    /// Whether the box has the user's ranges of subordinate ids beside his own; the user is root then.
+    pub subids: bool,
     /// Absolute box path of the working directory.
     pub workdir: Option<String>,
     /// A name beside the id.
@@ -59,6 +62,8 @@ pub struct JobSpec {
     pub storage: Option<u64>,
     /// Bytes of each output stream that are kept on disk.
     pub max_output: u64,
+    /// Whether it is started again when its command ends.
+    pub restart: Restart,
     /// Program and arguments that the supervisor runs on the host when the job has ended; none where empty.
     pub on_exit: Vec<String>,
     /// The files among its words.

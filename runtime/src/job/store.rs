@@ -33,6 +33,7 @@ use serde::Serialize;
 
 use super::id::{JobId, JobName};
 use super::record::{Record, State};
+use super::restart;
 use crate::cgroup;
 use crate::control::SOCKET;
 use crate::launch::plan::Plan;
@@ -188,6 +189,7 @@ impl Jobs {
                     record.supervisor_pid
                 ),
             };
+            record.restarts = restart::noted(&directory);
             record.finished = Some(now());
             if let Some(Err(error)) = record.cgroup.as_deref().map(|path| cgroup::sweep(id, path.as_ref())) {
                 record.warnings.push(format!("its cgroup is left: {error}"));

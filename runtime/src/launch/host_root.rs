@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use super::PlanError;
 
 /// Directories of the host's root that hold software. /opt is left out for root, whose private files there are its own.
-const SOFTWARE: &[&str] = &["bin", "sbin", "lib", "lib32", "lib64", "libx32", "usr", "opt", "nix", "gnu"];
+pub(crate) const SOFTWARE: &[&str] = &["bin", "sbin", "lib", "lib32", "lib64", "libx32", "usr", "opt", "nix", "gnu"];
 
 /// Names under /etc that are world-readable on many machines and say more than software needs.
 const HIDDEN: &[(&str, &str)] = &[

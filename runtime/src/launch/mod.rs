@@ -3,15 +3,17 @@
 //! Invariant: a plan that was made names every host object by path, device and inode, and needs no further decision.
 
 mod fake_root;
-mod host_root;
+pub(crate) mod host_root;
 mod image_config;
 pub mod image_root;
+pub mod keys;
 pub mod network;
 pub mod plan;
 mod policy;
 pub mod profile;
 pub mod protect;
 pub mod secrets;
+pub mod subids;
 pub(crate) mod write_back;
 
 use std::io;
@@ -65,6 +67,9 @@ pub enum PlanError {
     /// The profile.
     #[error(transparent)]
     Profile(#[from] profile::ProfileError),
+    /// Several ids.
+    #[error(transparent)]
+    SubIds(#[from] subids::SubIdError),
     /// A limit that cannot be enforced.
     #[error("{flags} cannot be enforced: {why}; or leave it out, or add --best-effort-limits to go without")]
     Limits {

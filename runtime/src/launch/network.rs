@@ -4,7 +4,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use agentd_egress::{HostEntry, NAME_SERVICE, OWN_V4, OWN_V6, Policy, PolicyError, Rule};
+use agentd_egress::{HostEntry, Inspected, NAME_SERVICE, OWN_V4, OWN_V6, Policy, PolicyError, Rule};
 use agentd_init::plan::{Doors, Net};
 
 /// What `--allow`, `--deny` and `--add-host` say.
@@ -16,6 +16,8 @@ pub struct AskedNetwork {
     pub deny: Vec<Rule>,
     /// Where names are.
     pub hosts: Vec<HostEntry>,
+    /// Hosts whose requests are read, to add keys or to allow only some.
+    pub inspected: Inspected,
 }
 
 /// The policy, where something is allowed.
@@ -23,8 +25,11 @@ pub struct AskedNetwork {
 /// # Errors
 /// [`PolicyError`].
 pub fn policy(asked: AskedNetwork) -> Result<Option<Policy>, PolicyError> {
-    let AskedNetwork { allow, deny, hosts } = asked;
-    if allow.is_empty() { Ok(None) } else { Policy::new(allow, deny, hosts).map(Some) }
+    let AskedNetwork { allow, deny, hosts, inspected } = asked;
+    if allow.is_empty() && inspected.is_empty() {
+        return Ok(None);
+    }
+    Policy::new(allow, deny, hosts)?.inspecting(inspected).map(Some)
 }
 
 /// What leads from the box to the broker.

@@ -16,10 +16,13 @@ use serde::{Deserialize, Serialize};
 
 use super::image_root::{ImageRoot, InStore};
 use super::protect::{self, Protection};
-use super::{PlanError, fake_root, host_root, image_config, image_root, network, policy, profile, secrets};
+use super::{
+    PlanError, fake_root, host_root, image_config, image_root, keys, network, policy, profile, secrets, subids,
+};
 use crate::cgroup::{self, Cgroup, Limits};
 use crate::job::id::{JobId, JobName};
 use crate::job::record::SCHEMA;
+use crate::job::restart::Restart;
 use crate::job::spec::{Asked, JobSpec};
 
 /// Where the workspace is inside.
@@ -92,6 +95,9 @@ pub struct Plan {
     pub grace_ms: u64,
     /// Bytes of each output stream that are kept.
     pub max_output: u64,
+    /// Whether it is started again when its command ends.
+    #[serde(skip_serializing_if = "Restart::is_no", default)]
+    pub restart: Restart,
     /// Program and arguments that are run on the host when the job has ended.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub on_exit: Vec<String>,
@@ -114,6 +120,9 @@ pub struct Plan {
     /// Whether the filter pretends changes of owners and ids, and the supervisor clears set-user-ID bits.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub fake_root: bool,
+    /// What maps further ids, where the box has some.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub id_helpers: Option<subids::Helpers>,
     /// Names of the secrets that become variables of the payload.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub secret_env: Vec<String>,
@@ -168,6 +177,7 @@ impl Plan {
             box_uid: user.uid,
             box_gid: user.gid,
         };
+        let (subids, id_helpers) = spec.subids.then(subids::find).transpose()?.unzip();
         let reach = network::policy(spec.reach.clone())?;
         let mut notes = Vec::new();
         if !chosen.seccomp.told {
@@ -178,6 +188,9 @@ impl Plan {
             let why = "the kernel exempts root's, and no cgroup with a limit can be made here";
             notes.push(format!("as root the number of processes is not bounded: {why}"));
         }
+        if subids.is_some() && spec.limits.pids.is_none() {
+            notes.push("with several ids each has its own bound on processes; --pids bounds the job's".into());
+        }
         if spec.network == Network::Host && abi < 6 {
             warnings.push(
                 "with --net host and a kernel before 6.12 the box can reach abstract unix sockets of the host".into(),
@@ -186,13 +199,14 @@ impl Plan {
         if !spec.secret_env.is_empty() {
             warnings.push(format!(
                 "--secret-env {}: every program of the box can read it, and whatever one of them starts or logs may carry it on; \
-                 --secret gives a file",
+                 --secret-file gives a file",
                 spec.secret_env.join(", ")
             ));
         }
         let hostname = spec.hostname.clone().unwrap_or_else(|| id.to_string());
         let home = home(&spec, image.as_ref(), user.home.as_deref());
-        let mut process = process(&spec, image.as_ref(), &home)?;
+        let for_keys = reach.as_ref().map(|policy| keys::environment(policy.inspected())).unwrap_or_default();
+        let mut process = process(&spec, image.as_ref(), &home, for_keys)?;
         let mut volumes = Vec::new();
         if let Some(image) = &image {
             process.stop_signal = image_config::stop_signal(&image.config, &mut notes);
@@ -226,6 +240,7 @@ impl Plan {
         let mut inside = BoxPlan {
             hostname,
             identity,
+            subids,
             network: spec.network,
             doors: reach.as_ref().map(network::doors),
             root,
@@ -250,6 +265,7 @@ impl Plan {
             inside.mounts.extend(host.mounts);
         }
         mounts(&spec, &home, volumes, &chosen.profile, &mut inside)?;
+        inside.mounts.extend(reach.as_ref().and_then(|policy| keys::mount(policy.inspected())));
         let protection = protect::areas::protect(&spec, surroundings, &mut inside, &mut warnings)?;
         grants(&chosen.profile, &mut inside);
         let (image_digest, in_store) = image.map_or((None, None), |image| (image.digest, image.in_store));
@@ -262,6 +278,7 @@ impl Plan {
             timeout_ms: spec.timeout.map(milliseconds),
             grace_ms: milliseconds(spec.grace),
             max_output: spec.max_output,
+            restart: spec.restart,
             on_exit: spec.on_exit,
             warnings,
             notes,
@@ -273,6 +290,7 @@ impl Plan {
             cgroup,
             learning: chosen.learning,
             fake_root: spec.fake_root,
+            id_helpers,
             secret_env: spec.secret_env,
             reach,
             asked: spec.asked,
@@ -357,7 +375,12 @@ fn home(spec: &JobSpec, image: Option<&ImageRoot>, of_user: Option<&str>) -> Str
     said.unwrap_or_else(|| HOME.to_owned())
 }
 
-fn process(spec: &JobSpec, image: Option<&ImageRoot>, home: &str) -> Result<Process, PlanError> {
+fn process(
+    spec: &JobSpec,
+    image: Option<&ImageRoot>,
+    home: &str,
+    for_keys: Vec<(String, String)>,
+) -> Result<Process, PlanError> {
     let empty = agentd_rootfs::ImageConfig::default();
     let config = image.map_or(&empty, |image| &image.config);
     let mut argv = match &spec.entrypoint {
@@ -374,7 +397,7 @@ fn process(spec: &JobSpec, image: Option<&ImageRoot>, home: &str) -> Result<Proc
     }
     let mut env: Vec<(String, String)> = vec![("PATH".into(), PATH.into())];
     let own = [policy::VARIABLE].map(|(name, value)| (name.to_owned(), value.to_owned()));
-    let layers = [config.env.as_slice(), &own, spec.env.as_slice()];
+    let layers = [config.env.as_slice(), &own, for_keys.as_slice(), spec.env.as_slice()];
     let layered = layers.into_iter().flatten().cloned().chain([("HOME".to_owned(), home.to_owned())]);
     // The value of such a name comes another way.
     for (name, value) in layered.filter(|(name, _)| !spec.secret_env.contains(name)) {

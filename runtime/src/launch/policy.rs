@@ -8,7 +8,7 @@
 
 use std::fmt::Write as _;
 
-use agentd_egress::{Policy, Rule};
+use agentd_egress::{Credential, Policy, Rule};
 use agentd_init::plan::{Access, Addition, Network};
 use agentd_profiles::{Profile, SeccompRule, Verdict};
 
@@ -98,8 +98,19 @@ impl Note<'_> {
                 writeln!(text, "  but what is called {} may be changed", opened.join(" or "))?;
             }
         }
+        if spec.subids && !kept.is_empty() {
+            text.push_str("  what belongs to other ids than root in what is kept is root's again at the end\n");
+        }
         if !spec.secrets.is_empty() {
             writeln!(text, "  secrets are files in {}: do not print, copy or send them", secrets::DIRECTORY)?;
+        }
+        for credential in self.reach.iter().flat_map(|policy| &policy.inspected().credentials) {
+            let Credential { secret, .. } = credential;
+            writeln!(
+                text,
+                "  {secret} is not in here: requests to http://{credential}{} get it outside",
+                if self.spec.reach.inspected.terminate { format!(" and https://{credential}") } else { String::new() }
+            )?;
         }
         Ok(())
     }

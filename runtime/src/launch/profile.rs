@@ -71,9 +71,14 @@ pub enum ProfileError {
     Untold(String),
     /// Modes with set-user-ID bits come to whoever listens to the filter.
     #[error(
-        "profile {0} goes with no --fake-root: agentd would have to hear of set-user-ID modes, and under this profile it hears of no call; choose default or strict"
+        "profile {profile} goes with no {flag}: agentd would have to hear of set-user-ID modes, and under this profile it hears of no call; choose default or strict"
     )]
-    FakeRoot(String),
+    SetIdUnheard {
+        /// The profile.
+        profile: String,
+        /// What makes the command root.
+        flag: &'static str,
+    },
     /// With the rules of `--fake-root` before its own.
     #[error("profile {profile} with --fake-root: {cause}; leave rules out of it")]
     Pretended {
@@ -145,8 +150,9 @@ pub(crate) fn find(spec: &JobSpec, abi: u32, warnings: &mut Vec<String>) -> Resu
     // A sandbox made inside may want a listener of its own, and there is one a process. And what tells needs `sendmsg`.
     let may_send = profile.rules_of("sendmsg").all(|rule| rule.verdict == Verdict::Allow);
     let told = !profile.namespaces.allowed && may_send && profile.rules_of("sendmsg").next().is_some();
-    if spec.fake_root && !told {
-        return Err(ProfileError::FakeRoot(name));
+    if (spec.fake_root || spec.subids) && !told {
+        let flag = if spec.fake_root { "--fake-root" } else { "--userns subids" };
+        return Err(ProfileError::SetIdUnheard { profile: name, flag });
     }
     if !may_send {
         // Said aloud: the file that does it may be the workspace's.

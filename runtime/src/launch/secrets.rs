@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::str::FromStr;
 
+use agentd_egress::{Credential, CredentialError, Key};
 use agentd_init::{Secret, Secrets};
 use zeroize::Zeroizing;
 
@@ -37,6 +38,39 @@ pub struct AskedSecret {
     pub source: Source,
 }
 
+/// `--secret NAME[@HOST…][=SOURCE]`: a secret, and where the broker adds it to requests; nowhere for one that is a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AskedKey {
+    /// The secret.
+    pub secret: AskedSecret,
+    /// What it is for.
+    pub credentials: Vec<Credential>,
+}
+
+/// The values of a job's secrets.
+#[derive(Debug, Default)]
+pub struct Values {
+    /// Those that the box gets.
+    pub inside: Secrets,
+    /// Those that the broker adds to requests.
+    pub keys: Vec<Key>,
+}
+
+impl Values {
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.named().next().is_none()
+    }
+
+    /// Each with its name.
+    pub fn named(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        let inside = self.inside.files.iter().chain(&self.inside.variables);
+        let inside = inside.map(|secret| (secret.name.as_str(), &secret.value[..]));
+        inside.chain(self.keys.iter().map(|key| (key.name.as_str(), &key.value[..])))
+    }
+}
+
 /// Where a value is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
@@ -62,6 +96,17 @@ pub enum SecretError {
     /// The source.
     #[error("the source of secret {0} is not known: write env:VARIABLE, file:PATH, cmd:COMMAND or cred:NAME")]
     Source(String),
+    /// What a key is for.
+    #[error("secret {name}: {problem}")]
+    Credential {
+        /// The secret.
+        name: String,
+        /// What is wrong.
+        problem: CredentialError,
+    },
+    /// Two keys in one header.
+    #[error("secrets {0} and {1} would be the same header of the same requests; give one of them")]
+    InTheWay(String, String),
     /// Two of one name.
     #[error("secret {0} is given twice")]
     Twice(String),
@@ -134,6 +179,27 @@ impl FromStr for AskedSecret {
     }
 }
 
+impl FromStr for AskedKey {
+    type Err = SecretError;
+
+    fn from_str(text: &str) -> Result<Self, SecretError> {
+        let (name, source) = text.split_once('=').map_or((text, None), |(name, source)| (name, Some(source)));
+        let (name, bound) = name.split_once('@').map_or((name, None), |(name, bound)| (name, Some(bound)));
+        let secret = match source {
+            Some(source) => format!("{name}={source}").parse::<AskedSecret>()?,
+            None => name.parse()?,
+        };
+        let credentials = match bound {
+            None => Credential::known(name),
+            Some(bound) => {
+                let wrong = |problem| SecretError::Credential { name: name.to_owned(), problem };
+                vec![Credential::bound(name, bound).map_err(wrong)?]
+            }
+        };
+        Ok(AskedKey { secret, credentials })
+    }
+}
+
 fn is_file_name(name: &str) -> bool {
     !name.is_empty() && !name.contains('/') && name != "." && name != ".."
 }
@@ -188,6 +254,17 @@ impl AskedSecret {
         }
     }
 
+    /// The same as the broker's.
+    ///
+    /// # Errors
+    /// [`SecretError`].
+    pub fn read_for_broker(&self, environment: &dyn Fn(&OsStr) -> Option<OsString>) -> Result<Key, SecretError> {
+        let mut secret = self.read(environment)?;
+        let length = agentd_egress::key(&secret.value).map_err(|problem| self.wrong(problem))?.len();
+        secret.value.truncate(length);
+        Ok(Key { name: secret.name, value: secret.value })
+    }
+
     fn file(&self, path: &Path) -> Result<Zeroizing<Vec<u8>>, SecretError> {
         let bytes = File::open(path).and_then(bounded);
         bytes.map_err(|source| self.unread(format!("read {}", path.display()), source))
@@ -237,9 +314,22 @@ fn bounded(from: impl Read) -> io::Result<Zeroizing<Vec<u8>>> {
 ///
 /// # Errors
 /// [`SecretError::TooLong`].
-pub fn check_lengths(secrets: &Secrets) -> Result<(), SecretError> {
-    let together: usize = secrets.files.iter().chain(&secrets.variables).map(|secret| secret.value.len()).sum();
+pub fn check_lengths(secrets: &Values) -> Result<(), SecretError> {
+    let together: usize = secrets.named().map(|(_, value)| value.len()).sum();
     if together > MAX_TOGETHER { Err(SecretError::TooLong) } else { Ok(()) }
+}
+
+/// Checks that no key is where another one would be.
+///
+/// # Errors
+/// [`SecretError::InTheWay`].
+pub fn check_credentials(credentials: &[Credential]) -> Result<(), SecretError> {
+    for (at, one) in credentials.iter().enumerate() {
+        if let Some(other) = credentials[..at].iter().find(|other| one.is_in_the_way_of(other)) {
+            return Err(SecretError::InTheWay(other.secret.clone(), one.secret.clone()));
+        }
+    }
+    Ok(())
 }
 
 /// Checks the names of all secrets of a job.
@@ -325,6 +415,25 @@ mod tests {
         assert!(variable("a=cmd:printf '\\n\\n'").unwrap_err().contains("empty"));
         assert!(variable("a=cmd:printf 'x\\0y'").unwrap_err().contains("NUL"));
         assert!(variable("a.b=cmd:printf x").unwrap_err().contains("a.b"));
+    }
+
+    #[test]
+    fn a_key_is_for_a_host_and_any_other_secret_is_a_file() {
+        let key = |text: &str| text.parse::<AskedKey>().unwrap();
+        assert!(key("TOKEN=cmd:a@b.org").credentials.is_empty());
+        assert_eq!(key("GH_TOKEN=env:X").credentials.len(), 2);
+        let bound = key("T@a.org:basic:me=file:/x@y");
+        assert_eq!(bound.secret, asked("T=file:/x@y"));
+        assert_eq!(bound.credentials[0].to_string(), "a.org");
+        for bad in ["@a.org", "T@", "T@a.org:x", "T@*.org", "a b@a.org", "T@a.org="] {
+            assert!(bad.parse::<AskedKey>().is_err(), "{bad:?}");
+        }
+        let both = [key("GH_TOKEN").credentials, key("GITHUB_TOKEN").credentials].concat();
+        assert!(matches!(check_credentials(&both), Err(SecretError::InTheWay(..))));
+        check_credentials(&key("GH_TOKEN").credentials).unwrap();
+        let read = |text: &str| asked(text).read_for_broker(&|_| None).map(|key| key.value.to_vec());
+        assert_eq!(read("a=cmd:printf 'sk-1\n\n'").unwrap(), b"sk-1");
+        assert!(read("a=cmd:printf 'a b'").unwrap_err().to_string().contains("one line"));
     }
 
     #[test]

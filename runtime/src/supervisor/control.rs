@@ -7,7 +7,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use agentd_sys::channel::{self, Message};
 use rustix::event::{PollFd, PollFlags};
@@ -45,6 +45,11 @@ impl Control {
     /// Of the job whose directory this is.
     pub(super) fn new(directory: PathBuf) -> Self {
         Control { directory, listener: None, callers: Vec::new() }
+    }
+
+    /// The job's directory.
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
     }
 
     /// Makes the socket, unless it is there.

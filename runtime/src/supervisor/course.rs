@@ -6,7 +6,6 @@ use std::io;
 use std::time::Instant;
 
 use agentd_egress::Request;
-use agentd_init::Secrets;
 use agentd_init::plan::Network;
 use agentd_profiles::Lessons;
 use agentd_rootfs::Hold;
@@ -15,13 +14,13 @@ use super::detach::Notice;
 use super::service::Service;
 use super::shell::Shell;
 use super::{Ending, FAILED, SuperviseError, Supervisor, keep};
-use crate::cgroup::leaf::Leaf;
 use crate::job::events::Denial;
 use crate::job::record::{Enforced, Record, SCHEMA, State};
 use crate::job::store::{Jobs, now};
 use crate::launch::plan::Plan;
 use crate::launch::protect;
 use crate::launch::protect::stubs::Stubs;
+use crate::launch::secrets::Values;
 
 /// A finished job: how it ended, and its record as it was written.
 #[derive(Debug)]
@@ -50,7 +49,7 @@ pub enum Presence {
 }
 
 /// Runs a job, from its plan to its record, in `shell` if there is one; `hold` keeps its layers in the store until its plan
-/// is written. Of `secrets` nothing is kept but what a record or log would have to be cleaned of; `service` is told of start
+/// is written. Of `secrets` nothing is kept but what a record or log would have to be cleaned of. `service` is told of start
 /// and end.
 ///
 /// # Errors
@@ -59,7 +58,7 @@ pub fn run(
     plan: &Plan,
     jobs: &Jobs,
     hold: Option<Hold>,
-    secrets: Secrets,
+    secrets: Values,
     presence: Presence,
     shell: Option<io::Result<Shell>>,
     service: &Service,
@@ -100,11 +99,15 @@ pub fn run(
         let why = "agentd itself runs under a filter that another program listens to";
         record.warnings.push(format!("refused calls are not told: {why}"));
     }
-    let upper = supervisor.upper.take();
-    record.usage = supervisor.leaf.as_mut().map(Leaf::usage);
+    let (upper, steward) = (supervisor.upper.take(), supervisor.steward.take());
+    record.usage = supervisor.usage();
+    record.restarts = supervisor.restarts();
     // Here at the latest the terminal has its modes back and no process of the box is left.
     drop(supervisor);
-    record.left = protect::after::findings(plan);
+    if let Some(steward) = steward {
+        steward.finish(&mut record);
+    }
+    record.left.extend(protect::after::findings(plan));
     let supervised = match supervised {
         Ok(ending) => {
             let ending = ending.told_of(record.usage.as_ref(), plan.cgroup.as_ref());
@@ -179,5 +182,6 @@ fn first_record(plan: &Plan) -> Record {
         output_dropped: 0,
         denials: 0,
         network: None,
+        restarts: 0,
     }
 }

@@ -44,14 +44,14 @@ pub(super) struct Denials<'a> {
     total: u64,
     events: Events,
     lessons: Option<Lessons>,
-    /// Under `--fake-root`: what becomes of modes with set-user-ID bits.
+    /// Under `--fake-root` and `--userns subids`: what becomes of modes with set-user-ID bits.
     set_id: Option<SetId>,
 }
 
 impl<'a> Denials<'a> {
     pub(super) fn new(plan: &'a Plan, events: Events) -> Self {
         let lessons = plan.learning.clone().map(Lessons::new);
-        let set_id = plan.fake_root.then(SetId::default);
+        let set_id = (plan.fake_root || plan.id_helpers.is_some()).then(SetId::default);
         let (listener, guests, told, found, total) = (None, Vec::new(), false, Vec::new(), 0);
         Denials { plan, listener, guests, told, found, total, events, lessons, set_id }
     }

@@ -109,7 +109,10 @@ pub fn run(mut plan: Plan, payload: &OwnedFd, caller: &Caller, leaf: Option<&Pat
     let (streams, stdio) = Streams::new(&wanted).to("set the streams up")?;
     let leaf = plan.cgroup.as_ref().zip(leaf).map(|(cgroup, leaf)| leaf::visit(cgroup, leaf)).transpose()?;
     let usher = match clone_into(0, leaf.as_ref().map(AsFd::as_fd)).to("start a process in the job's cgroup")? {
-        Cloned::Child => guest::run(&plan.inside, namespaces, guest::Descriptors { channel: inside, stdio }),
+        Cloned::Child => {
+            agentd_sys::memory::forget_environment();
+            guest::run(&plan.inside, namespaces, guest::Descriptors { channel: inside, stdio })
+        }
         Cloned::Parent { pidfd, .. } => pidfd,
     };
     drop((namespaces, inside, stdio));
@@ -216,7 +219,8 @@ fn namespaces(payload: &OwnedFd, wanted: impl Fn(&str) -> bool) -> Result<Vec<Jo
     let info = fs::read_to_string(info).to("look at the payload")?;
     let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")).map(str::trim).filter(|pid| *pid != "-1");
     let path = format!("/proc/{}/ns", pid.ok_or(GuestError::Ended)?);
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    // To list it takes its owner, and a payload may have become another id of the box.
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let opened = |opened: Result<OwnedFd, Errno>| match opened {
         // It ended meanwhile.
         Err(Errno::NOENT | Errno::SRCH) => Err(GuestError::Ended),

@@ -114,13 +114,13 @@ impl Log {
         if full || self.file.is_none() {
             self.begin()?;
         }
+        // Before the bytes: whoever has read them finds their time.
+        self.note(self.seen);
         let (Some(file), Some(segment)) = (&mut self.file, self.segments.back_mut()) else { return Ok(0) };
         let room = usize::try_from(longest - segment.length).unwrap_or(usize::MAX).min(bytes.len());
         let written = file.write(&bytes[..room])?;
         segment.length += written as u64;
-        let at = self.seen;
         self.seen += written as u64;
-        self.note(at);
         Ok(written)
     }
 

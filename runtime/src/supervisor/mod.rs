@@ -5,6 +5,7 @@
 //! checked), bytes of output, which it copies and never interprets, and the registers of refused calls, which it answers;
 //! under `--fake-root` it clears bits in one of them.
 
+mod again;
 pub mod attached;
 mod control;
 mod course;
@@ -24,6 +25,7 @@ pub mod service;
 mod set_id;
 pub mod shell;
 mod streams;
+mod subids;
 mod terminal;
 mod viewers;
 
@@ -33,10 +35,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use agentd_init::brief;
 use agentd_init::reaper::RELAYED;
 use agentd_init::report::{self, Report};
 use agentd_init::step::Failure;
-use agentd_init::{Secrets, brief};
 use agentd_rootfs::commit::Upper;
 use agentd_sys::memory::BEFORE_FORGETTING;
 use nix::sys::signal::{SigSet, Signal};
@@ -57,15 +59,18 @@ use crate::job::record::Record;
 use crate::job::store::JobStoreError;
 use crate::launch::plan::Plan;
 use crate::launch::protect::stubs::StubError;
+use crate::launch::secrets::Values;
+use again::Again;
 use control::Control;
 use denials::Denials;
 use detach::Notice;
 use ending::{Reason, Stop};
-use network::Broker;
+use network::{Broker, Early};
 use redact::Redactor;
 use service::Service;
 use shell::Shell;
 use streams::{Own, Streams, Wanted};
+use subids::{MapError, Steward};
 
 /// A job that could not be supervised. What fails inside the box is an [`Ending`], not an error.
 #[derive(Debug, thiserror::Error)]
@@ -79,9 +84,18 @@ pub enum SuperviseError {
     /// The job's cgroup.
     #[error("cannot enforce the limits")]
     Cgroup(#[from] LeafError),
+    /// Several ids.
+    #[error(transparent)]
+    Ids(#[from] MapError),
     /// `clone3`.
     #[error("cannot create namespaces for the box; `agentd doctor` says what this host allows")]
     Clone(#[source] io::Error),
+    /// The network broker.
+    #[error("cannot start the network broker: {why}")]
+    Broker {
+        /// Why not.
+        why: String,
+    },
     /// Any other call on the host.
     #[error("cannot {what}")]
     Host {
@@ -126,8 +140,13 @@ struct Supervisor<'a> {
     /// What takes the job's secrets out of what is kept, where it has any.
     redactor: Option<Redactor>,
     denials: Denials<'a>,
+    /// What starts it again, where that is wanted.
+    again: Option<Again>,
     /// The broker, where the box may reach something.
     network: Option<Broker>,
+    network_before: Option<network::Before>,
+    /// Who gives back what the box's other ids own, where they could own something.
+    steward: Option<Steward>,
     /// What is written to the root, where it is to be kept.
     upper: Option<Upper>,
     deadline: Option<Instant>,
@@ -149,7 +168,7 @@ impl<'a> Supervisor<'a> {
     fn start(
         plan: &'a Plan,
         directory: &Path,
-        mut secrets: Secrets,
+        secrets: Values,
         presence: Presence,
         shell: Option<io::Result<Shell>>,
         service: &'a Service,
@@ -167,15 +186,14 @@ impl<'a> Supervisor<'a> {
         let wanted = Wanted { terminal: process.terminal, input: process.input, own, kept };
         let (streams, stdio) = Streams::new(&wanted).to("set the streams up")?;
         let leaf = plan.cgroup.as_ref().map(|cgroup| Leaf::make(cgroup, &plan.id)).transpose()?;
-        let network = plan.inside.network;
-        let shell = shell.filter(|shell| shell.as_ref().map_or(true, |shell| shell.fits(network, leaf.is_some())));
-        let shell = shell.unwrap_or_else(|| Shell::new(network, leaf.as_ref().map(Leaf::as_fd), &mut secrets));
-        let Shell { init, channel, .. } = shell.map_err(SuperviseError::Clone)?;
-        match brief::send(&channel, &plan.inside, stdio.each_ref().map(AsFd::as_fd)) {
-            // PID 1 has failed and is gone; why is in the channel.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
-            sent => sent.to("brief the box")?,
-        }
+        let Early { network, mut secrets } = network::start_early(plan, plan.reach.as_ref(), secrets)?;
+        let (kind, ids) = (plan.inside.network, plan.inside.ids());
+        let fits = |shell: &Shell| secrets.inside.is_empty() && shell.fits(kind, ids, leaf.is_some());
+        let shell = shell
+            .filter(|shell| shell.as_ref().map_or(true, fits))
+            .unwrap_or_else(|| Shell::new(kind, ids, leaf.as_ref().map(Leaf::as_fd), &mut secrets));
+        let Shell { pid, init, channel, .. } = shell.map_err(SuperviseError::Clone)?;
+        brief(&channel, plan, &stdio)?;
         drop(stdio);
         tracing::debug!(id = %plan.id, "box cloned");
         let mut supervisor = Supervisor {
@@ -192,7 +210,10 @@ impl<'a> Supervisor<'a> {
             streams,
             redactor: None,
             denials: Denials::new(plan, Events::at(directory.join(EVENTS))),
-            network: None,
+            again: None,
+            network,
+            network_before: None,
+            steward: None,
             upper: None,
             deadline: plan.timeout_ms.and_then(|timeout| Instant::now().checked_add(Duration::from_millis(timeout))),
             stop: None,
@@ -204,13 +225,18 @@ impl<'a> Supervisor<'a> {
             failure: None,
             status: None,
         };
+        if plan.id_helpers.is_some() {
+            supervisor.steward = subids::map(plan, pid, &supervisor.init)?;
+            supervisor.release()?;
+        }
         let secrets = supervisor.start_network(secrets)?;
         // After the clone: PID 1 has no copy of what it needs.
-        let values = secrets.files.iter().chain(&secrets.variables).map(|secret| &secret.value[..]);
+        let values = secrets.named().map(|(_, value)| value);
         supervisor.redactor = Redactor::new(values).map_err(io::Error::other).to("look for secrets")?;
         if let Some(redactor) = &supervisor.redactor {
             supervisor.streams.redact(redactor);
         }
+        supervisor.again = Again::new(plan.restart, secrets);
         Ok(supervisor)
     }
 
@@ -240,7 +266,7 @@ impl<'a> Supervisor<'a> {
     }
 
     /// Until PID 1 is gone and its output is passed on.
-    fn supervise(&mut self) -> Result<Ending, SuperviseError> {
+    fn watch(&mut self) -> Result<Ending, SuperviseError> {
         while self.alive || !(self.streams.done() || self.abandoned) {
             let ready = self.wait()?;
             if ready.channel {
@@ -276,8 +302,11 @@ impl<'a> Supervisor<'a> {
                 self.bury()?;
             }
         }
-        let timeout = self.plan.timeout_ms.map(Duration::from_millis);
-        Ok(Ending::new(self.failure.take(), self.status, self.stop, timeout))
+        Ok(Ending::new(self.failure.take(), self.status, self.stop, self.timeout()))
+    }
+
+    fn timeout(&self) -> Option<Duration> {
+        self.plan.timeout_ms.map(Duration::from_millis)
     }
 
     fn next_deadline(&self) -> Option<Instant> {
@@ -348,7 +377,7 @@ impl<'a> Supervisor<'a> {
                     }
                 }
                 // Only a reader that does not read keeps this program here.
-                _ if !self.alive => self.abandoned = true,
+                _ if !self.alive && !self.rests() => self.abandoned = true,
                 Signal::SIGHUP => self.stop(Reason::Hangup)?,
                 Signal::SIGTERM => self.stop(Reason::Terminated)?,
                 signal => {
@@ -357,6 +386,9 @@ impl<'a> Supervisor<'a> {
                     if matches!(signal, Signal::SIGINT | Signal::SIGQUIT) && !self.started && self.stop.is_none() {
                         let kill_at = Some(Instant::now() + GRACE_OF_A_START);
                         self.stop = Some(Stop { reason: Reason::Interrupted, kill_at });
+                    }
+                    if let (Some(again), Signal::SIGINT | Signal::SIGQUIT) = (&mut self.again, signal) {
+                        again.is_interrupted = true;
                     }
                     if let Some(signal) = rustix::process::Signal::from_named_raw(signal as i32) {
                         pidfd_send_signal(&self.init, signal).or_else(gone).to("relay a signal")?;
@@ -451,6 +483,15 @@ impl Drop for Supervisor<'_> {
             // Nobody else waits for it; there is nothing better to do about an error here than to go.
             waitid(WaitId::PidFd(self.init.as_fd()), WaitIdOptions::EXITED).unwrap_or_default();
         }
+    }
+}
+
+/// Tells PID 1 what its box is to be, and what the payload gets as 0, 1 and 2.
+fn brief(channel: &OwnedFd, plan: &Plan, stdio: &[OwnedFd; 3]) -> Result<(), SuperviseError> {
+    match brief::send(channel, &plan.inside, stdio.each_ref().map(AsFd::as_fd)) {
+        // PID 1 has failed and is gone; why is in the channel.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        sent => sent.to("brief the box"),
     }
 }
 

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use agentd_egress::{Order, Policy, Request, Told, Totals, Verdict};
+use agentd_init::Secret;
 use agentd_profiles::BuiltIn;
 use agentd_sys::channel;
 use agentd_sys::process::{Cloned, clone};
@@ -17,9 +18,12 @@ use rustix::net::Shutdown;
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
 use super::redact::Redactor;
-use super::{Secrets, SuperviseError, Supervisor, To};
+use super::{SuperviseError, Supervisor, To};
 use crate::job::events::Event;
 use crate::job::record::{NameUse, NetworkUse, PolicyChange, Record};
+use crate::launch::keys;
+use crate::launch::plan::Plan;
+use crate::launch::secrets::Values;
 
 /// Requests that are written down one by one; of further ones only the numbers are kept.
 const MOST_LINES: u64 = 10_000;
@@ -29,6 +33,9 @@ const MOST_NAMES: usize = 100;
 
 /// For how long the broker is waited for, between two of its messages, once the box is gone.
 const PATIENCE: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
+
+/// For how long a broker that reads requests is waited for before the box is made: it reads the host's authorities.
+const TO_BE_READY: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
 /// The same in all: a broker that never ends what it has to say does not keep the job from its end.
 const PATIENCE_IN_ALL: Duration = Duration::from_secs(5);
@@ -50,11 +57,24 @@ pub(super) struct Broker {
     pub(super) changes: Vec<PolicyChange>,
 }
 
+/// What came of the network of the boxes before the last one's, where a job was started again.
+#[derive(Debug, Default)]
+pub(super) struct Before {
+    used: NetworkUse,
+    policy: Option<Policy>,
+    lines: u64,
+    refusals: Vec<Request>,
+    warnings: Vec<String>,
+}
+
 /// What came of a job's network.
 #[derive(Debug)]
 struct Ended {
     /// For the record.
     used: NetworkUse,
+    policy: Policy,
+    /// Requests that were written down.
+    lines: u64,
     /// The refusals, each kind once, with its count.
     refusals: Vec<Request>,
     /// What is still to be written down.
@@ -91,7 +111,66 @@ fn fork(policy: &Policy) -> io::Result<Side> {
     })
 }
 
+/// Starts the broker, which keeps its keys and forgets every other secret.
+fn start(policy: &Policy, secrets: Values) -> Result<(Broker, Values), SuperviseError> {
+    match fork(policy).to("start the network broker")? {
+        Side::Broker(channel) => {
+            // It has a copy of this process's memory, and is near to whoever would want what is in there.
+            agentd_sys::memory::forget_environment();
+            let Values { inside, keys } = secrets;
+            drop(inside);
+            agentd_egress::run(policy.clone(), keys, channel, agentd_profiles::seccomp(BuiltIn::Broker))
+        }
+        Side::Supervisor(network) => Ok((*network, secrets)),
+    }
+}
+
+/// What a job whose requests are read begins with.
+pub(super) struct Early {
+    /// The broker.
+    pub(super) network: Option<Broker>,
+    /// The secrets, and the certificates that came with the broker.
+    pub(super) secrets: Values,
+}
+
+/// Starts the broker before the box, where the box needs its certificate or the broker has keys: it then has them from a
+/// process that has cloned nothing else yet, and says whether it can do its work.
+pub(super) fn start_early(plan: &Plan, policy: Option<&Policy>, secrets: Values) -> Result<Early, SuperviseError> {
+    let Some(policy) = policy.filter(|policy| !policy.inspected().is_empty()) else {
+        return Ok(Early { network: None, secrets });
+    };
+    let (network, mut secrets) = start(policy, secrets)?;
+    let certificate = network.ready()?;
+    if let Some(certificate) = certificate {
+        let mut bundle = keys::image_authorities(&plan.inside);
+        if !bundle.is_empty() && !bundle.ends_with(b"\n") {
+            bundle.push(b'\n');
+        }
+        bundle.extend_from_slice(certificate.as_bytes());
+        let file = |name: &str, contents: Vec<u8>| Secret { name: name.into(), value: contents.into() };
+        secrets.inside.certificates =
+            vec![file(keys::CERTIFICATE, certificate.into_bytes()), file(keys::BUNDLE, bundle)];
+    }
+    Ok(Early { network: Some(network), secrets })
+}
+
 impl Broker {
+    /// Waits until it says that it can read requests; gives the certificate of the job's authority.
+    fn ready(&self) -> Result<Option<String>, SuperviseError> {
+        let broken = |why: String| SuperviseError::Broker { why };
+        let Some(channel) = &self.channel else { return Err(broken("it has ended".into())) };
+        let mut ready = [PollFd::new(channel, PollFlags::IN)];
+        if poll(&mut ready, Some(&TO_BE_READY)).to("wait for the network broker")? == 0 {
+            return Err(broken("it does not answer".into()));
+        }
+        let message = channel::receive(channel).to("hear from the network broker")?;
+        match message.and_then(|message| Told::decode(&message.bytes)) {
+            Some(Told::Ready { certificate }) => Ok(certificate),
+            Some(Told::Unready { why }) => Err(broken(why)),
+            _ => Err(broken("it has ended".into())),
+        }
+    }
+
     /// Passes a socket of the box on.
     fn open(&mut self, door: &OwnedFd) {
         self.order(&Order::Door, Some(door.as_fd()));
@@ -153,7 +232,8 @@ impl Broker {
                 self.order(&Order::Dialled(id), socket.as_ref().map(AsFd::as_fd));
                 None
             }
-            None => {
+            // These come first or not at all.
+            Some(Told::Ready { .. } | Told::Unready { .. }) | None => {
                 self.channel = None;
                 None
             }
@@ -203,24 +283,36 @@ impl Broker {
         let names = std::mem::take(&mut self.names);
         let changes = std::mem::take(&mut self.changes);
         let used = NetworkUse { allowed, refused, failed, up, down, untold, names, changes };
-        Ended { used, refusals: std::mem::take(&mut self.refusals), last, warning }
+        let (policy, refusals) = (self.policy.clone(), std::mem::take(&mut self.refusals));
+        Ended { used, policy, lines: self.lines, refusals, last, warning }
     }
 }
 
 impl Supervisor<'_> {
-    /// Starts the broker, where the box may reach something; gives the secrets back, which the broker is not to have.
-    pub(super) fn start_network(&mut self, secrets: Secrets) -> Result<Secrets, SuperviseError> {
-        let Some(policy) = &self.plan.reach else { return Ok(secrets) };
-        match fork(policy).to("start the network broker")? {
-            Side::Broker(channel) => {
-                // It has a copy of this process's memory, and is near to whoever would want them.
-                drop(secrets);
-                agentd_egress::run(policy.clone(), channel, agentd_profiles::seccomp(BuiltIn::Broker))
-            }
-            Side::Supervisor(network) => {
-                self.network = Some(*network);
-                Ok(secrets)
-            }
+    /// Starts the broker, where the box may reach something and it is not there yet; gives the secrets back, which the broker
+    /// is not to have.
+    pub(super) fn start_network(&mut self, secrets: Values) -> Result<Values, SuperviseError> {
+        let Some(policy) = self.policy().filter(|_| self.network.is_none()) else { return Ok(secrets) };
+        let (network, secrets) = start(policy, secrets)?;
+        self.network = Some(network);
+        Ok(secrets)
+    }
+
+    /// What the job may reach by now.
+    pub(super) fn policy(&self) -> Option<&Policy> {
+        let changed = self.network_before.as_ref().and_then(|before| before.policy.as_ref());
+        changed.or(self.plan.reach.as_ref())
+    }
+
+    /// Has the broker of a later box go on with what is kept of the one before: it has one bound for all of them.
+    pub(super) fn resume_network(&mut self) {
+        if let (Some(network), Some(before)) = (&mut self.network, &mut self.network_before) {
+            // The box listens where its plan says.
+            network.open = self.plan.reach.as_ref().map(Policy::ports).unwrap_or_default();
+            network.lines = before.lines;
+            network.names = std::mem::take(&mut before.used.names);
+            network.changes = std::mem::take(&mut before.used.changes);
+            network.refusals = std::mem::take(&mut before.refusals);
         }
     }
 
@@ -240,18 +332,32 @@ impl Supervisor<'_> {
 
     /// Writes down what the broker still has to tell; gives what it refused.
     pub(super) fn end_network(&mut self, record: &mut Record) -> Vec<Request> {
-        let Some(network) = self.network.take() else { return Vec::new() };
-        let Ended { mut used, mut refusals, last, warning } = network.finish();
-        for request in last {
-            self.put_down(request);
-        }
+        self.rest_network();
+        let Some(Before { mut used, mut refusals, warnings, .. }) = self.network_before.take() else {
+            return Vec::new();
+        };
         if let Some(redactor) = &self.redactor {
             redactor.texts(used.names.iter_mut().map(|name| &mut name.name));
             refusals.iter_mut().for_each(|refusal| redact(redactor, refusal));
         }
-        record.warnings.extend(warning);
+        record.warnings.extend(warnings);
         record.network = Some(used);
         refusals
+    }
+
+    /// Hears the broker out, and keeps what came of it: the box it was for is gone.
+    pub(super) fn rest_network(&mut self) {
+        let Some(network) = self.network.take() else { return };
+        let Ended { used, policy, lines, refusals, last, warning } = network.finish();
+        for request in last {
+            self.put_down(request);
+        }
+        let before = self.network_before.get_or_insert_default();
+        before.used = std::mem::take(&mut before.used).and(used);
+        (before.policy, before.lines, before.refusals) = (Some(policy), lines, refusals);
+        if before.warnings.is_empty() {
+            before.warnings.extend(warning);
+        }
     }
 
     fn put_down(&mut self, mut request: Request) {
@@ -265,7 +371,8 @@ impl Supervisor<'_> {
 /// A name that the payload asks for can be a secret as well as any.
 fn redact(redactor: &Redactor, request: &mut Request) {
     let before = request.untrusted_host.clone();
-    redactor.texts([&mut request.untrusted_host].into_iter().chain(&mut request.why).chain(&mut request.allow));
+    let texts = [&mut request.untrusted_request, &mut request.why, &mut request.allow].into_iter().flatten();
+    redactor.texts([&mut request.untrusted_host].into_iter().chain(texts));
     if request.untrusted_host != before {
         // It repeats the name in lower case, where the secret is not known again.
         request.allow = None;
@@ -295,6 +402,7 @@ mod tests {
             time: "2026-11-21T15:38:40.649Z".into(),
             untrusted_host: "a.org".into(),
             port: None,
+            untrusted_request: None,
             address: None,
             rule: None,
             up: 0,

@@ -38,7 +38,7 @@ impl Supervisor<'_> {
         let refused = |reason: &str| Answer::Refused { reason: reason.to_owned() };
         let answer = match request {
             // What is over needs no stopping.
-            Request::Stop { .. } if !self.alive => Answer::Done,
+            Request::Stop { .. } if !self.alive && !self.rests() => Answer::Done,
             Request::Stop { grace_ms } => {
                 let grace = grace_ms.map_or_else(|| self.grace(), Duration::from_millis);
                 self.stop_within(Reason::Asked, grace)?;

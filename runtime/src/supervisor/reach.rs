@@ -1,4 +1,4 @@
-//! What a running job may reach, changed from outside: `agentd allow` and `agentd deny` (docs/adr/0019).
+//! What a running job may reach, changed from outside: `agentd allow` and `agentd deny` (docs/adr/0020).
 //!
 //! Invariant: a change that cannot be had in full changes nothing, and none is made that the job's events do not hold.
 //! Nothing here waits: a connection that the broker cannot dial itself is only begun.
@@ -22,6 +22,9 @@ const MOST_CHANGES: usize = 1000;
 impl Supervisor<'_> {
     /// Changes the policy; or gives the ports at which the box has to be listened to before.
     pub(super) fn change_reach(&mut self, change: Change) -> Result<Vec<u16>, String> {
+        if self.rests() {
+            return Err("it waits to be started again; say it when its command runs".into());
+        }
         let without = "it was started without --allow and has no network to change; start it again with --allow";
         let network = self.network.as_mut().filter(|_| self.alive).ok_or(without)?;
         if network.changes.len() >= MOST_CHANGES {

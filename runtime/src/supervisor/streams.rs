@@ -91,6 +91,14 @@ struct Copy {
     detached: bool,
 }
 
+/// What goes on when a stream has ended: its log, and those who have not yet taken all of it, or wait for more.
+#[derive(Debug)]
+struct Silent {
+    stream: Stream,
+    log: Option<Log>,
+    viewers: Vec<Viewer>,
+}
+
 /// All streams of a job.
 #[derive(Debug)]
 pub(super) struct Streams {
@@ -100,11 +108,8 @@ pub(super) struct Streams {
     own: Own,
     /// The payload's input, kept open for those who attach.
     input: Option<OwnedFd>,
-    /// The terminal's log, until there is a terminal.
-    log: Option<Log>,
-    dropped: u64,
-    /// Those whose stream has ended before they took all of it.
-    leaving: Vec<Viewer>,
+    /// Streams that nothing comes from any more, or not yet.
+    silent: Vec<Silent>,
 }
 
 impl Streams {
@@ -119,13 +124,11 @@ impl Streams {
             interactive,
             own: own_streams,
             input: None,
-            log: None,
-            dropped: 0,
-            leaving: Vec::new(),
+            silent: Vec::new(),
         };
         if wanted.terminal {
             // What the payload gets instead is the box's own pty, which does not exist yet.
-            streams.log = log("stdout");
+            streams.silent.push(Silent { stream: Stream::Stdout, log: log("stdout"), viewers: Vec::new() });
             return Ok((streams, [null()?, null()?, null()?]));
         }
         let (out, payload_out) = pipe_with(PipeFlags::CLOEXEC)?;
@@ -168,9 +171,7 @@ impl Streams {
             interactive: false,
             own: Own::Standard,
             input: None,
-            log: None,
-            dropped: 0,
-            leaving: Vec::new(),
+            silent: Vec::new(),
         })
     }
 
@@ -197,7 +198,8 @@ impl Streams {
         fcntl_setfl(&controller, fcntl_getfl(&controller)? | OFlags::NONBLOCK)?;
         let is_own = self.own == Own::Standard;
         let to = if is_own { Some(own(stdout())?) } else { None };
-        self.copies.push(Copy::new(Stream::Stdout, controller.try_clone()?, to, self.log.take()));
+        self.copies.push(Copy::new(Stream::Stdout, controller.try_clone()?, to, None));
+        self.resume();
         if self.interactive {
             self.input = Some(controller.try_clone()?);
         }
@@ -248,8 +250,18 @@ impl Streams {
                 Ok(())
             }
             (_, Some(_)) => Err("too many are attached to it"),
-            // A terminal has one stream for both; a stream that has ended shows nothing more.
-            (_, None) => Ok(()),
+            (_, None) => {
+                // A terminal has one stream for both. One that has ended shows nothing more, unless the job begins again.
+                let silent = self.silent.iter_mut().find(|silent| silent.stream == stream);
+                match silent {
+                    Some(silent) if silent.viewers.len() >= viewers::MOST => Err("too many are attached to it"),
+                    Some(silent) => {
+                        silent.viewers.push(Viewer::new(pipe));
+                        Ok(())
+                    }
+                    None => Ok(()),
+                }
+            }
         }
     }
 
@@ -278,11 +290,11 @@ impl Streams {
                     copy.step();
                 }
             }
-            let (dropped, leaving) = (&mut self.dropped, &mut self.leaving);
+            let silent = &mut self.silent;
             self.copies.retain_mut(|copy| {
-                if copy.is_done() {
-                    *dropped += copy.log.as_mut().map_or(0, Log::close);
-                    leaving.append(&mut copy.viewers);
+                if copy.is_done() && copy.is_output() {
+                    let (log, viewers) = (copy.log.take(), std::mem::take(&mut copy.viewers));
+                    silent.push(Silent { stream: copy.stream, log, viewers });
                 }
                 !copy.is_done()
             });
@@ -303,20 +315,53 @@ impl Streams {
 
     /// Has `redactor` clean what is kept from now on.
     pub(super) fn redact(&mut self, redactor: &Redactor) {
-        let logs = self.copies.iter_mut().filter_map(|copy| copy.log.as_mut()).chain(&mut self.log);
-        logs.for_each(|log| log.redact(redactor));
+        self.logs().for_each(|log| log.redact(redactor));
     }
 
     /// Keeps what was held back; gives the bytes that were passed on but not kept.
     pub(super) fn close_logs(&mut self) -> u64 {
-        let open: u64 = self.copies.iter_mut().filter_map(|copy| copy.log.as_mut()).map(Log::close).sum();
-        self.dropped + open
+        self.logs().map(Log::close).sum()
+    }
+
+    fn logs(&mut self) -> impl Iterator<Item = &mut Log> {
+        let silent = self.silent.iter_mut().filter_map(|silent| silent.log.as_mut());
+        self.copies.iter_mut().filter_map(|copy| copy.log.as_mut()).chain(silent)
+    }
+
+    /// Where output goes.
+    pub(super) fn own(&self) -> Own {
+        self.own
+    }
+
+    /// The streams of the job's next box: its logs go on, and those who are attached stay. What held `redactor` back of the
+    /// last box's is kept now.
+    pub(super) fn begin_again(&mut self, wanted: &Wanted<'_>, redactor: Option<&Redactor>) -> io::Result<[OwnedFd; 3]> {
+        self.close_logs();
+        let (mut next, stdio) = Streams::new(wanted)?;
+        next.silent = std::mem::take(&mut self.silent);
+        next.resume();
+        if let Some(redactor) = redactor {
+            next.redact(redactor);
+        }
+        *self = next;
+        Ok(stdio)
+    }
+
+    /// Gives each copy what is there of its stream already.
+    fn resume(&mut self) {
+        for copy in self.copies.iter_mut().filter(|copy| copy.is_output()) {
+            if let Some(at) = self.silent.iter().position(|silent| silent.stream == copy.stream) {
+                let Silent { log, viewers, .. } = self.silent.swap_remove(at);
+                (copy.log, copy.viewers) = (log, viewers);
+            }
+        }
     }
 
     /// Those who are attached get a moment to take what they have not yet.
     pub(super) fn last_words(&mut self) {
-        let open = self.copies.iter_mut().flat_map(|copy| copy.viewers.drain(..));
-        viewers::flush(std::mem::take(&mut self.leaving).into_iter().chain(open).collect());
+        let silent = self.silent.iter_mut().map(|silent| &mut silent.viewers);
+        let viewers = self.copies.iter_mut().map(|copy| &mut copy.viewers).chain(silent);
+        viewers::flush(viewers.flat_map(std::mem::take).collect());
     }
 }
 

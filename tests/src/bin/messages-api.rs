@@ -4,7 +4,8 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::PathBuf;
 
-use agentd_tests::messages_api::{SAID_OPENLY, Script, Server};
+use agentd_tests::messages_api::{Lock, SAID_OPENLY, Script, Server};
+use agentd_tests::tls::Authority;
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 
@@ -20,6 +21,12 @@ struct Args {
     /// File that gets a JSON line a request: method, path, header names, model
     #[arg(long, value_name = "FILE")]
     record: Option<PathBuf>,
+    /// Speak TLS as api.test, and put the certificate of the authority behind that into this file
+    #[arg(long, value_name = "FILE", requires = "key")]
+    authority: Option<PathBuf>,
+    /// The variable with the key that requests must have as x-api-key
+    #[arg(long, value_name = "VARIABLE", requires = "authority")]
+    key: Option<String>,
 }
 
 #[expect(
@@ -39,7 +46,17 @@ fn main() -> Result<()> {
     ensure!(!script.turns.is_empty(), "the script has no turns");
     let record =
         args.record.map(|path| File::create(&path).with_context(|| format!("cannot write {}", path.display())));
-    let server = Server::start(script, record.transpose()?).context("cannot listen on 127.0.0.1")?;
+    let record = record.transpose()?;
+    let server = match args.authority.zip(args.key) {
+        None => Server::start(script, record),
+        Some((file, key)) => {
+            let key = std::env::var(&key).with_context(|| format!("{key} is not set"))?;
+            let authority = Authority::new();
+            authority.write(&file);
+            Server::locked(script, record, Lock { tls: authority.vouch_for("api.test"), key })
+        }
+    };
+    let server = server.context("cannot listen on 127.0.0.1")?;
     eprintln!("messages-api: {SAID_OPENLY}, on {}", server.url());
     println!("{}", server.port());
     // The one who started it holds the other end: however that process dies, this one ends too.

@@ -6,7 +6,10 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::sync::Arc;
 use std::time::Duration;
+
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 /// Request line and headers together.
 const MAX_HEAD: u64 = 64 << 10;
@@ -20,6 +23,8 @@ pub(super) struct Request {
     pub(super) path: String,
     /// In lower case, in the order they came.
     pub(super) header_names: Vec<String>,
+    /// `x-api-key`.
+    pub(super) key: Option<String>,
     pub(super) body: Vec<u8>,
 }
 
@@ -37,15 +42,27 @@ impl From<io::Error> for Refused {
     }
 }
 
+/// A connection's bytes, with TLS around them or without.
+trait Stream: Read + Write {}
+
+impl<S: Read + Write> Stream for S {}
+
 pub(super) struct Connection {
-    stream: BufReader<TcpStream>,
+    stream: BufReader<Box<dyn Stream>>,
 }
 
 impl Connection {
-    pub(super) fn new(stream: TcpStream) -> io::Result<Self> {
+    pub(super) fn new(stream: TcpStream, tls: Option<&Arc<ServerConfig>>) -> io::Result<Self> {
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         stream.set_nodelay(true)?;
+        let stream: Box<dyn Stream> = match tls {
+            None => Box::new(stream),
+            Some(config) => {
+                let connection = ServerConnection::new(Arc::clone(config)).map_err(io::Error::other)?;
+                Box::new(StreamOwned::new(connection, stream))
+            }
+        };
         Ok(Self { stream: BufReader::new(stream) })
     }
 
@@ -58,7 +75,7 @@ impl Connection {
             return Err(Refused::Status(400));
         };
         let (method, path) = (method.to_owned(), path.to_owned());
-        let mut header_names = Vec::new();
+        let (mut header_names, mut key) = (Vec::new(), None);
         let mut length = None;
         loop {
             let header = line(&mut head)?.ok_or(Refused::Status(400))?;
@@ -70,6 +87,7 @@ impl Connection {
             match name.as_str() {
                 "content-length" if length.is_some() => return Err(Refused::Status(400)),
                 "content-length" => length = Some(value.trim().parse().map_err(|_bad| Refused::Status(400))?),
+                "x-api-key" => key = Some(value.trim().to_owned()),
                 "transfer-encoding" => return Err(Refused::Status(411)),
                 _ => {}
             }
@@ -84,12 +102,13 @@ impl Connection {
         if body.len() as u64 != length {
             return Err(Refused::Status(400));
         }
-        Ok(Some(Request { method, path, header_names, body }))
+        Ok(Some(Request { method, path, header_names, key, body }))
     }
 
     pub(super) fn respond(&mut self, status: u16, kind: &str, body: &str, head_only: bool) -> io::Result<()> {
         let reason = match status {
             200 => "OK",
+            401 => "Unauthorized",
             404 => "Not Found",
             411 => "Length Required",
             413 => "Content Too Large",
@@ -100,12 +119,13 @@ impl Connection {
         let head = format!("HTTP/1.1 {status} {reason}\r\ncontent-type: {kind}\r\ncontent-length: {length}\r\n\r\n");
         // One write: header and body in one segment spare the client's delayed acknowledgement.
         let answer = if head_only { head } else { head + body };
-        self.stream.get_mut().write_all(answer.as_bytes())
+        self.stream.get_mut().write_all(answer.as_bytes())?;
+        self.stream.get_mut().flush()
     }
 }
 
 /// A line without its end; none at the end of the stream.
-fn line(head: &mut io::Take<&mut BufReader<TcpStream>>) -> Result<Option<String>, Refused> {
+fn line(head: &mut io::Take<&mut BufReader<Box<dyn Stream>>>) -> Result<Option<String>, Refused> {
     let mut bytes = Vec::new();
     head.read_until(b'\n', &mut bytes)?;
     if bytes.is_empty() && head.limit() > 0 {

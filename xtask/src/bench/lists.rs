@@ -8,9 +8,9 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
+use super::document::Document;
 use super::prepare::Scratch;
 use super::statistics::percentile;
-use super::verdicts::Verdicts;
 use crate::workspace;
 
 #[derive(Debug, clap::Args)]
@@ -39,7 +39,7 @@ pub(super) fn run(arguments: &Args) -> Result<bool> {
     let target_directory = workspace::metadata()?.target_directory;
     let agentd = workspace::release_program("agentd", "agentd", &target_directory)?;
     let scratch = Scratch::new("/var/tmp", None)?;
-    let load = std::fs::read_to_string("/proc/loadavg").context("read /proc/loadavg")?;
+    let document = Document::begin("lists", arguments.rounds, &[]);
     let state = scratch.0.join("state");
     multiply(&agentd, &state, arguments.records)?;
     let mut times: Vec<Vec<f64>> = vec![Vec::new(); LISTS.len()];
@@ -57,31 +57,25 @@ pub(super) fn run(arguments: &Args) -> Result<bool> {
             }
         }
     }
-    let report = report(arguments, &times, &load);
-    println!("{report}");
-    if arguments.write {
-        report.write(&workspace::root().join("docs/benchmarks.md"))?;
-    }
-    Ok(report.within_budgets())
+    fill(document, arguments.records, &times).finish(arguments.write)
 }
 
-fn report(arguments: &Args, times: &[Vec<f64>], load: &str) -> Verdicts {
-    let Args { records, rounds, .. } = arguments;
-    let mut report = Verdicts::new("lists", &format!(" --records {records} --rounds {rounds}"), load);
-    report.line(format_args!("| {records} records, ms | min | p50 | max |\n|---|---|---|---|"));
+fn fill(mut document: Document, records: usize, times: &[Vec<f64>]) -> Document {
+    document.line(format_args!("| {records} records, ms | min | p50 | max |\n|---|---|---|---|"));
     for (times, (words, _)) in times.iter().zip(LISTS) {
         let [least, middle, most] = [0, 50, 100].map(|percent| percentile(times, percent));
-        report.line(format_args!("| `agentd {}` | {least:.1} | {middle:.1} | {most:.1} |", words.join(" ")));
+        document.line(format_args!("| `agentd {}` | {least:.1} | {middle:.1} | {most:.1} |", words.join(" ")));
     }
-    report.budgets();
+    document.line(format_args!(""));
+    document.budgets();
     for (times, (words, has_budget)) in times.iter().zip(LISTS) {
         if has_budget {
             let middle = percentile(times, 50);
             let budget = format!("`agentd {}` ≤ {BUDGET} ms", words.join(" "));
-            report.verdict(&budget, Some(format!("{middle:.1}")), Some(middle <= BUDGET));
+            document.verdict(&budget, Some(format!("{middle:.1}")), Some(middle <= BUDGET));
         }
     }
-    report
+    document
 }
 
 /// Runs one job, and copies its record.
@@ -120,9 +114,10 @@ mod tests {
 
     #[test]
     fn a_slow_list_is_over_its_budget() {
-        let arguments = Args { records: 10, rounds: 1, write: false };
-        let within =
-            |slow: f64| report(&arguments, &[vec![slow], vec![1.0], vec![1.0], vec![900.0]], "0").within_budgets();
+        let within = |slow: f64| {
+            let document = Document::begin("lists", 1, &[]);
+            fill(document, 10, &[vec![slow], vec![1.0], vec![1.0], vec![900.0]]).within_budgets()
+        };
         assert!(within(49.0));
         assert!(!within(51.0));
     }

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::report::Report;
 use super::site::{Site, printable};
+use super::standin::{KEY, StandIn};
 use super::{attempts, project};
 
 /// Who answers as the model.
@@ -71,21 +72,36 @@ pub(super) fn work(site: &Site, api: &Api, report: &mut Report) -> Result<()> {
         let tried = seen.results.last().map(String::as_str).unwrap_or_default();
         attempts::judge(tried, site, report);
     }
+    let key = match api {
+        Api::StandIn { .. } => site.key.clone(),
+        Api::Real { key } => key.to_string_lossy().into_owned(),
+    };
+    let asked = std::fs::read_to_string(StandIn::record(site)).unwrap_or_default();
+    if let Api::StandIn { .. } = api {
+        let all_had_it = !asked.is_empty() && !asked.contains("\"has_key\":false");
+        report.check("the API saw its key in every request", all_had_it, &asked);
+    }
+    report.check("the API's key is nowhere in the transcript", !all.contains(&key), "");
+    if let Api::StandIn { .. } = api {
+        let refused = seen.results.iter().any(|result| project::is_refused_soon(result));
+        report.check("another host was refused within a second, and there was no key in the box", refused, &end);
+    }
     report.check("the host's key is nowhere in the transcript", !all.contains(&site.canary), "");
     Ok(())
 }
 
 fn command(site: &Site, api: &Api) -> Command {
     let mut command = site.agentd_run("debian", &site.workspace());
-    command.args(["--net", "host", "--timeout", "600s", "-e", "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1"]);
+    command.args(["--timeout", "600s", "-e", "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1"]);
     match api {
         Api::StandIn { port } => {
-            command.args(["-e", &format!("ANTHROPIC_BASE_URL=http://127.0.0.1:{port}")]);
-            command.args(["-e", "ANTHROPIC_API_KEY=stand-in", "-e", "CLAUDE_CODE_MAX_RETRIES=2"]);
+            command.args(["--secret", &format!("{KEY}@api.test:{port}"), "--add-host", "api.test:127.0.0.1"]);
+            command.arg("--upstream-ca").arg(StandIn::authority(site)).env(KEY, &site.key);
+            command.args(["-e", "CLAUDE_CODE_MAX_RETRIES=2"]);
         }
         Api::Real { key } => {
             // By name: words of a command line are there for every user to read.
-            command.args(["-e", "ANTHROPIC_API_KEY", "-e", "CLAUDE_CODE_MAX_RETRIES=4"]).env("ANTHROPIC_API_KEY", key);
+            command.args(["--secret", KEY, "-e", "CLAUDE_CODE_MAX_RETRIES=4"]).env(KEY, key);
         }
     }
     command.args(["--", "claude"]).args(CLAUDE).arg(project::TASK);

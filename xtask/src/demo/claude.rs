@@ -16,7 +16,7 @@ use super::images::{quiet, remove, said};
 use super::report::step;
 
 /// A new version brings its two digests: `npm view @anthropic-ai/claude-code-linux-{x64,arm64}@VERSION dist.integrity`.
-const VERSION: &str = "2.1.329";
+pub(crate) const VERSION: &str = "2.1.329";
 const X64: &str = "sha512-+n4lu1ubYAp02Y0X/MAUnxw9yY6SHHZ77F+IoW+V0wVoFuiI9opdH6gofjf14gXJCEYMTNpks7Gn1i8XZTKAWA==";
 const ARM64: &str = "sha512-IiG5umFToSCVWqB1lEsxxwIxKgxPXyZ3DRU915v8J4Bz5Q3JpslM0ew1m5yaT+lFXBPvYxmsEgi0XI68XHND0A==";
 
@@ -28,7 +28,7 @@ struct Packed {
 }
 
 /// Lays the program out below `layer`.
-pub(super) fn unpack(cache: &Path, layer: &Path) -> Result<()> {
+pub(crate) fn unpack(cache: &Path, layer: &Path) -> Result<()> {
     let start = Instant::now();
     let (arch, integrity) = match std::env::consts::ARCH {
         "x86_64" => ("x64", X64),

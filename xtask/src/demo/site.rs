@@ -16,6 +16,8 @@ pub(super) struct Site {
     base: PathBuf,
     /// Text that stands only in the canary file.
     pub(super) canary: String,
+    /// The key of the stand-in, which nobody else takes.
+    pub(super) key: String,
     _lock: File,
 }
 
@@ -29,9 +31,9 @@ impl Site {
             Err(TryLockError::WouldBlock) => bail!("another demo is running in {}", base.display()),
             Err(TryLockError::Error(error)) => return Err(error).context("cannot lock the demo's directory"),
         }
-        let canary = fs::read_to_string("/proc/sys/kernel/random/uuid").context("cannot get a random word")?;
-        let canary = format!("canary-{}", canary.trim());
-        let site = Self { tools: tools.to_owned(), base, canary, _lock: lock };
+        let random = || fs::read_to_string("/proc/sys/kernel/random/uuid").context("cannot get a random word");
+        let (canary, key) = (format!("canary-{}", random()?.trim()), format!("sk-demo-{}", random()?.trim()));
+        let site = Self { tools: tools.to_owned(), base, canary, key, _lock: lock };
         match fs::remove_dir_all(site.run()) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(error).with_context(|| format!("cannot remove {}", site.run().display()));

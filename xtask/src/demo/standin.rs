@@ -11,6 +11,9 @@ use super::site::Site;
 /// How the demo names it.
 pub(super) const SAID_OPENLY: &str = "a scripted stand-in for api.anthropic.com; the agent and all it does are real";
 
+/// The variable that agentd and the stand-in have the key from.
+pub(super) const KEY: &str = "ANTHROPIC_API_KEY";
+
 /// The running stand-in.
 #[derive(Debug)]
 pub(super) struct StandIn {
@@ -25,6 +28,7 @@ impl StandIn {
         std::fs::write(&path, script.to_string()).context("cannot write the script")?;
         let mut command = Command::new(site.tool("messages-api"));
         command.arg("--script").arg(path).arg("--record").arg(Self::record(site));
+        command.arg("--authority").arg(Self::authority(site)).args(["--key", KEY]).env(KEY, &site.key);
         // It ends with the pipe, so also when this process is killed.
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
         let mut line = String::new();
@@ -36,6 +40,11 @@ impl StandIn {
     /// Where its requests are noted.
     pub(super) fn record(site: &Site) -> std::path::PathBuf {
         site.run().join("requests.jsonl")
+    }
+
+    /// Where the certificate is of who vouches for it.
+    pub(super) fn authority(site: &Site) -> std::path::PathBuf {
+        site.run().join("authority.pem")
     }
 
     pub(super) fn port(&self) -> u16 {

@@ -1,5 +1,6 @@
 //! Running one test program as one user.
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
@@ -18,20 +19,22 @@ const LIMIT_SECONDS: &str = "600";
 pub(super) struct User {
     pub(super) name: &'static str,
     account: Option<Account>,
+    /// What the tests find programs by.
+    path: OsString,
 }
 
 impl User {
-    pub(super) fn root() -> Self {
-        Self { name: "root", account: None }
+    pub(super) fn root(path: OsString) -> Self {
+        Self { name: "root", account: None, path }
     }
 
-    pub(super) fn ordinary(account: Account) -> Self {
-        Self { name: "a user", account: Some(account) }
+    pub(super) fn ordinary(account: Account, path: OsString) -> Self {
+        Self { name: "a user", account: Some(account), path }
     }
 
     /// The ordinary user who started this.
-    pub(super) fn invoking() -> Self {
-        Self { name: "a user", account: None }
+    pub(super) fn invoking(path: OsString) -> Self {
+        Self { name: "a user", account: None, path }
     }
 
     /// His uid, when every process of his is known to be a test's.
@@ -43,12 +46,15 @@ impl User {
         let Some(account) = &self.account else {
             let mut command = Command::new(program);
             command.env_clear();
-            for name in ["PATH", "HOME", "USER", "LOGNAME", "XDG_RUNTIME_DIR"] {
+            for name in ["HOME", "USER", "LOGNAME", "XDG_RUNTIME_DIR"] {
                 command.envs(std::env::var_os(name).map(|value| (name, value)));
             }
+            command.env("PATH", &self.path);
             return command;
         };
-        account.command(program)
+        let mut command = account.command(program);
+        command.env("PATH", &self.path);
+        command
     }
 }
 

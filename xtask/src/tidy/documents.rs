@@ -1,9 +1,12 @@
-//! Rules about what is written for people: decisions and links.
+//! Rules about what is written for people: decisions, links, and the tests that the ledger promises.
+
+use std::collections::BTreeSet;
 
 use super::Finding;
 use super::tree::Tree;
 
 const DECISIONS: &str = "docs/adr/";
+const LEDGER: &str = "docs/cve-ledger.md";
 
 pub(super) fn decisions(tree: &Tree) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -74,4 +77,49 @@ fn resolve(directory: &str, path: &str) -> Option<String> {
         }
     }
     Some(parts.join("/"))
+}
+
+/// The cells of the ledger's columns `test`: code spans there that could be a function's name are one's, of a test.
+pub(super) fn ledger(tree: &Tree) -> Vec<Finding> {
+    let Some(text) = tree.text(LEDGER) else { return Vec::new() };
+    let tests: BTreeSet<&str> = tree.with_ending(".rs").flat_map(|file| tests_of(&file.text)).collect();
+    let mut findings = Vec::new();
+    let mut column = None;
+    for line in text.lines() {
+        // Cells have no `|` of their own in this document; the first and the last part are what is outside of the table.
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        if cells.len() < 3 {
+            column = None;
+        } else if column.is_none() {
+            column = cells.iter().position(|cell| *cell == "test");
+        } else if let Some(cell) = column.and_then(|at| cells.get(at)).filter(|cell| !cell.starts_with('-')) {
+            let code: Vec<&str> = cell.split('`').skip(1).step_by(2).collect();
+            if code.is_empty() && *cell != "the same" {
+                findings.push(Finding::error(LEDGER, format!("no test is named in {line:.60}…")));
+            }
+            let is_name =
+                |code: &&str| code.contains('_') && code.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+            for name in code.into_iter().filter(is_name).filter(|name| !tests.contains(name)) {
+                findings.push(Finding::error(LEDGER, format!("there is no test {name}")));
+            }
+        }
+    }
+    findings
+}
+
+/// Names of the functions of a source file that are tests: `#[test]`, and perhaps further attributes, stands before them.
+fn tests_of(text: &str) -> Vec<&str> {
+    let mut is_test = false;
+    let mut names = Vec::new();
+    for line in text.lines().map(str::trim) {
+        if let Some(name) = line.strip_prefix("fn ").and_then(|rest| rest.split_once('(')).map(|(name, _)| name) {
+            if is_test {
+                names.push(name);
+            }
+            is_test = false;
+        } else if line.starts_with("#[test]") {
+            is_test = true;
+        }
+    }
+    names
 }

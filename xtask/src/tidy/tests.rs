@@ -32,6 +32,12 @@ fn clean() -> Tree {
     ));
     tree.files
         .push(file("README.md", "[why](docs/adr/0001-direct.md#top) [`code`](docs) [out](https://x.y/z) `[a](b)`\n"));
+    tree.files.push(file(
+        "docs/cve-ledger.md",
+        "| id | test |\n|---|---|\n| A | `escape_a`, `cargo xtask fuzz` |\n| B | the same |\n\n| id | comes with |\n|---|---|\n| C | `later` |\n",
+    ));
+    tree.files
+        .push(file("tests/tests/escape.rs", "//! A.\n#[test]\n#[cfg(x)]\nfn escape_a() {}\nfn escape_not() {}\n"));
     tree.paths.extend(["docs", "docs/adr/0001-direct.md"].map(String::from));
     tree.metadata.packages.push(package("agentd-init", "init", &[("agentd-sys", true), ("caps", false)]));
     tree
@@ -147,4 +153,20 @@ fn links_fails_on_a_target_that_is_not_there_or_outside() {
     assert_eq!(errors("links", link("[`x`](missing.md)\n")).len(), 1);
     assert_eq!(errors("links", link("[x](../../etc/passwd)\n")).len(), 1);
     assert_eq!(errors("links", link("[x](../docs/adr/0001-direct.md) [y](#here)\n```\n[x](no)\n```\n")).len(), 0);
+}
+
+#[test]
+fn ledger_fails_on_a_row_without_a_test_and_on_a_test_that_is_not_there() {
+    let rows = |rows: &'static str| {
+        move |tree: &mut Tree| {
+            tree.files.retain(|file| file.path != "docs/cve-ledger.md");
+            tree.files.push(file("docs/cve-ledger.md", rows));
+        }
+    };
+    let missing = rows("| id | test |\n|---|---|\n| A | `escape_gone` |\n");
+    assert_eq!(errors("ledger", missing), ["docs/cve-ledger.md: there is no test escape_gone"]);
+    let not_a_test = rows("| id | test |\n|---|---|\n| A | `escape_not` |\n");
+    assert_eq!(errors("ledger", not_a_test), ["docs/cve-ledger.md: there is no test escape_not"]);
+    let none = rows("| id | test |\n|---|---|\n| A | by looking |\n");
+    assert_eq!(errors("ledger", none), ["docs/cve-ledger.md: no test is named in | A | by looking |…"]);
 }

@@ -53,8 +53,36 @@ struct Entry {
     identitytoken: String,
 }
 
+/// Who keeps credentials.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Keepers {
+    pub(super) auth_files: Vec<PathBuf>,
+    /// `credential-helpers` of registries.conf, and the file that has it.
+    pub(super) helpers: Option<(Vec<String>, PathBuf)>,
+}
+
+/// What registries.conf calls the auth files.
+const AUTH_FILES: &str = "containers-auth.json";
+
+impl Keepers {
+    /// The credential for `repository` of `registry` of the first that has one.
+    pub(super) fn find(&self, registry: &str, repository: &str) -> Result<Option<Credential>, RegistryError> {
+        let Some((helpers, path)) = &self.helpers else { return find(&self.auth_files, registry, repository) };
+        for helper in helpers {
+            let found = match helper.as_str() {
+                AUTH_FILES => find(&self.auth_files, registry, repository)?,
+                helper => helper::ask(helper, registry, path)?,
+            };
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
+    }
+}
+
 /// The credential for `repository` of `registry` in the first of `paths` that has one.
-pub(super) fn find(paths: &[PathBuf], registry: &str, repository: &str) -> Result<Option<Credential>, RegistryError> {
+fn find(paths: &[PathBuf], registry: &str, repository: &str) -> Result<Option<Credential>, RegistryError> {
     for path in paths {
         let Some(bytes) = files::bytes(path)? else { continue };
         let bad = |reason: &str| RegistryError::File { path: files::shown(path), reason: reason.to_owned() };

@@ -4,12 +4,12 @@
 //! Invariant: HTTP is spoken only where configuration allows it or on loopback, and only after HTTPS was tried there;
 //! a certificate that is refused on loopback is an error, not a reason for HTTP.
 
-use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use ureq::http::Uri;
 use ureq::http::uri::Scheme;
 
+use super::credentials::Keepers;
 use super::error::RegistryError;
 use super::http::{Answer, Http, Request, address};
 use super::login::Login;
@@ -54,8 +54,8 @@ pub(super) struct Endpoint {
 }
 
 impl Endpoint {
-    pub(super) fn new(location: Location, auth_files: &[PathBuf], tries: u32) -> Endpoint {
-        let login = Login::new(&location.host, &location.repository, auth_files);
+    pub(super) fn new(location: Location, keepers: Keepers, tries: u32) -> Endpoint {
+        let login = Login::new(&location.host, &location.repository, keepers);
         let bare = host_without_port(&location.host);
         let lenient = location.insecure || is_loopback(bare);
         Endpoint { location, login, lenient, scheme: OnceLock::new(), tries }

@@ -195,6 +195,20 @@ pub enum RegistryError {
         /// The file that says so.
         path: String,
     },
+    /// A name that means different images to different tools.
+    #[error(
+        "`{short}` is `{here}` to agentd and docker, and `{leads}` to podman, by an alias in `{path}`; write the one that is meant"
+    )]
+    Alias {
+        /// As typed.
+        short: String,
+        /// What it is here.
+        here: String,
+        /// What the alias says.
+        leads: String,
+        /// Where the alias is.
+        path: String,
+    },
     /// A proxy that is none.
     #[error(
         "the proxy for `{host}` cannot be used; http_proxy, https_proxy and all_proxy hold addresses such as http://proxy:3128"

@@ -5,7 +5,6 @@
 //! over HTTP unless the registry itself is spoken to so; tokens are asked for pulling one repository, whatever the
 //! challenge suggests.
 
-use std::path::PathBuf;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,7 +13,7 @@ use ureq::http::uri::Scheme;
 use ureq::http::{HeaderValue, Uri};
 
 use super::challenge::{self, Challenge};
-use super::credentials::{self, Credential};
+use super::credentials::{self, Credential, Keepers};
 use super::error::RegistryError;
 use super::http::{Answer, Http, Request, host_of};
 
@@ -31,7 +30,7 @@ pub(super) struct Login {
     /// As in the image's name: credentials are stored under it.
     registry: String,
     repository: String,
-    auth_files: Vec<PathBuf>,
+    keepers: Keepers,
     credential: OnceLock<Option<Credential>>,
     state: Mutex<State>,
 }
@@ -73,11 +72,11 @@ struct Token {
 }
 
 impl Login {
-    pub(super) fn new(registry: &str, repository: &str, auth_files: &[PathBuf]) -> Login {
+    pub(super) fn new(registry: &str, repository: &str, keepers: Keepers) -> Login {
         Login {
             registry: registry.to_owned(),
             repository: repository.to_owned(),
-            auth_files: auth_files.to_owned(),
+            keepers,
             credential: OnceLock::new(),
             state: Mutex::new(State::default()),
         }
@@ -208,7 +207,7 @@ impl Login {
 
     fn credential(&self) -> Result<Option<&Credential>, RegistryError> {
         if self.credential.get().is_none() {
-            let found = credentials::find(&self.auth_files, &self.registry, &self.repository)?;
+            let found = self.keepers.find(&self.registry, &self.repository)?;
             // Set meanwhile by another thread, it is the same.
             self.credential.set(found).ok();
         }
@@ -289,7 +288,7 @@ mod tests {
 
     #[test]
     fn a_token_service_over_http_needs_a_registry_over_http() {
-        let login = Login::new("r.example", "a/b", &[]);
+        let login = Login::new("r.example", "a/b", Keepers::default());
         let challenge = |realm: &str| challenge::parse(&format!("Bearer realm=\"{realm}\"")).unwrap().remove(0);
         for (realm, plain, followed) in [
             ("http://a.example/t", false, false),

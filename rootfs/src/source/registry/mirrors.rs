@@ -1,14 +1,18 @@
 //! Where an image's name leads: `registries.conf` (containers-registries.conf(5), version 2) and what goes without saying.
 //!
 //! `unqualified-search-registries` is not used: a bare name is Docker Hub's here, so that one name means one image on
-//! every machine. Invariant: a file that cannot be read stops the pull: it might block the image.
+//! every machine. One that an alias leads elsewhere is refused: podman's users mean another image by it. Invariant: a file
+//! that cannot be read stops the pull: it might block the image.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
 use super::error::RegistryError;
 use super::files;
+use crate::printable::printable;
+use crate::reference::Name;
 
 /// A place that may have the image.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,9 +25,21 @@ pub(super) struct Location {
 }
 
 #[derive(Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(default, rename_all = "kebab-case")]
 struct File {
     registry: Vec<Registry>,
+    credential_helpers: Vec<String>,
+    aliases: BTreeMap<String, String>,
+}
+
+/// What all the files together say.
+#[derive(Debug, Default)]
+pub(super) struct Settings {
+    entries: Vec<Registry>,
+    /// Who is asked for credentials, in order, and the file that says so; the auth files alone where none does.
+    pub(super) helpers: Option<(Vec<String>, PathBuf)>,
+    /// By name without a registry: what it leads to, and the file that says so.
+    aliases: BTreeMap<String, (String, PathBuf)>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -78,17 +94,31 @@ impl Registry {
     }
 }
 
+impl Settings {
+    /// Refuses `short`, a name that was given without a registry and is taken for `name`, if podman takes it for another.
+    pub(super) fn check_alias(&self, short: &str, name: &Name) -> Result<(), RegistryError> {
+        let Some((leads, path)) = self.aliases.get(short).filter(|(leads, _)| !leads.is_empty()) else { return Ok(()) };
+        let here = format!("{}/{}", name.registry(), name.repository());
+        let same =
+            leads.parse::<Name>().is_ok_and(|leads| format!("{}/{}", leads.registry(), leads.repository()) == here);
+        if same {
+            return Ok(());
+        }
+        let (short, leads) = (printable(short.as_bytes()), printable(leads.as_bytes()));
+        Err(RegistryError::Alias { short, here, leads, path: files::shown(path) })
+    }
+}
+
 /// The places to ask, in order; the last is the origin.
 pub(super) fn locations(
-    configured: &[PathBuf],
+    settings: &Settings,
     registry: &str,
     repository: &str,
     by_digest: bool,
 ) -> Result<Vec<Location>, RegistryError> {
     let name = format!("{registry}/{repository}");
-    let entries = read(configured)?;
     // The longest prefix decides; of equal ones the file read last.
-    let found = entries.iter().filter_map(|entry| Some((entry, entry.matches(&name)?)));
+    let found = settings.entries.iter().filter_map(|entry| Some((entry, entry.matches(&name)?)));
     let Some((entry, length)) = found.max_by_key(|(entry, _)| entry.prefix().len()) else {
         return Ok(vec![location(&name, false, Path::new(""))?]);
     };
@@ -126,8 +156,8 @@ fn location(name: &str, insecure: bool, path: &Path) -> Result<Location, Registr
     Ok(Location { host: host.to_owned(), repository: repository.to_owned(), insecure })
 }
 
-/// The entries of the first file that is there, then those of `FILE.d/*.conf` beside each.
-fn read(configured: &[PathBuf]) -> Result<Vec<Registry>, RegistryError> {
+/// What the first file that is there says, then those of `FILE.d/*.conf` beside each.
+pub(super) fn read(configured: &[PathBuf]) -> Result<Settings, RegistryError> {
     let mut texts = Vec::new();
     for path in configured {
         if let Some(text) = files::text(path)? {
@@ -143,13 +173,17 @@ fn read(configured: &[PathBuf]) -> Result<Vec<Registry>, RegistryError> {
             }
         }
     }
-    let mut entries = Vec::new();
+    let mut settings = Settings::default();
     for (path, text) in texts {
         let file: File = toml::from_str(&text)
             .map_err(|error| RegistryError::File { path: files::shown(&path), reason: error.message().to_owned() })?;
-        entries.extend(file.registry.into_iter().map(|entry| Registry { path: path.clone(), ..entry }));
+        settings.entries.extend(file.registry.into_iter().map(|entry| Registry { path: path.clone(), ..entry }));
+        settings.aliases.extend(file.aliases.into_iter().map(|(short, leads)| (short, (leads, path.clone()))));
+        if !file.credential_helpers.is_empty() {
+            settings.helpers = Some((file.credential_helpers, path));
+        }
     }
-    Ok(entries)
+    Ok(settings)
 }
 
 #[cfg(test)]
@@ -164,7 +198,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("registries.conf");
         fs::write(&path, text).unwrap();
-        let locations = locations(&[dir.path().join("absent"), path], registry, repository, by_digest)?;
+        let settings = read(&[dir.path().join("absent"), path])?;
+        let locations = locations(&settings, registry, repository, by_digest)?;
         let shown = |l: Location| format!("{}/{}{}", l.host, l.repository, if l.insecure { "!" } else { "" });
         Ok(locations.into_iter().map(shown).collect())
     }
@@ -259,7 +294,7 @@ mod tests {
         write(&dir.path().join("machine/registries.conf.d/1.conf"), &entry("machine-1.example"));
         write(&dir.path().join("machine/registries.conf.d/2.not"), "not read");
         let files = [user.clone(), machine];
-        let host = |registry: &str| locations(&files, registry, "x", false).unwrap()[0].host.clone();
+        let host = |registry: &str| locations(&read(&files).unwrap(), registry, "x", false).unwrap()[0].host.clone();
         assert_eq!(host("a.example"), "user.example");
         assert_eq!(host("b.example"), "b.example");
         assert_eq!(host("c.example"), "user-1.example");
@@ -267,10 +302,36 @@ mod tests {
         assert_eq!(host("b.example"), "machine.example");
     }
 
+    #[test]
+    fn an_alias_that_leads_elsewhere_is_refused_and_the_last_one_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("registries.conf");
+        let more = dir.path().join("registries.conf.d");
+        fs::create_dir(&more).unwrap();
+        let aliases = "[aliases]\n'debian' = 'docker.io/library/debian'\nfedora = 'registry.example/fedora'\ngone = 'a.example/x'";
+        fs::write(more.join("1.conf"), aliases).unwrap();
+        fs::write(more.join("2.conf"), "[aliases]\ngone = ''\n'fo\u{202e}o/bar' = 'no name'").unwrap();
+        fs::write(&path, "credential-helpers = ['containers-auth.json', 'ring']").unwrap();
+        let settings = read(std::slice::from_ref(&path)).unwrap();
+        let check = |short: &str| settings.check_alias(short, &"docker.io/library/debian".parse().unwrap());
+        for fine in ["debian", "gone", "other"] {
+            check(fine).unwrap();
+        }
+        let refused = check("fedora").unwrap_err().to_string();
+        assert!(
+            refused.contains("`docker.io/library/debian`") && refused.contains("`registry.example/fedora`"),
+            "{refused}"
+        );
+        assert!(refused.contains("1.conf"), "{refused}");
+        let odd = check("fo\u{202e}o/bar").unwrap_err().to_string();
+        assert!(odd.contains("`fo\\u{202e}o/bar`"), "{odd}");
+        assert_eq!(settings.helpers, Some((vec!["containers-auth.json".into(), "ring".into()], path)));
+    }
+
     proptest! {
         #[test]
         fn nothing_makes_it_panic(
-            text in r#"(\[\[registry(\.mirror)?\]\]\n|(prefix|location) ?= ?"[*a-z./:é]{0,12}"\n|blocked = true\n|\PC{0,3}\n){0,8}"#,
+            text in r#"(\[aliases\]\n|"?[a-z/]{1,4}"? ?= ?"[a-z./:é]{0,9}"\n|credential-helpers = \["[a-z]{0,3}"\]\n|\[\[registry(\.mirror)?\]\]\n|(prefix|location) ?= ?"[*a-z./:é]{0,12}"\n|blocked = true\n|\PC{0,3}\n){0,8}"#,
             registry in "[a-z.:]{1,12}",
             repository in "[a-z/]{1,8}",
         ) {

@@ -39,6 +39,7 @@ use crate::reference::Name;
 use crate::source::document::{Kind, Pointer, resolve};
 use crate::source::{Layer, Manifest, Source, SourceError};
 use blob::{Blob, KEPT_FROM};
+use credentials::Keepers;
 use endpoint::{Document, Endpoint, Object};
 use http::Http;
 use patience::Patience;
@@ -59,12 +60,14 @@ const WATCHED_EVERY: Duration = Duration::from_millis(100);
 /// Where this user's and this machine's settings for registries are. Nothing here reads the environment itself.
 #[derive(Clone, Debug, Default)]
 pub struct RegistryConfig {
+    /// The name as the user gave it, without its tag, where it says no registry: `debian`, `user/name`.
+    pub short_name: Option<String>,
     /// Files with credentials, as podman and docker write them; the first that knows a registry counts.
     pub auth_files: Vec<PathBuf>,
     /// `registries.conf` of the user, then of the machine: the first that is there counts, and what lies in
     /// `registries.conf.d` beside each.
     pub registries: Vec<PathBuf>,
-    /// Directories with certificate authorities: `HOST[:PORT]/*.crt`.
+    /// Directories with certificate authorities, `HOST[:PORT]/*.crt`, and what the user is known by there, `*.cert` and `*.key`.
     pub certificates: Vec<PathBuf>,
     /// A file of certificate authorities instead of the machine's.
     pub authorities_file: Option<PathBuf>,
@@ -113,7 +116,12 @@ impl<'r> Registry<'r> {
         agentd_sys::names::use_builtin().map_err(RegistryError::Names)?;
         let config = remote.config;
         let by_digest = name.digest().is_some();
-        let locations = mirrors::locations(&config.registries, name.registry(), name.repository(), by_digest)?;
+        let settings = mirrors::read(&config.registries)?;
+        if let Some(short) = &config.short_name {
+            settings.check_alias(short, name)?;
+        }
+        let locations = mirrors::locations(&settings, name.registry(), name.repository(), by_digest)?;
+        let keepers = Keepers { auth_files: config.auth_files.clone(), helpers: settings.helpers };
         let trust = Trust {
             per_registry: config.certificates.clone(),
             file: config.authorities_file.clone(),
@@ -123,7 +131,7 @@ impl<'r> Registry<'r> {
         let origin = locations.len() - 1;
         let endpoints = locations.into_iter().enumerate().map(|(number, location)| {
             let tries = if number == origin { patience.tries } else { MIRROR_TRIES };
-            Endpoint::new(location, &config.auth_files, tries)
+            Endpoint::new(location, keepers.clone(), tries)
         });
         Ok(Registry {
             name: name.clone(),

@@ -10,8 +10,9 @@ use agentd_profiles::{
 use anyhow::{Result, bail};
 use serde::Serialize;
 
+use super::super::environment::Directories;
 use super::super::{Format, print_json, printable};
-use super::when;
+use super::{in_job, when};
 use crate::job::spec::{ProfileChoice, absolute};
 use crate::launch::plan::WORKSPACE;
 use crate::launch::profile;
@@ -23,14 +24,23 @@ pub(super) struct Args {
     #[arg(value_name = "SYSCALL|PATH")]
     subject: String,
     /// By which profile
-    #[arg(long, value_name = "NAME|FILE", default_value = "default")]
+    #[arg(long, value_name = "NAME|FILE", default_value = "default", conflicts_with = "job")]
     profile: ProfileChoice,
+    /// In the box of this job, running or over: a path
+    #[arg(long)]
+    job: Option<String>,
     /// How to print it
     #[arg(long, value_enum, default_value = "table")]
     format: Format,
 }
 
 pub(super) fn run(args: &Args) -> Result<()> {
+    if let Some(job) = &args.job {
+        let path = absolute(&args.subject)?;
+        let jobs = Directories::find()?.jobs();
+        let id = jobs.find(job)?;
+        return in_job::run(&id, &jobs.plan(&id)?, &path, args.format);
+    }
     let (profile, _) = profile::load(&args.profile)?;
     if args.subject.starts_with('/') {
         let path = absolute(&args.subject)?;

@@ -83,7 +83,7 @@ impl Attempt<'_> {
             mount("proc", "/proc", "proc", MountFlags::empty(), None)?;
         }
         if self.standing.contains(&Wall::NoCapabilities) {
-            drop_bounding_set()?;
+            drop_bounding_set(0)?;
             let none = CapabilitySet::empty();
             set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })?;
         }

@@ -3,7 +3,10 @@
 use std::fs::{self, File};
 use std::io;
 use std::num::NonZero;
+use std::path::Path;
 use std::thread::{Builder, ScopedJoinHandle, available_parallelism};
+
+use rustix::fs::{Mode, OFlags, open, openat};
 
 use super::error::{Doing, JobStoreError, Result};
 use super::lines::{last_record, read_into};
@@ -11,6 +14,7 @@ use super::{Jobs, RECORD, is_at};
 use crate::job::brief::{Brief, Entry};
 use crate::job::id::{JobId, JobName, is_id_prefix};
 use crate::job::record::Record;
+use crate::job::restart;
 
 /// Records for which a thread more is worth its start.
 const WORTH_A_THREAD: usize = 500;
@@ -87,8 +91,13 @@ impl Jobs {
     fn read_some<E: Entry>(&self, ids: &[JobId]) -> Listed<E> {
         let (mut records, mut troubles) = (Vec::with_capacity(ids.len()), Vec::new());
         let mut text = Vec::new();
+        // From here the way to each is short; where there is no such directory there are no such records.
+        let directory = open(self.directory.join("jobs"), OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok();
         for id in ids {
-            match self.read_entry(id, &mut text) {
+            let ended = || Path::new(id.as_str()).join(RECORD);
+            let open = |at| openat(at, ended(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+            let file = directory.as_ref().and_then(|at| open(at).ok()).map(File::from);
+            match self.read_entry(id, file, &mut text) {
                 Ok(record) => records.push(record),
                 // Removed meanwhile, or not written yet.
                 Err(JobStoreError::BadRecord { path }) if path == self.live(id) => {}
@@ -138,21 +147,22 @@ impl Jobs {
     /// # Errors
     /// [`JobStoreError::Io`], [`JobStoreError::BadRecord`], [`JobStoreError::NewerRecord`].
     pub fn read(&self, id: &JobId) -> Result<Record> {
-        self.read_entry(id, &mut Vec::new())
+        self.read_entry(id, None, &mut Vec::new())
     }
 
-    /// The same, or a part of it; `text` is memory to read into.
-    fn read_entry<E: Entry>(&self, id: &JobId, text: &mut Vec<u8>) -> Result<E> {
+    /// The same, or a part of it; `known` is the file where it lies when the job has ended, `text` memory to read into.
+    fn read_entry<E: Entry>(&self, id: &JobId, mut known: Option<File>, text: &mut Vec<u8>) -> Result<E> {
         let ended = self.directory_of(id).join(RECORD);
         // A job may end between the first look and the second.
         for path in [&ended, &self.live(id), &ended] {
-            let file = match File::open(path) {
+            let file = match known.take().map_or_else(|| File::open(path), Ok) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 opened => opened.doing("read", path)?,
             };
             read_into(&file, text).doing("read", path)?;
             let mut record: E = last_record(text, path)?;
             if record.is_running() {
+                record.restarted(restart::noted(&self.directory_of(id)));
                 if *path == ended {
                     record.lose("its record has no end: the machine went down before it was on disk");
                 } else if file.try_lock_shared().is_ok() && is_at(&file, path)? {

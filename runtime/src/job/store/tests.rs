@@ -32,6 +32,7 @@ fn record(id: &JobId, name: Option<&str>) -> Record {
         output_dropped: 0,
         denials: 0,
         network: None,
+        restarts: 0,
     }
 }
 

@@ -1,0 +1,300 @@
+//! One request and its answer.
+//!
+//! Invariant: a request is for the host that its connection was made for, whatever its target, its `Host` or the TLS around
+//! it say; an answer is passed on as it comes, a redirect too: nobody follows it here, so no key goes where it leads.
+
+use std::cell::{Cell, RefCell};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use http_body_util::{Either, Full};
+use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode, Uri, Version};
+use zeroize::Zeroizing;
+
+use super::headers;
+use super::upstream::Upstream;
+use crate::broker::Shared;
+use crate::broker::connection::Stop;
+use crate::broker::ledger::now;
+use crate::credential::{Credential, How};
+use crate::inspected::Site;
+use crate::name::Name;
+use crate::policy::{Refusal, Target};
+use crate::request::{self, is_for};
+use crate::rule::DEFAULT_PORT;
+use crate::told::{self, Verdict};
+
+/// Characters of a path that are told.
+const MOST_TOLD: usize = 200;
+
+/// Where a connection of the box was meant to go.
+pub(super) struct Asked {
+    pub(super) name: Name,
+    pub(super) site: Site,
+    /// The port at which the box has asked.
+    pub(super) port: u16,
+}
+
+/// The exchanges of one client's connection.
+pub(super) struct Exchanges {
+    shared: Rc<Shared>,
+    asked: Asked,
+    upstream: Upstream,
+}
+
+/// The body of an answer.
+type Answer = Either<Passed, Full<Bytes>>;
+
+impl Exchanges {
+    pub(super) fn new(shared: Rc<Shared>, asked: Asked) -> Self {
+        Exchanges { shared, asked, upstream: Upstream::default() }
+    }
+
+    /// Tells of something that was no request.
+    pub(super) fn refuse(&self, refusal: &Refusal) {
+        self.shared.ledger.refuse(self.asked.name.as_str(), Some(self.asked.port), refusal);
+    }
+
+    /// Answers one request.
+    pub(super) async fn exchange(&self, request: Request<Incoming>) -> Response<Answer> {
+        let entry = Rc::new(Entry::new(&self.shared, &self.asked, &request));
+        let stop = match self.pass(&entry, request).await {
+            Ok(response) => return response,
+            Err(stop) => stop,
+        };
+        let (status, text) = match stop {
+            Stop::Refused(Refusal { why, rule, allow }) => {
+                let text = request::forbidden_text(&why, allow.as_deref());
+                entry.stopped(Verdict::Refused, why, rule, allow);
+                (StatusCode::FORBIDDEN, text)
+            }
+            Stop::Failed(why) => {
+                let text = request::bad_gateway_text(&why);
+                entry.stopped(Verdict::Failed, why, None, None);
+                (StatusCode::BAD_GATEWAY, text)
+            }
+        };
+        // Told before the client is: what it does next may be its end.
+        drop(entry);
+        let mut response = Response::new(Either::Right(Full::new(Bytes::from(text))));
+        *response.status_mut() = status;
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        // As with other refusals: whatever else the client had to say, it is over.
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        response
+    }
+
+    async fn pass(&self, entry: &Rc<Entry>, request: Request<Incoming>) -> Result<Response<Answer>, Stop> {
+        let Asked { name, site, port } = &self.asked;
+        let refused = |why: &'static str| Stop::Refused(Refusal::because(why));
+        {
+            let policy = self.shared.policy.borrow();
+            if let Some(denied) = policy.denial(name, *port).or_else(|| policy.denial(name, site.port)) {
+                return Err(Stop::Refused(denied));
+            }
+            self.check_host(&request)?;
+            let by_host = policy.decide(&Target::Name(name.clone()), site.port).ok();
+            let asked = (request.method().as_str(), request.uri().path());
+            let rule = policy.inspected().decide((name, site.port), asked, by_host);
+            entry.told.borrow_mut().rule = Some(rule.map_err(Stop::Refused)?);
+        }
+        let upgrades = request.headers().get_all(header::UPGRADE).iter();
+        // Other protocols are asked for by way of asking, and the answer in HTTP/1.1 is as good.
+        if upgrades.into_iter().any(|to| to.to_str().is_ok_and(|to| to.to_ascii_lowercase().contains("websocket"))) {
+            return Err(refused("requests to this host are read, and a websocket cannot be"));
+        }
+        let request = self.rewritten(entry, request)?;
+        let told = |address| entry.told.borrow_mut().address = Some(address);
+        let response = self.upstream.send(&self.shared, &self.asked, request, told).await?;
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            return Err(Stop::Failed("the server switched to another protocol, which nobody asked for".into()));
+        }
+        let (mut head, body) = response.into_parts();
+        headers::forget_connection(&mut head.headers);
+        head.version = Version::HTTP_11;
+        entry.answered.set(true);
+        let body = Passed { body, entry: Rc::clone(entry), direction: Direction::Down };
+        Ok(Response::from_parts(head, Either::Left(body)))
+    }
+
+    /// Refuses a request that names another host.
+    fn check_host(&self, request: &Request<Incoming>) -> Result<(), Stop> {
+        let Asked { name, site, port } = &self.asked;
+        let refused = |why: String| Stop::Refused(Refusal::because(why));
+        let is_ours = |host: &str| is_for(host, name, *port) || is_for(host, name, site.port);
+        let other = |host: &str| {
+            let shown: String = host.escape_debug().take(100).collect();
+            refused(format!("it was connected for {name}, and its request asks for {shown}"))
+        };
+        if request.method() == Method::CONNECT {
+            return Err(refused("it takes this host for a proxy (CONNECT)".into()));
+        }
+        let mut hosts = request.headers().get_all(header::HOST).iter();
+        let (Some(host), None) = (hosts.next(), hosts.next()) else {
+            return Err(refused("its request names no host, or more than one".into()));
+        };
+        let host = String::from_utf8_lossy(host.as_bytes());
+        if !is_ours(&host) {
+            return Err(other(&host));
+        }
+        match request.uri().authority() {
+            Some(authority) if !is_ours(authority.as_str()) => Err(other(authority.as_str())),
+            _ => Ok(()),
+        }
+    }
+
+    /// The request as it is asked of the host.
+    fn rewritten(&self, entry: &Rc<Entry>, request: Request<Incoming>) -> Result<Request<Passed>, Stop> {
+        let failed = |error: hyper::http::Error| Stop::Failed(error.to_string());
+        let Asked { name, site, .. } = &self.asked;
+        let (mut head, body) = request.into_parts();
+        let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
+        head.uri = target.parse::<Uri>().map_err(|error| failed(error.into()))?;
+        head.version = Version::HTTP_11;
+        headers::forget_connection(&mut head.headers);
+        headers::forget_methods(&mut head.headers);
+        headers::add_keys(&mut head.headers, self.keys()?);
+        let host = if site.port == DEFAULT_PORT { name.to_string() } else { format!("{name}:{}", site.port) };
+        let host = HeaderValue::try_from(host).map_err(|error| failed(error.into()))?;
+        first(&mut head.headers, header::HOST, host);
+        let body = Passed { body, entry: Rc::clone(entry), direction: Direction::Up };
+        Ok(Request::from_parts(head, body))
+    }
+
+    fn keys(&self) -> Result<Vec<(HeaderName, HeaderValue)>, Stop> {
+        let Asked { name, site, .. } = &self.asked;
+        let key = |credential: &Credential| {
+            let prepared = self.shared.prepared.as_ref();
+            let value =
+                prepared.and_then(|prepared| prepared.with_key(&credential.secret, |key| value(credential, key)));
+            let header = HeaderName::try_from(credential.how.header()).ok();
+            header.zip(value.flatten()).ok_or_else(|| Stop::Failed(format!("key {} is not there", credential.secret)))
+        };
+        self.shared.policy.borrow().inspected().keys(name, site.port).map(key).collect()
+    }
+}
+
+/// A key as its header has it.
+fn value(credential: &Credential, key: &[u8]) -> Option<HeaderValue> {
+    let whole = match &credential.how {
+        How::Bearer => Zeroizing::new([b"Bearer ", key].concat()),
+        How::Basic { user } => {
+            let pair = Zeroizing::new([user.as_bytes(), b":", key].concat());
+            let coded = Zeroizing::new(STANDARD.encode(&*pair));
+            Zeroizing::new([b"Basic ", coded.as_bytes()].concat())
+        }
+        How::Header { .. } => Zeroizing::new(key.to_vec()),
+    };
+    HeaderValue::from_bytes(&whole).ok()
+}
+
+/// Some servers want it to be the first.
+fn first(headers: &mut HeaderMap, name: HeaderName, value: HeaderValue) {
+    headers.remove(&name);
+    let rest = std::mem::take(headers);
+    headers.insert(name, value);
+    headers.extend(rest);
+}
+
+/// An exchange in the ledger; it gets there however it ends.
+pub(super) struct Entry {
+    shared: Rc<Shared>,
+    begun: Instant,
+    up: Cell<u64>,
+    down: Cell<u64>,
+    answered: Cell<bool>,
+    told: RefCell<told::Request>,
+}
+
+impl Entry {
+    fn new(shared: &Rc<Shared>, asked: &Asked, request: &Request<Incoming>) -> Self {
+        let path: String = request.uri().path().escape_debug().take(MOST_TOLD).collect();
+        let method: String = request.method().as_str().chars().take(32).collect();
+        let told = told::Request {
+            time: now(),
+            untrusted_host: asked.name.to_string(),
+            port: Some(asked.port),
+            untrusted_request: Some(format!("{method} {path}")),
+            address: None,
+            rule: None,
+            up: 0,
+            down: 0,
+            duration_ms: 0,
+            verdict: Verdict::Allowed,
+            why: None,
+            allow: None,
+            count: 1,
+        };
+        Entry {
+            shared: Rc::clone(shared),
+            begun: Instant::now(),
+            up: Cell::new(0),
+            down: Cell::new(0),
+            answered: Cell::new(false),
+            told: RefCell::new(told),
+        }
+    }
+
+    fn stopped(&self, verdict: Verdict, why: String, rule: Option<String>, allow: Option<String>) {
+        let mut told = self.told.borrow_mut();
+        (told.verdict, told.why, told.allow) = (verdict, Some(why), allow);
+        told.rule = rule.or_else(|| told.rule.take());
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let mut told = self.told.borrow().clone();
+        told.duration_ms = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        (told.up, told.down) = (self.up.get(), self.down.get());
+        if told.verdict == Verdict::Allowed && !self.answered.get() {
+            (told.verdict, told.why) = (Verdict::Failed, Some("it ended before it was answered".into()));
+        }
+        self.shared.ledger.record(told);
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Direction {
+    Up,
+    Down,
+}
+
+/// A body on its way, counted and not kept.
+pub(super) struct Passed {
+    body: Incoming,
+    entry: Rc<Entry>,
+    direction: Direction,
+}
+
+impl Body for Passed {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        if let Poll::Ready(Some(Ok(frame))) = &polled {
+            let count = match self.direction {
+                Direction::Up => &self.entry.up,
+                Direction::Down => &self.entry.down,
+            };
+            let bytes = frame.data_ref().map_or(0, |data| u64::try_from(data.len()).unwrap_or(u64::MAX));
+            count.set(count.get().saturating_add(bytes));
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

