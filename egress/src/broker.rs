@@ -12,7 +12,9 @@ mod dial;
 mod dialled;
 mod inspected;
 mod ledger;
+mod meter;
 mod passing;
+mod proxied;
 mod service;
 
 use std::cell::{Cell, RefCell};
@@ -38,11 +40,13 @@ use crate::name::Name;
 use crate::names::Issued;
 use crate::order::Order;
 use crate::policy::{NAME_SERVICE, Policy, Refusal};
+use crate::proxy::PROXY;
 use crate::told::Told;
 use dialled::Dialled;
 pub use inspected::prepared::Key;
 use inspected::prepared::{Authority, Prepared};
 use ledger::Ledger;
+use meter::Meter;
 use passing::Pipes;
 
 /// Connections at once; further ones are refused.
@@ -106,6 +110,7 @@ struct Shared {
     lookups: Arc<Semaphore>,
     ledger: Ledger,
     pipes: Pipes,
+    meter: Meter,
     connections: Cell<usize>,
     /// What reading requests needs, where some are.
     prepared: Option<Prepared>,
@@ -125,6 +130,8 @@ fn serve(policy: Policy, prepared: Option<Prepared>, channel: OwnedFd, most: usi
         .thread_stack_size(LOOKUP_STACK)
         .thread_keep_alive(Duration::from_secs(1))
         .build()?;
+    let limits = policy.limits;
+    let at_once = limits.connections.map_or(usize::MAX, |most| usize::try_from(most).unwrap_or(usize::MAX));
     let shared = Rc::new(Shared {
         dialled: Dialled::beside(policy.ports()),
         policy: RefCell::new(policy),
@@ -135,12 +142,13 @@ fn serve(policy: Policy, prepared: Option<Prepared>, channel: OwnedFd, most: usi
         lookups: Arc::new(Semaphore::new(MOST_LOOKUPS)),
         ledger: Ledger::default(),
         pipes: Pipes::default(),
+        meter: Meter::new(limits),
         connections: Cell::new(0),
         prepared,
         inspecting: Cell::new(0),
         sending: Cell::new(0),
         sent: Notify::new(),
-        most,
+        most: most.min(at_once),
     });
     let tasks = LocalSet::new();
     tasks.spawn_local(async {
@@ -265,6 +273,8 @@ async fn accept(shared: Rc<Shared>, listener: TcpListener, at: SocketAddr) {
         };
         if at.port() == NAME_SERVICE.1 {
             tokio::task::spawn_local(service::stream(slot, client));
+        } else if at == SocketAddr::from(PROXY) {
+            tokio::task::spawn_local(proxied::serve(slot, client));
         } else {
             tokio::task::spawn_local(connection::serve(slot, client));
         }

@@ -81,6 +81,12 @@ impl Inspected {
         is_there(behind).then(|| Site { port: behind, terminates: port == behind && self.terminates(name, behind) })
     }
 
+    /// Whether nothing for a name at a port of the box may pass unread. TLS may where only a key is added, if a rule of the
+    /// user's own allows it.
+    pub(crate) fn is_read_always(&self, name: &Name, port: u16) -> bool {
+        self.site(name, port).is_some_and(|site| site.terminates || site.port != port)
+    }
+
     /// The keys for requests to a host.
     pub(crate) fn keys(&self, name: &Name, port: u16) -> impl Iterator<Item = &Credential> {
         self.credentials.iter().filter(move |credential| credential.host == *name && credential.port == port)
@@ -170,6 +176,8 @@ mod tests {
         assert_eq!([site("c.org", 80), site("c.org", 443)], [Some((443, false)), Some((443, true))]);
         assert_eq!(site("d.org", 443), None);
         assert_eq!(some.terminated(), [&name("c.org")]);
+        let unread = |host: &str, port| !some.is_read_always(&name(host), port);
+        assert!(unread("a.org", 443) && unread("d.org", 443) && !unread("a.org", 80) && !unread("c.org", 443));
         let all = Inspected { terminate: true, ..some.clone() };
         assert_eq!(all.terminated().len(), 3);
         assert!(all.site(&name("b.org"), 8443).unwrap().terminates);

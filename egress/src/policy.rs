@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::address;
 use crate::inspected::Inspected;
+use crate::limits::Limits;
 use crate::name::Name;
 use crate::rule::{HostEntry, Hosts, Rule};
 
@@ -37,6 +38,9 @@ pub enum PolicyError {
     /// The port of the box's own name service.
     #[error("port 53 of a box is its own name service; it cannot be allowed")]
     NameService,
+    /// The port of the proxy, in a box that has one.
+    #[error("port {port} of a box with --proxy is the proxy; a program in the box can reach that port of a host through it", port = crate::PROXY.1)]
+    Proxy,
     /// Too many rules.
     #[error("there are {0} rules; a job has {MOST_RULES} at most")]
     Rules(usize),
@@ -82,6 +86,8 @@ pub struct Policy {
     hosts: Vec<HostEntry>,
     #[serde(skip_serializing_if = "Inspected::is_empty", default)]
     inspected: Inspected,
+    #[serde(skip_serializing_if = "Limits::is_none", default)]
+    pub(crate) limits: Limits,
 }
 
 impl Policy {
@@ -90,7 +96,13 @@ impl Policy {
     /// # Errors
     /// Too many rules or ports.
     pub fn new(allow: Vec<Rule>, deny: Vec<Rule>, hosts: Vec<HostEntry>) -> Result<Self, PolicyError> {
-        Policy { allow, deny, hosts, inspected: Inspected::default() }.checked()
+        Policy { allow, deny, hosts, inspected: Inspected::default(), limits: Limits::default() }.checked()
+    }
+
+    /// The same within limits.
+    #[must_use]
+    pub fn within(self, limits: Limits) -> Self {
+        Policy { limits, ..self }
     }
 
     /// The same policy, if it is within its bounds.

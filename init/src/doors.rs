@@ -46,6 +46,9 @@ pub(crate) fn open(doors: &Doors, channel: &OwnedFd) -> Result<(), Failure> {
     for kind in [SocketType::DGRAM, SocketType::STREAM] {
         send(SocketAddr::from(doors.names), kind, channel)?;
     }
+    if let Some(proxy) = doors.proxy {
+        send(SocketAddr::from(proxy), SocketType::STREAM, channel)?;
+    }
     Ok(())
 }
 

@@ -114,6 +114,9 @@ pub struct Doors {
     pub ports: Vec<u16>,
     /// Where the name service is, for datagrams and streams.
     pub names: (Ipv4Addr, u16),
+    /// Where the proxy is, where the box has one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub proxy: Option<(Ipv4Addr, u16)>,
 }
 
 /// An address with the length of its network's prefix.

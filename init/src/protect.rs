@@ -67,15 +67,14 @@ pub(crate) fn hold(guards: &[Guard]) -> Result<(), Failure> {
         };
         let mount = mount.at(AT, name())?;
         let is_pinned = matches!(guard.hold, Hold::Pinned { .. });
-        // What is cloned from the first cover has its attributes.
         let is_copy = is_covered && cover.is_some();
-        if !is_pinned && !is_copy {
+        if !(is_pinned || is_copy) {
             set_attributes(mount.as_fd(), READ_ONLY, true).at(AT, name())?;
         }
         mounts::attach_to(&mount, found.as_fd()).at(AT, name())?;
         if is_pinned {
             held.push(Held { base: &guard.base, path: &guard.path, directory: mount });
-        } else if is_covered && cover.is_none() {
+        } else if is_covered && !is_copy {
             cover = Some(mount);
         }
     }

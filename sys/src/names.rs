@@ -33,6 +33,18 @@ pub fn use_builtin() -> io::Result<()> {
     Ok(())
 }
 
+/// Makes every name an absolute one for this process: none is asked for below a domain of /etc/resolv.conf's search list,
+/// where somebody else may own it, and hears of it.
+///
+/// Must be called while the process has one thread, and before it looks up any name.
+pub fn use_absolute() -> io::Result<()> {
+    // resolv.conf(5): the variable stands in for the list, and the root alone is no list.
+    // SAFETY: both are NUL-terminated and copied. setenv(3) must not run beside a reader of the environment; the caller
+    // sees to it that there is no other thread.
+    let ret = unsafe { libc::setenv(c"LOCALDOMAIN".as_ptr(), c".".as_ptr(), 1) };
+    if ret == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::ToSocketAddrs;

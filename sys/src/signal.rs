@@ -85,14 +85,22 @@ pub fn wait(signals: &SigSet, timeout: Option<Duration>) -> io::Result<Option<Si
     }
 }
 
-/// Blocks `signals` and gives a close-on-exec, non-blocking descriptor that yields them instead. Children are heard of, here
-/// and in PID 1, which is cloned later: whoever starts a program with SIGCHLD ignored has its children vanish unheard.
+/// Has children heard of, here and in what is cloned later: whoever starts a program with SIGCHLD ignored has its children
+/// vanish unheard.
+///
+/// # Errors
+/// The errno of `sigaction(2)`.
+pub fn hear_of_children() -> io::Result<()> {
+    // SAFETY: as in `reset`.
+    unsafe { nix::sys::signal::signal(Signal::SIGCHLD, nix::sys::signal::SigHandler::SigDfl) }?;
+    Ok(())
+}
+
+/// Blocks `signals` and gives a close-on-exec, non-blocking descriptor that yields them instead.
 ///
 /// # Errors
 /// The errno of `sigprocmask(2)` or `signalfd(2)`.
 pub fn descriptor(signals: &SigSet) -> io::Result<SignalFd> {
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(signals), None)?;
-    // SAFETY: as in `reset`.
-    unsafe { nix::sys::signal::signal(Signal::SIGCHLD, nix::sys::signal::SigHandler::SigDfl) }?;
     Ok(SignalFd::with_flags(signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?)
 }

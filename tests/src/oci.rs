@@ -96,6 +96,13 @@ impl Image {
         self.set("WorkingDir", json!(dir))
     }
 
+    /// `Volumes`.
+    #[must_use]
+    pub fn volumes(self, places: &[&str]) -> Self {
+        let places: serde_json::Map<String, Value> = places.iter().map(|place| ((*place).into(), json!({}))).collect();
+        self.set("Volumes", places.into())
+    }
+
     fn set(mut self, key: &str, value: Value) -> Self {
         self.config.insert(key.to_owned(), value);
         self

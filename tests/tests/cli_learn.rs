@@ -169,6 +169,27 @@ fn cli_what_cannot_be_learned_is_said_before_the_run() {
         let ran = run(learn(&home, flags).args(["--", "sh", "-c", "touch /workspace/ran"])).expect_code(125);
         assert!(ran.stderr.contains(says), "{ran}");
     }
+    // By another name of the same directory, or of one in it.
+    let again = home.path().join("again");
+    for directory in [&again, &workspace.join("below")] {
+        fs::create_dir(directory).unwrap();
+    }
+    for from in [workspace.clone(), workspace.join("below")] {
+        let mut elsewhere = Command::new("unshare");
+        elsewhere.args([
+            "--map-root-user",
+            "--mount",
+            "sh",
+            "-c",
+            "mount --bind \"$0\" \"$1\" && shift && exec \"$@\"",
+        ]);
+        elsewhere.arg(from).arg(&again);
+        let learn = learn(&home, &["--workspace", place, "-o", again.join("p.toml").to_str().unwrap(), "--", "true"]);
+        elsewhere.arg(learn.get_program()).args(learn.get_args());
+        elsewhere.envs(learn.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let ran = run(&mut elsewhere).expect_code(125);
+        assert!(ran.stderr.contains("lies where the command can write"), "{ran}");
+    }
     assert!(fs::metadata(workspace.join("ran")).is_err());
     assert_eq!(fs::read_to_string(&there).unwrap(), "mine");
     // Read-only it may lie there; and a command that never ran teaches nothing.

@@ -168,6 +168,8 @@ fn escape_subids_leave_nothing_behind_when_the_supervisor_is_killed() {
     let flags = [&SUBIDS[..], &["--workspace", &workspace]].concat();
     let id = home.detached(&flags, &format!("{GIVE_AWAY}; exec sleep 1000"));
     assert!(wait_until(PATIENCE, || home.say(&["logs", &id]).stdout == "given\n"));
+    let own = fs::metadata(home.path()).unwrap().uid();
+    assert_ne!(fs::metadata(work.join("f")).unwrap().uid(), own);
     let supervisor = home.supervisor(&id);
     let pid = rustix::process::Pid::from_raw(supervisor.pid).unwrap();
     rustix::process::kill_process(pid, Signal::KILL).unwrap();
@@ -188,6 +190,9 @@ fn escape_subids_leave_no_set_user_id_program_behind() {
     for name in ["a", "b", "d/c", "e"] {
         assert_eq!(fs::metadata(work.join(name)).unwrap().mode() & 0o7777, 0o755, "{name}");
     }
+    // The file system honours the bits where nobody clears them.
+    drop(run(Command::new("chmod").arg("4755").arg(work.join("a"))).expect_success());
+    assert_eq!(fs::metadata(work.join("a")).unwrap().mode() & 0o7777, 0o4755);
     let job = home.jobs()[0].clone();
     assert_eq!(job["denials"].as_u64().unwrap_or_default(), 0, "{job}");
 }

@@ -4,7 +4,6 @@
 //! client's own first words have named the same host.
 
 use std::cell::Cell;
-use std::convert::Infallible;
 use std::io;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -19,6 +18,7 @@ use crate::hello::{self, Hello};
 use crate::name::Name;
 use crate::names;
 use crate::policy::{Refusal, Target};
+use crate::proxy;
 use crate::request::{self, Beginning, Head};
 use crate::told::{Request, Verdict};
 
@@ -72,21 +72,66 @@ impl Drop for Entry<'_> {
     }
 }
 
+/// How a connection begins.
+#[derive(Debug)]
+pub(super) enum Opening {
+    /// By itself: what the client says is for the server.
+    Plain,
+    /// By `CONNECT`, which has been said.
+    Connect,
+    /// By SOCKS5.
+    Socks,
+    /// By a request to the proxy, whose head is to be passed on as this one.
+    Request(Vec<u8>),
+}
+
 /// Serves a connection to its end.
 pub(super) async fn serve(slot: Slot, client: TcpStream) {
-    let Ok(meant) = client.local_addr() else { return };
-    let (address, port) = (meant.ip().to_canonical(), meant.port());
-    let target = target(&slot.0, address);
-    let client = match &target {
-        Ok(target) => inspected::take(&slot, client, target, port).await,
-        Err(_) => Some(client),
-    };
-    let Some(client) = client else { return };
-    let sending = Sending::on(&slot.0);
+    let Ok(at) = client.local_addr() else { return };
+    let (host, target) = meant(&slot.0, at.ip().to_canonical());
+    conduct(slot, client, (host, target, at.port()), Opening::Plain, Vec::new()).await;
+}
+
+/// What an address of the box means, and what it is called in the ledger.
+pub(super) fn meant(shared: &Shared, address: IpAddr) -> (String, Result<Target, Refusal>) {
+    let target = target(shared, address);
     let host = match &target {
         Ok(Target::Name(name)) => name.to_string(),
         _ => address.to_string(),
     };
+    (host, target)
+}
+
+/// Serves a connection of which it is known where it is to go.
+pub(super) async fn conduct(
+    slot: Slot,
+    client: TcpStream,
+    (host, target, port): (String, Result<Target, Refusal>, u16),
+    mut opening: Opening,
+    mut said: Vec<u8>,
+) {
+    let shared = &slot.0;
+    let mut target = target.and_then(|target| shared.meter.admit().map(|()| target));
+    let mut client = client;
+    if let Ok(Target::Name(name)) = &target
+        && shared.policy.borrow().inspected().site(name, port).is_some()
+    {
+        if let Opening::Request(_) = opening {
+            let why = "requests for this host are read, and its keys added, only without the proxy (no_proxy)";
+            target = Err(Refusal::because(why));
+        } else {
+            // Who comes by the proxy speaks to the broker itself from here on.
+            let greeted = greet(&client, std::mem::replace(&mut opening, Opening::Plain)).await;
+            said.clear();
+            let meant = Target::Name(name.clone());
+            match (greeted, inspected::take(&slot, client, &meant, port).await) {
+                (Ok(None), Some(back)) => client = back,
+                _ => return,
+            }
+        }
+    }
+    let sending = Sending::on(&slot.0);
+    let is_socks = matches!(opening, Opening::Socks);
     let mut entry = Entry {
         shared: &slot.0,
         begun: Instant::now(),
@@ -108,9 +153,8 @@ pub(super) async fn serve(slot: Slot, client: TcpStream) {
             count: 1,
         },
     };
-    let mut said = Vec::new();
     let passed = match target {
-        Ok(target) => pass(&mut entry, &client, sending, (&target, port), &mut said).await,
+        Ok(target) => pass(&mut entry, &client, (sending, opening), (&target, port), &mut said).await,
         Err(refusal) => Err(Stop::Refused(refusal)),
     };
     let Err(stop) = passed else { return };
@@ -126,12 +170,19 @@ pub(super) async fn serve(slot: Slot, client: TcpStream) {
         Stop::Failed(why) => (request.verdict, request.why) = (Verdict::Failed, Some(why)),
     }
     let end = (request.verdict, request.why.clone().unwrap_or_default(), request.allow.clone());
+    let is_dialled = entry.request.address.is_some();
     let has_begun = entry.up.get() + entry.down.get() > 0;
     // Told before the client is: what it does next may be its end.
     drop(entry);
     if has_begun {
         // In the midst of what the server says, an answer would be taken for the server's.
         return reset(&client);
+    }
+    if is_socks && !is_dialled {
+        // Not allowed by the rules; the host cannot be reached (RFC 1928, 6).
+        let code = if end.0 == Verdict::Refused { 2 } else { 4 };
+        let told = timeout(COURTESY, passing::last_words(&client, &proxy::socks_answer(code))).await;
+        return if matches!(told, Ok(Ok(()))) { drop(client) } else { reset(&client) };
     }
     answer(&client, said, &end).await;
 }
@@ -148,15 +199,18 @@ fn target(shared: &Shared, address: IpAddr) -> Result<Target, Refusal> {
 }
 
 /// Waits until the policy denies what it has allowed.
-async fn denied(shared: &Shared, target: &Target, server: &TcpStream) -> Result<Infallible, Stop> {
-    let at = server.peer_addr()?;
+async fn denied(shared: &Shared, (target, port): (&Target, u16), at: Option<IpAddr>) -> Refusal {
+    let asked = || {
+        let policy = shared.policy.borrow();
+        policy.decide(target, port)?;
+        match (target, at) {
+            (Target::Name(name), Some(at)) => policy.judge(name, at, port),
+            _ => Ok(()),
+        }
+    };
     loop {
-        {
-            let policy = shared.policy.borrow();
-            policy.decide(target, at.port()).map_err(Stop::Refused)?;
-            if let Target::Name(name) = target {
-                policy.judge(name, at.ip().to_canonical(), at.port()).map_err(Stop::Refused)?;
-            }
+        if let Err(refusal) = asked() {
+            return refusal;
         }
         shared.changed.notified().await;
     }
@@ -165,11 +219,17 @@ async fn denied(shared: &Shared, target: &Target, server: &TcpStream) -> Result<
 async fn pass(
     entry: &mut Entry<'_>,
     client: &TcpStream,
-    sending: Sending<'_>,
+    (sending, opening): (Sending<'_>, Opening),
     (target, port): (&Target, u16),
     said: &mut Vec<u8>,
 ) -> Result<(), Stop> {
     let shared = entry.shared;
+    if let Target::Name(name) = target
+        && shared.policy.borrow().inspected().is_read_always(name, port)
+    {
+        // However it came here: past the reader such rules would not be kept.
+        return Err(Stop::Refused(Refusal::because("requests to this host are read, and not passed on unread")));
+    }
     entry.request.rule = Some(shared.policy.borrow().decide(target, port).map_err(Stop::Refused)?.to_string());
     client.set_nodelay(true)?;
     let expected = match port {
@@ -177,33 +237,46 @@ async fn pass(
         80 => Expected::Http,
         _ => Expected::Anything,
     };
+    let late = |_| Stop::Refused(Refusal::because("the client said too little for too long"));
     let mut first = None;
-    if let Target::Name(name) = target
-        && expected != Expected::Anything
-    {
-        let late = |_| Stop::Refused(Refusal::because("the client said too little for too long"));
-        first = Some(timeout(FIRST_WORDS, first_words(client, name, port, expected, said)).await.map_err(late)??);
+    match (&opening, target) {
+        (Opening::Plain, Target::Name(name)) if expected != Expected::Anything => {
+            first = Some(timeout(FIRST_WORDS, first_words(client, name, port, expected, said)).await.map_err(late)??);
+        }
+        (Opening::Request(_), _) if expected == Expected::Tls => {
+            return Err(Stop::Refused(Refusal::because("it does not speak TLS")));
+        }
+        _ => {}
     }
     let server = dial::dial(shared, target, port).await?;
     // What it said is on its way and not needed for an answer any more.
     *said = Vec::new();
-    entry.request.address = server.peer_addr().ok().map(|address| address.ip().to_string());
+    first = greet(client, opening).await?.or(first);
+    // A server that has reset the connection has none any more.
+    let at = server.peer_addr().ok().map(|address| address.ip().to_canonical());
+    entry.request.address = at.map(|address| address.to_string());
     let (asked, is_asked) = oneshot::channel();
     let up = async {
         let mut first = match (first, target) {
             (Some(first), _) => first,
-            (None, Target::Name(name)) => first_words(client, name, port, expected, said).await?,
+            (None, Target::Name(name)) if expected == Expected::Anything => {
+                first_words(client, name, port, expected, said).await?
+            }
+            // Behind a proxy's answer.
+            (None, Target::Name(name)) => {
+                timeout(FIRST_WORDS, first_words(client, name, port, expected, said)).await.map_err(late)??
+            }
             (None, Target::Address(_)) => Vec::new(),
         };
         if let (Target::Name(name), Some(22)) = (target, first.first()) {
             // Nothing behind the hello before it is known whether the server asks for another one.
             let behind = first.split_off(hello::length(&first));
-            send(&server, &first, &entry.up).await?;
+            send(shared, &server, &first, &entry.up).await?;
             first = if is_asked.await.unwrap_or(false) { another(client, name, behind).await? } else { behind };
         }
-        send(&server, &first, &entry.up).await?;
+        send(shared, &server, &first, &entry.up).await?;
         drop(first);
-        shared.pipes.pass(client, &server, &entry.up).await?;
+        shared.pipes.pass(client, &server, &entry.up, &shared.meter).await?;
         drop(sending);
         Ok(())
     };
@@ -212,14 +285,14 @@ async fn pass(
             let answer = answer_to_hello(&server).await?;
             // Where no hello was sent, nobody waits for that.
             asked.send(hello::asks_again(&answer)).unwrap_or_default();
-            send(client, &answer, &entry.down).await?;
+            send(shared, client, &answer, &entry.down).await?;
         }
-        Ok(shared.pipes.pass(&server, client, &entry.down).await?)
+        shared.pipes.pass(&server, client, &entry.down, &shared.meter).await
     };
     let passed = tokio::select! {
         biased;
         passed = async { tokio::try_join!(up, down) } => passed.map(|((), ())| ()),
-        Err(stop) = denied(shared, target, &server) => Err(stop),
+        refusal = denied(shared, (target, port), at) => Err(Stop::Refused(refusal)),
     };
     if passed.is_err() {
         // Neither side takes a connection that broke for one that ended.
@@ -228,9 +301,21 @@ async fn pass(
     passed
 }
 
+/// Tells a client of the proxy that it is connected; gives what it has said already to the server.
+async fn greet(client: &TcpStream, opening: Opening) -> io::Result<Option<Vec<u8>>> {
+    match opening {
+        Opening::Plain => {}
+        Opening::Connect => passing::write(client, proxy::CONNECTED).await?,
+        Opening::Socks => passing::write(client, &proxy::socks_answer(0)).await?,
+        Opening::Request(head) => return Ok(Some(head)),
+    }
+    Ok(None)
+}
+
 /// Writes and counts.
-async fn send(to: &TcpStream, bytes: &[u8], count: &Cell<u64>) -> io::Result<()> {
+async fn send(shared: &Shared, to: &TcpStream, bytes: &[u8], count: &Cell<u64>) -> io::Result<()> {
     passing::write(to, bytes).await?;
+    shared.meter.moved(bytes.len());
     count.set(count.get().saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX)));
     Ok(())
 }

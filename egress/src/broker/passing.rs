@@ -14,6 +14,9 @@ use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
+use super::connection::Stop;
+use super::meter::Meter;
+
 /// Bytes of a pipe: enough that a fast connection is not slowed down by the turns it takes, and what an ordinary user may
 /// have (pipe(7)).
 const PIPE: usize = 256 << 10;
@@ -49,13 +52,20 @@ impl Pipes {
     }
 
     /// Moves everything that comes from `from` to `to`, and then its end; counts the bytes.
-    pub(super) async fn pass(&self, from: &TcpStream, to: &TcpStream, bytes: &Cell<u64>) -> io::Result<()> {
+    pub(super) async fn pass(
+        &self,
+        from: &TcpStream,
+        to: &TcpStream,
+        bytes: &Cell<u64>,
+        meter: &Meter,
+    ) -> Result<(), Stop> {
         let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
         loop {
             from.readable().await?;
+            let most = meter.room(PIPE).await.map_err(Stop::Refused)?;
             let pipe = self.take()?;
             // The pipe is empty: what would block is the socket.
-            let fill = || Ok(splice(from, None, &pipe.into, None, PIPE, flags)?);
+            let fill = || Ok(splice(from, None, &pipe.into, None, most, flags)?);
             let mut left = match from.try_io(Interest::READABLE, fill) {
                 Ok(0) => {
                     self.give(pipe);
@@ -66,8 +76,9 @@ impl Pipes {
                     self.give(pipe);
                     continue;
                 }
-                Err(error) => return Err(error),
+                Err(error) => return Err(error.into()),
             };
+            meter.moved(left);
             while left > 0 {
                 let drain = || Ok(splice(&pipe.out, None, to, None, left, flags)?);
                 match to.try_io(Interest::WRITABLE, drain) {
@@ -76,12 +87,12 @@ impl Pipes {
                         bytes.set(bytes.get().saturating_add(u64::try_from(drained).unwrap_or(u64::MAX)));
                     }
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => to.writable().await?,
-                    Err(error) => return Err(error),
+                    Err(error) => return Err(error.into()),
                 }
             }
             self.give(pipe);
         }
-        rustix::net::shutdown(to, Ends::Write)?;
+        rustix::net::shutdown(to, Ends::Write).map_err(io::Error::from)?;
         Ok(())
     }
 }
@@ -101,20 +112,23 @@ pub(super) async fn write(to: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
 
 /// Reads what is there, up to `most` bytes in all; `false` at the end.
 pub(super) async fn read(from: &TcpStream, bytes: &mut Vec<u8>, most: usize) -> io::Result<bool> {
-    let mut part = [0; 4096];
     loop {
         from.readable().await?;
-        let room = part.len().min(most.saturating_sub(bytes.len()));
-        match from.try_read(&mut part[..room]) {
-            Ok(0) => return Ok(false),
-            Ok(read) => {
-                bytes.extend_from_slice(&part[..read]);
-                return Ok(true);
-            }
+        match read_now(from, bytes, most) {
+            Ok(read) => return Ok(read > 0),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Not a part of what waits: a thousand connections would have a thousand of these buffers.
+fn read_now(from: &TcpStream, bytes: &mut Vec<u8>, most: usize) -> io::Result<usize> {
+    let mut part = [0; 4096];
+    let room = part.len().min(most.saturating_sub(bytes.len()));
+    let read = from.try_read(&mut part[..room])?;
+    bytes.extend_from_slice(&part[..read]);
+    Ok(read)
 }
 
 /// Says these last words and waits for the other side to have them: to close at once would take them back.

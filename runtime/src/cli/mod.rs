@@ -33,6 +33,7 @@ mod run;
 mod run_io;
 mod run_network;
 mod run_secrets;
+mod secret;
 mod stats;
 mod stop;
 mod summary;
@@ -110,6 +111,11 @@ enum Verb {
     Kill(Later<kill::Args>),
     /// Wait for the end of jobs; print their exit codes, and exit with the last
     Wait(Later<wait::Args>),
+    /// Put a new key in the place of one that the broker adds to the requests of a running job
+    ///
+    /// From the next request on; what the job's logs are cleaned of is then both. Which keys a job has is said when it is
+    /// started (`agentd run --secret NAME@HOST`), and cannot change.
+    Secret(Later<secret::Args>),
     /// Give a job another name
     Rename(Later<rename::Args>),
     /// Forget jobs that have ended: their records, their output and their names
@@ -234,6 +240,7 @@ pub fn main() -> ExitCode {
         Verb::Stop(Later(args)) => stop::run(&args).map(|()| 0),
         Verb::Kill(Later(args)) => kill::run(&args).map(|()| 0),
         Verb::Wait(Later(args)) => wait::run(&args),
+        Verb::Secret(Later(args)) => secret::run(&args).map(|()| 0),
         Verb::Rename(Later(args)) => rename::run(&args).map(|()| 0),
         Verb::Rm(Later(args)) => rm::run(&args).map(|()| 0),
         Verb::Commit(Later(args)) => commit::run(args),

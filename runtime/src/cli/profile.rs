@@ -3,6 +3,7 @@
 mod explain;
 mod in_job;
 mod learn;
+mod place;
 
 use std::borrow::Cow;
 use std::io::Write;

@@ -249,7 +249,7 @@ pub(super) fn learn(args: Args, learning: &Learning) -> Result<u8> {
     perform(args, None, Some(learning))
 }
 
-fn perform(args: Args, shell: Option<io::Result<Shell>>, learning: Option<&Learning>) -> Result<u8> {
+fn perform(mut args: Args, shell: Option<io::Result<Shell>>, learning: Option<&Learning>) -> Result<u8> {
     // Before anything of agentd's own is open.
     let callers = if args.detach { Some(open_now().context("cannot look at the open descriptors")?) } else { None };
     let directories = Directories::find()?;
@@ -261,20 +261,24 @@ fn perform(args: Args, shell: Option<io::Result<Shell>>, learning: Option<&Learn
     let image = wanted::located(image, pull)?;
     args.secrets.check(args.network.network())?;
     let asked = args.secrets.clone();
+    let program = args.entrypoint.as_ref().or(args.command.first()).cloned();
+    let is_led_elsewhere = args.env.iter().any(|word| word.starts_with("ANTHROPIC_BASE_URL="));
+    let allowed = args.network.allow_for(program.as_deref(), asked.has_one_for_claude() || is_led_elsewhere);
     let mut spec = JobSpec { learn: learning.is_some(), ..spec_of(args, image)? };
     // Those of another verb are not asked for again.
     spec.asked.take_if(|_| learning.is_some());
     // A dry run needs none of their values, and prints none.
     let secrets = if dry_run { Values::default() } else { asked.read()? };
     if !quiet {
-        asked.said().iter().for_each(|said| say(said));
+        asked.said().iter().chain(&allowed).for_each(|said| say(said));
     }
     if spec.network == Network::Host && !quiet {
         say("--net host: the job reaches everything this host reaches, its own loopback services included");
     }
     let id = JobId::random().context("cannot make a job id")?;
-    // A shell is a child of this process, and has no secret.
-    let shell = shell.filter(|_| callers.is_none() && secrets.is_empty());
+    // A shell is a child of this process, and has no secret and no certificate.
+    let is_plain = secrets.is_empty() && spec.reach.inspected.is_empty();
+    let shell = shell.filter(|_| callers.is_none() && is_plain);
     let mut follower = Follower::new(quiet);
     let planned = follower.follow(&wanted, |fetch| Plan::new(id, spec, &directories.surroundings(), fetch))?;
     let Some((mut plan, in_store)) = planned else { return Ok(INTERRUPTED) };

@@ -2,11 +2,14 @@
 
 use std::path::PathBuf;
 
-use agentd_egress::{Credential, HostEntry, Inspected, Request, Rule, RuleError, SetNames, UrlRule, UrlRuleError, set};
+use agentd_egress::{
+    Credential, HostEntry, Inspected, Limits, Request, Rule, RuleError, SetNames, UrlRule, UrlRuleError, set,
+};
 use agentd_init::plan::Network;
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use super::run::absolute;
+use crate::job::spec::parse_size;
 use crate::launch::network::AskedNetwork;
 use crate::supervisor::Finished;
 
@@ -14,8 +17,9 @@ use crate::supervisor::Finished;
 #[derive(Debug, clap::Args)]
 pub(super) struct NetworkArgs {
     /// Network: none but what --allow names, or the host's with everything it reaches
-    #[arg(long, value_name = "none|host", default_value = "none", value_parser = network)]
-    net: Network,
+    /// [default: none]
+    #[arg(long, value_name = "none|host", value_parser = network)]
+    net: Option<Network>,
     /// Let the command reach a host: a name, *.NAME, an address or a network; without a port that means 443. Or a set of
     /// rules: claude, github, pypi, npm, crates, debian, huggingface
     #[arg(long, value_name = "HOST[:PORT[-PORT]]", value_parser = allowance)]
@@ -26,6 +30,13 @@ pub(super) struct NetworkArgs {
     /// Say where an allowed name is, as this host reaches it; it may then be a private address, or one of this host
     #[arg(long, value_name = "NAME:ADDRESS")]
     add_host: Vec<HostEntry>,
+    /// Give the box a proxy as well, for programs that need one to be told of: HTTP and SOCKS5, with the same rules, at
+    /// 127.0.0.1:1080; http_proxy, https_proxy and all_proxy say so
+    #[arg(long)]
+    proxy: bool,
+    /// Bound what goes through: connections=N at once (1024 at most), total=N in all, bytes=SIZE in all, rate=SIZE a second
+    #[arg(long, value_name = "NAME=VALUE")]
+    net_limit: Vec<String>,
     /// End TLS to the hosts of secrets at the broker, too, for programs that cannot be told to use http:// inside: they are
     /// shown certificates of an authority that is made for this job and believed in its box only
     #[arg(long)]
@@ -41,6 +52,9 @@ pub(super) enum Rules {
     Hosts(Vec<Rule>),
     Requests(UrlRule),
 }
+
+/// The set that a job whose command has this name gets.
+const CLAUDE: &str = "claude";
 
 fn network(text: &str) -> Result<Network, String> {
     match text {
@@ -75,17 +89,33 @@ fn denial(text: &str) -> Result<Rules, String> {
 impl NetworkArgs {
     /// The network alone.
     pub(super) fn network(&self) -> Network {
-        self.net
+        self.net.unwrap_or(Network::None)
+    }
+
+    /// Allows what Claude Code needs where the command is Claude Code, unless the network was chosen or it reaches its model
+    /// another way; gives what is to be said about it.
+    pub(super) fn allow_for(&mut self, program: Option<&str>, has_own_way: bool) -> Option<String> {
+        let name = program.and_then(|program| program.rsplit('/').next());
+        let rules = set(CLAUDE).filter(|_| name == Some(CLAUDE) && self.net.is_none() && !has_own_way)?;
+        let hosts: Vec<String> = rules.iter().map(ToString::to_string).collect();
+        self.allow.push(Rules::Hosts(rules));
+        Some(format!("the command is claude, so {} are allowed; --net none allows nothing", hosts.join(", ")))
     }
 
     /// The network, and what it may reach; `credentials` are those of secrets that the broker adds.
     pub(super) fn asked(self, credentials: Vec<Credential>) -> Result<(Network, AskedNetwork)> {
-        let NetworkArgs { net, allow, deny, add_host, tls_terminate, upstream_ca } = self;
+        let net = self.network();
+        let NetworkArgs { net: _, allow, deny, add_host, proxy, net_limit, tls_terminate, upstream_ca } = self;
         if net == Network::Host && !allow.is_empty() {
             bail!("--net host reaches everything, and --allow less: give one of them");
         }
         if allow.is_empty() && credentials.is_empty() {
-            let alone = [("--deny", !deny.is_empty()), ("--add-host", !add_host.is_empty())];
+            let alone = [
+                ("--deny", !deny.is_empty()),
+                ("--add-host", !add_host.is_empty()),
+                ("--proxy", proxy),
+                ("--net-limit", !net_limit.is_empty()),
+            ];
             if let Some((flag, _)) = alone.into_iter().find(|(_, is_given)| *is_given) {
                 bail!("{flag} is about what --allow allows, and that is nothing: give --allow, too");
             }
@@ -101,7 +131,16 @@ impl NetworkArgs {
                 "{flag} is about hosts whose requests are read, and there is none: give --secret NAME@HOST, or --allow with a URL"
             );
         }
-        Ok((net, AskedNetwork { allow, deny, hosts: add_host, inspected }))
+        let mut limits = Limits::default();
+        for text in &net_limit {
+            limits.set(text, |size| parse_size(size).ok()).context("--net-limit")?;
+        }
+        if !inspected.is_empty() && (limits.bytes.is_some() || limits.rate.is_some()) {
+            bail!(
+                "--net-limit bytes and rate are about what passes unread, and requests to some hosts are read: leave them out"
+            );
+        }
+        Ok((net, AskedNetwork { allow, deny, hosts: add_host, inspected, proxy, limits }))
     }
 }
 

@@ -8,6 +8,7 @@ use agentd_init::Secrets;
 use agentd_init::plan::Network;
 use anyhow::{Result, bail};
 
+use crate::launch::keys;
 use crate::launch::secrets::{self, AskedKey, AskedSecret, Values};
 use crate::supervisor::LEAST_BYTES;
 
@@ -52,6 +53,11 @@ impl SecretArgs {
     /// What the broker adds, and to what.
     pub(super) fn credentials(&self) -> Vec<Credential> {
         self.secret.iter().flat_map(|key| key.credentials.iter().cloned()).collect()
+    }
+
+    /// Whether the broker adds the key of Claude Code.
+    pub(super) fn has_one_for_claude(&self) -> bool {
+        self.credentials().iter().any(|credential| keys::is_of_claude(&credential.secret))
     }
 
     /// Names of those that become files.

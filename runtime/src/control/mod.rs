@@ -61,6 +61,11 @@ pub enum Request {
     },
     /// A pidfd of the payload, to start a command beside it.
     Enter,
+    /// A pipe comes along with the new value of a secret that the broker adds to requests.
+    Renew {
+        /// Its name.
+        secret: String,
+    },
     /// The listener of that command's filter comes along: its refused calls are answered and told like the payload's.
     Listen,
     /// What the box may reach. Where it has to be listened to at further ports, nothing changes before they are there.

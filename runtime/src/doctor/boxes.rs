@@ -54,7 +54,7 @@ fn parts(host: &Host, abi: u32, findings: &mut Vec<Finding>) -> (Boxes, Option<R
         return (Boxes::Fail, None);
     }
     // With what `--allow` needs; the sockets come back and are closed.
-    let doors = Policy::new(Vec::new(), Vec::new(), Vec::new()).ok().map(|policy| network::doors(&policy));
+    let doors = Policy::new(Vec::new(), Vec::new(), Vec::new()).ok().map(|policy| network::doors(&policy, false));
     let network = reach(&BoxPlan { network: Network::None, doors, ..trial::least() });
     judge(
         "network",

@@ -42,15 +42,15 @@ pub(super) struct Host {
 
 /// A mount, as proc_pid_mountinfo(5) has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct MountEntry {
+pub(crate) struct MountEntry {
     /// Mount id, as statx(2) gives it.
-    pub(super) id: u64,
+    pub(crate) id: u64,
     /// What of the file system is mounted.
-    pub(super) root: String,
+    pub(crate) root: String,
     /// Where.
-    pub(super) point: String,
+    pub(crate) point: String,
     /// File system type.
-    pub(super) kind: String,
+    pub(crate) kind: String,
 }
 
 /// What a process can be shut in by design.
@@ -179,7 +179,8 @@ fn service(cgroups: &str) -> Option<String> {
     (!path.contains("/user@")).then(|| unit.to_owned())
 }
 
-fn parse_mounts(table: &str) -> Vec<MountEntry> {
+/// The lines of a mountinfo; what is none is left out.
+pub(crate) fn parse_mounts(table: &str) -> Vec<MountEntry> {
     let entry = |line: &str| {
         let (mount, file_system) = line.split_once(" - ")?;
         let mut mount = mount.split(' ');

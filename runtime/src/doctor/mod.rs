@@ -15,7 +15,7 @@ pub mod attack;
 mod boxes;
 mod cgroup;
 mod disk;
-mod host;
+pub(crate) mod host;
 pub mod jobs;
 mod refusal;
 mod trial;

@@ -59,8 +59,6 @@ pub(super) fn environment(inspected: &Inspected) -> Vec<(String, String)> {
     if inspected.terminate {
         return env;
     }
-    let is_of_claude =
-        |secret: &str| ["ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN"].contains(&secret);
     if let Some(credential) = inspected.credentials.iter().find(|credential| is_of_claude(&credential.secret)) {
         env.push(("ANTHROPIC_BASE_URL".to_owned(), format!("http://{credential}")));
     }
@@ -75,6 +73,12 @@ pub(super) fn environment(inspected: &Inspected) -> Vec<(String, String)> {
         env.push(("GIT_CONFIG_COUNT".to_owned(), repositories.len().to_string()));
     }
     env
+}
+
+/// Whether a secret is what Claude Code tells its model who it is with.
+#[must_use]
+pub fn is_of_claude(secret: &str) -> bool {
+    ["ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN"].contains(&secret)
 }
 
 /// The authorities that the image believes, in PEM form; empty where it has no such file.

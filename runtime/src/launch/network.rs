@@ -4,10 +4,10 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use agentd_egress::{HostEntry, Inspected, NAME_SERVICE, OWN_V4, OWN_V6, Policy, PolicyError, Rule};
+use agentd_egress::{HostEntry, Inspected, Limits, NAME_SERVICE, OWN_V4, OWN_V6, PROXY, Policy, PolicyError, Rule};
 use agentd_init::plan::{Doors, Net};
 
-/// What `--allow`, `--deny` and `--add-host` say.
+/// What `--allow`, `--deny`, `--add-host`, `--proxy` and `--net-limit` say.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AskedNetwork {
     /// What is allowed.
@@ -18,6 +18,10 @@ pub struct AskedNetwork {
     pub hosts: Vec<HostEntry>,
     /// Hosts whose requests are read, to add keys or to allow only some.
     pub inspected: Inspected,
+    /// Whether the box gets a proxy too.
+    pub proxy: bool,
+    /// How much of it.
+    pub limits: Limits,
 }
 
 /// The policy, where something is allowed.
@@ -25,16 +29,17 @@ pub struct AskedNetwork {
 /// # Errors
 /// [`PolicyError`].
 pub fn policy(asked: AskedNetwork) -> Result<Option<Policy>, PolicyError> {
-    let AskedNetwork { allow, deny, hosts, inspected } = asked;
+    let AskedNetwork { allow, deny, hosts, inspected, proxy, limits } = asked;
     if allow.is_empty() && inspected.is_empty() {
         return Ok(None);
     }
-    Policy::new(allow, deny, hosts)?.inspecting(inspected).map(Some)
+    let policy = Policy::new(allow, deny, hosts)?.inspecting(inspected)?.within(limits);
+    if proxy && policy.ports().contains(&PROXY.1) { Err(PolicyError::Proxy) } else { Ok(Some(policy)) }
 }
 
 /// What leads from the box to the broker.
 #[must_use]
-pub fn doors(policy: &Policy) -> Doors {
+pub fn doors(policy: &Policy, proxy: bool) -> Doors {
     Doors {
         // Without an address beside 127.0.0.1 and ::1, programs that ask for names believe that there is no network (AI_ADDRCONFIG).
         addresses: vec![Net { address: OWN_V4.into(), prefix: 32 }, Net { address: OWN_V6.into(), prefix: 128 }],
@@ -46,7 +51,20 @@ pub fn doors(policy: &Policy) -> Doors {
         ],
         ports: policy.ports().into_iter().collect(),
         names: NAME_SERVICE,
+        proxy: proxy.then_some(PROXY),
     }
+}
+
+/// What tells programs of the proxy. HTTP's own for all: some that are told of SOCKS and cannot speak it do not start.
+pub(super) fn proxy_variables(asked: &AskedNetwork) -> impl Iterator<Item = (String, String)> {
+    let (host, port) = PROXY;
+    let proxy = format!("http://{host}:{port}");
+    // Hosts that get keys are asked by http:// inside, and by way of the proxy that would be asking the proxy to read along.
+    let read = asked.inspected.hosts().map(|(name, _)| format!(",{name}"));
+    let direct: String = ["localhost,127.0.0.1,::1".to_owned()].into_iter().chain(read).collect();
+    let none = ["no_proxy", "NO_PROXY"].map(|name| (name.to_owned(), direct.clone()));
+    let names = ["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"];
+    names.map(|name| (name.to_owned(), proxy.clone())).into_iter().chain(none)
 }
 
 /// The box's /etc/resolv.conf.

@@ -32,7 +32,7 @@ pub const WORKSPACE: &str = "/workspace";
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The home directory of a user that the image does not know.
-const HOME: &str = "/home/agent";
+pub(super) const HOME: &str = "/home/agent";
 
 /// The newest Landlock ABI whose rights agentd handles (Linux 6.15); a newer kernel's further rights are left alone.
 pub const NEWEST_ABI: u32 = 7;
@@ -242,7 +242,7 @@ impl Plan {
             identity,
             subids,
             network: spec.network,
-            doors: reach.as_ref().map(network::doors),
+            doors: reach.as_ref().map(|policy| network::doors(policy, spec.reach.proxy)),
             root,
             mounts: Vec::new(),
             guards: Vec::new(),
@@ -396,7 +396,10 @@ fn process(
         return Err(PlanError::NoCommand { image: spec.image.to_string() });
     }
     let mut env: Vec<(String, String)> = vec![("PATH".into(), PATH.into())];
-    let own = [policy::VARIABLE].map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let mut own = vec![(policy::VARIABLE.0.to_owned(), policy::VARIABLE.1.to_owned())];
+    if spec.reach.proxy {
+        own.extend(network::proxy_variables(&spec.reach));
+    }
     let layers = [config.env.as_slice(), &own, for_keys.as_slice(), spec.env.as_slice()];
     let layered = layers.into_iter().flatten().cloned().chain([("HOME".to_owned(), home.to_owned())]);
     // The value of such a name comes another way.

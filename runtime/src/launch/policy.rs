@@ -4,7 +4,7 @@
 //! It is a note, not a wall: nothing is enforced by it, and with `--writable` the payload can change it.
 //!
 //! Invariant: an agent may take it for the word of who started the box. So nothing that an image or a workspace has written
-//! stands in it, but for paths, which are quoted.
+//! stands in it.
 
 use std::fmt::Write as _;
 
@@ -12,7 +12,7 @@ use agentd_egress::{Credential, Policy, Rule};
 use agentd_init::plan::{Access, Addition, Network};
 use agentd_profiles::{Profile, SeccompRule, Verdict};
 
-use super::plan::WORKSPACE;
+use super::plan::{HOME, WORKSPACE};
 use super::protect;
 use super::secrets;
 use crate::job::spec::JobSpec;
@@ -71,16 +71,19 @@ impl Note<'_> {
         let mounts = spec.mounts.iter().filter(|mount| is_writable(mount.access));
         let kept = workspace.then_some(WORKSPACE).into_iter().chain(mounts.map(|mount| mount.target.as_str()));
         let kept: Vec<String> = kept.map(quoted).collect();
-        let volumes = self.volumes.iter().map(String::as_str).filter(|volume| *volume != self.home);
-        let scratch: Vec<String> =
-            ["/tmp", "/run", "/scratch", self.home].into_iter().chain(volumes).map(quoted).collect();
+        // The image has chosen where these are, and a path can be prose.
+        let volumes = self.volumes.iter().filter(|volume| *volume != self.home).count();
         text.push_str("\nFiles\n");
         if kept.is_empty() {
             text.push_str("  nothing you write outlives the box (--workspace DIR)\n");
         } else {
             writeln!(text, "  kept: {}", kept.join(" "))?;
         }
-        writeln!(text, "  writable, gone afterwards: {}", scratch.join(" "))?;
+        let home = if [HOME, "/root"].contains(&self.home) { self.home } else { "$HOME" };
+        writeln!(text, "  writable, gone afterwards: /tmp /run /scratch {home}")?;
+        if volumes > 0 {
+            writeln!(text, "  so are the image's volumes, {volumes} of them; /proc/mounts says where")?;
+        }
         if spec.writable {
             text.push_str("  the rest can be written, too, and is not kept (--keep)\n");
         } else {
@@ -179,7 +182,7 @@ fn rules(rules: &[Rule]) -> String {
     shown.join(", ")
 }
 
-/// A path: the image may have chosen it.
+/// A word of the user's.
 fn quoted(path: &str) -> String {
     path.chars().flat_map(char::escape_debug).take(200).collect()
 }

@@ -63,7 +63,10 @@ impl Log {
 
     /// Has `redactor` clean what is kept from now on.
     pub(super) fn redact(&mut self, redactor: &Redactor) {
-        self.redacted = Some(Redacted::new(redactor.clone()));
+        match &mut self.redacted {
+            Some(redacted) => redacted.renew(redactor.clone()),
+            None => self.redacted = Some(Redacted::new(redactor.clone())),
+        }
     }
 
     pub(super) fn take(&mut self, bytes: &[u8]) {

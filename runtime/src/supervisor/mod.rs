@@ -21,6 +21,7 @@ mod obey;
 mod reach;
 mod ready;
 mod redact;
+mod renew;
 pub mod service;
 mod set_id;
 pub mod shell;

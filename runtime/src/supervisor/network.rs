@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use agentd_egress::{Order, Policy, Request, Told, Totals, Verdict};
+use agentd_egress::{Key, Order, Policy, Request, Told, Totals, Verdict};
 use agentd_init::Secret;
 use agentd_profiles::BuiltIn;
 use agentd_sys::channel;
@@ -190,6 +190,18 @@ impl Broker {
             self.channel = None;
         }
         self.channel.is_some()
+    }
+
+    /// Hands a new key over; whether it got there.
+    pub(super) fn renew(&mut self, key: &Key) -> bool {
+        let sent = self.channel.as_ref().map(|channel| {
+            let mut ready = [PollFd::new(channel, PollFlags::OUT)];
+            match poll(&mut ready, Some(&PATIENCE))? {
+                0 => Err(io::ErrorKind::TimedOut.into()),
+                _ => channel::send(channel.as_fd(), &key.encode(), None),
+            }
+        });
+        matches!(sent, Some(Ok(())))
     }
 
     /// What to poll.

@@ -60,6 +60,10 @@ impl Supervisor<'_> {
                 None => refused("its command has not started yet"),
             },
             Request::Signal { .. } => refused("signals are numbered from 1 to 64"),
+            Request::Renew { secret } => match self.renew(&secret, descriptor)? {
+                Ok(()) => Answer::Done,
+                Err(reason) => refused(&reason),
+            },
             Request::Describe => {
                 let process = &self.plan.inside.process;
                 Answer::Job { terminal: process.terminal, input: process.input }

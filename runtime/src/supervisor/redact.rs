@@ -8,6 +8,8 @@
 //! Invariant: no byte of an occurrence is kept, however the output was cut into reads; every other byte is, in order. Of a
 //! line, fewer bytes than the longest form has are held back until more comes.
 
+use std::sync::Arc;
+
 use aho_corasick::{AhoCorasick, AhoCorasickKind, BuildError};
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
@@ -24,20 +26,31 @@ pub(crate) const LEAST_BYTES: usize = 8;
 #[derive(Debug, Clone)]
 pub(super) struct Redactor {
     forms: AhoCorasick,
+    /// The same apart, to look for more later.
+    all: Arc<[Vec<u8>]>,
     longest: usize,
 }
 
 impl Redactor {
     /// `None` where there is nothing to look for.
     pub(super) fn new<'a>(values: impl IntoIterator<Item = &'a [u8]>) -> Result<Option<Self>, BuildError> {
-        let mut forms: Vec<Vec<u8>> = values.into_iter().flat_map(forms).collect();
+        Self::of(values.into_iter().flat_map(forms).collect())
+    }
+
+    /// For one more value.
+    pub(super) fn and(&self, value: &[u8]) -> Result<Self, BuildError> {
+        let more = Self::of(self.all.iter().cloned().chain(forms(value)).collect())?;
+        Ok(more.unwrap_or_else(|| self.clone()))
+    }
+
+    fn of(mut forms: Vec<Vec<u8>>) -> Result<Option<Self>, BuildError> {
         forms.sort_unstable();
         forms.dedup();
         let Some(longest) = forms.iter().map(Vec::len).max() else { return Ok(None) };
         // Its size grows with the forms'; a DFA's would with their number of distinct bytes too.
         let kind = Some(AhoCorasickKind::ContiguousNFA);
-        let forms = AhoCorasick::builder().kind(kind).build(&forms)?;
-        Ok(Some(Redactor { forms, longest }))
+        let automaton = AhoCorasick::builder().kind(kind).build(&forms)?;
+        Ok(Some(Redactor { forms: automaton, all: forms.into(), longest }))
     }
 
     /// A short text of agentd's own.
@@ -120,6 +133,11 @@ impl Redacted {
         Redacted { redactor, held: Vec::new(), covered: 0 }
     }
 
+    /// Looks for what `redactor` looks for from now on.
+    pub(super) fn renew(&mut self, redactor: Redactor) {
+        self.redactor = redactor;
+    }
+
     /// What of the stream so far can be kept now.
     pub(super) fn push(&mut self, bytes: &[u8]) -> Vec<u8> {
         self.held.extend_from_slice(bytes);
@@ -189,6 +207,19 @@ mod tests {
             }
         }
         kept
+    }
+
+    #[test]
+    fn a_value_that_comes_later_is_found_beside_the_first() {
+        let first = Redactor::new([&b"first-secret"[..]]).unwrap().unwrap();
+        let mut stream = Redacted::new(first.clone());
+        let mut kept = stream.push(b"a first-secret, second-secret, fir");
+        stream.renew(first.and(b"second-secret").unwrap());
+        kept.extend(stream.push(b"st-secret second-sec"));
+        kept.extend(stream.push(b"ret"));
+        kept.extend(stream.finish());
+        assert!(kept.ends_with(b", [redacted] [redacted]"), "{}", String::from_utf8_lossy(&kept));
+        assert_eq!(first.and(b"short").unwrap().all, first.all);
     }
 
     #[test]

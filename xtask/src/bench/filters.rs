@@ -23,7 +23,7 @@ use work::Work;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Interleaved rounds
-    #[arg(long, default_value_t = 30)]
+    #[arg(long, default_value_t = 20)]
     rounds: usize,
     /// Put the results into docs/benchmarks.md
     #[arg(long)]
@@ -48,10 +48,10 @@ pub(super) fn run(arguments: &Args) -> Result<bool> {
     let confined = workspace::release_example("agentd-init", "confined", &target_directory)?;
     let scratch = Scratch::new("/var/tmp", None)?;
     let works = work::all(&scratch.0)?;
-    let plan = plan(&agentd, &scratch.0)?;
     let document = Document::begin("filters", arguments.rounds, &[]);
     let mut measured = Vec::new();
     for work in &works {
+        let plan = plan(&agentd, &scratch.0, work.flags)?;
         let mut series = Series { name: work.name, seconds: Vec::new() };
         // Round 0 warms the caches and is not counted.
         for round in 0..=arguments.rounds {
@@ -74,13 +74,13 @@ pub(super) fn run(arguments: &Args) -> Result<bool> {
 }
 
 /// The box of a plan for a workspace, with that place where it is outside.
-fn plan(agentd: &Path, scratch: &Path) -> Result<PathBuf> {
+fn plan(agentd: &Path, scratch: &Path, flags: &[&str]) -> Result<PathBuf> {
     let workspace = scratch.join("work");
     let mut dry = Command::new(agentd);
     for place in ["DATA", "STATE"] {
         dry.env(format!("XDG_{place}_HOME"), scratch.join(place));
     }
-    dry.args(["run", "--dry-run", "--format", "json", "--workspace"]).arg(&workspace).args(["--", "true"]);
+    dry.args(["run", "--dry-run", "--format", "json", "--workspace"]).arg(&workspace).args(flags).args(["--", "true"]);
     let output = dry.stderr(Stdio::inherit()).output().context("start agentd")?;
     ensure!(output.status.success(), "agentd run --dry-run: {}", output.status);
     let mut document: Value = serde_json::from_slice(&output.stdout).context("read the plan")?;

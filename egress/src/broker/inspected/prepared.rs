@@ -46,7 +46,7 @@ impl Key {
     }
 
     /// The inverse; `None` for any other message.
-    pub(in crate::broker) fn decode(message: &[u8]) -> Option<Self> {
+    pub(crate) fn decode(message: &[u8]) -> Option<Self> {
         let rest = message.strip_prefix(&[RENEWAL])?;
         let (name, value) = rest.split_at_checked(rest.iter().position(|byte| *byte == 0)?)?;
         let value = crate::credential::key(value.get(1..)?).ok()?;

@@ -11,6 +11,7 @@ use agentd_profiles::Lessons;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::super::{printable, run, say};
+use super::place::Place;
 use crate::launch::plan::Plan;
 use crate::supervisor::Finished;
 
@@ -56,9 +57,12 @@ impl Learning {
     /// A profile that the command can write is no wall around the next one.
     pub(in crate::cli) fn check(&self, plan: &Plan) -> Result<()> {
         let Some(output) = &self.output else { return Ok(()) };
+        let told = |path: &Path| Place::of(path).with_context(|| format!("cannot tell where {} is", path.display()));
+        let place = told(output.parent().unwrap_or(Path::new("/")))?;
         for mount in &plan.inside.mounts {
             if let Mount::Bind { source, access: Access::ReadWrite, .. } = mount {
-                let is_inside = output.starts_with(&source.path);
+                // By that name or by another.
+                let is_inside = output.starts_with(&source.path) || place.is_in(&told(&source.path)?);
                 ensure!(
                     !is_inside,
                     "{} lies where the command can write; choose a place for the profile outside of {}",

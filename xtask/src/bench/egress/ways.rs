@@ -54,7 +54,7 @@ impl Place<'_> {
         let directory = |name: &str| self.directory.join(name);
         command.env("XDG_DATA_HOME", directory("data")).env("XDG_STATE_HOME", directory("state"));
         command.current_dir(self.directory);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
 
@@ -73,7 +73,7 @@ impl Place<'_> {
         apart.args(["--mount", "--propagation", "private", "sh", "-c", WITH_TUN, "sh"]);
         apart.arg(plain.get_program()).args(plain.get_args()).env_clear();
         apart.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        apart.current_dir(self.directory).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        apart.current_dir(self.directory).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         apart
     }
 
@@ -127,7 +127,8 @@ impl Place<'_> {
             slirp.wait().context("wait for slirp4netns")?;
         }
         server.release();
-        let memory = seen?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        let memory = seen.with_context(|| said.lines().last().unwrap_or("it says nothing").to_owned())?;
         ensure!(output.status.success(), "{}: {}", way.name(), output.status);
         Ok((serde_json::from_slice(&output.stdout).context("read what was measured")?, memory))
     }
@@ -143,7 +144,7 @@ impl Place<'_> {
             std::thread::sleep(Duration::from_millis(5));
         }
         let mut slirp = self.with_tun("slirp4netns");
-        slirp.args(["--configure", "--mtu=65520", &pid, "tap0"]).stdout(Stdio::null());
+        slirp.args(["--configure", "--mtu=65520", &pid, "tap0"]).stdout(Stdio::null()).stderr(Stdio::null());
         slirp.spawn().context("start slirp4netns")
     }
 }
@@ -168,7 +169,11 @@ fn watch(child: &mut Child, server: &Server, way: Way) -> Result<Option<u64>> {
 /// KiB of an idle job: supervisor, PID 1 and broker. Only root sees the last two.
 pub(super) fn idle(place: &Place<'_>) -> Result<[u64; 3]> {
     let mut command = place.agentd();
-    let mut child = command.args(["--allow", "bench.test", "--", "/bin/sleep", "60"]).stdout(Stdio::null()).spawn()?;
+    let mut child = command
+        .args(["--allow", "bench.test", "--", "/bin/sleep", "60"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
     let looked = look(&mut child);
     Command::new("kill").arg(child.id().to_string()).status().context("start kill")?;
     child.wait().context("wait for the idle job")?;
@@ -200,7 +205,7 @@ pub(super) fn start(place: &Place<'_>, allow: bool) -> Result<f64> {
     if allow {
         command.args(["--allow", "bench.test"]);
     }
-    command.args(["--", "/bin/true"]).stdout(Stdio::null());
+    command.args(["--", "/bin/true"]).stdout(Stdio::null()).stderr(Stdio::null());
     let begun = Instant::now();
     let status = command.spawn().context("start agentd")?.wait()?;
     ensure!(status.success(), "agentd run: {status}");

@@ -1,6 +1,6 @@
 //! The report of `bench filters`: a table and verdicts.
 
-use super::work::{BUILD, START};
+use super::work::{BUILD, FAKE_ROOT, START};
 use super::{STARTS, Series, WAYS};
 use crate::bench::document::Document;
 use crate::bench::statistics::percentile;
@@ -27,9 +27,11 @@ pub(super) fn fill(mut report: Document, measured: &[Series]) -> Document {
         shown,
         ratio.map(|ratio| ratio <= RATIO),
     );
-    let added = find(START).map(|series| percentile(&added(series), 50));
-    let shown = added.map(|added| format!("{added:+.0} µs"));
-    report.verdict(&format!("a start: ≤ {ADDED:.0} µs more"), shown, added.map(|added| added <= ADDED));
+    for (name, what) in [(START, "a start"), (FAKE_ROOT, "a start with --fake-root")] {
+        let added = find(name).map(|series| percentile(&added(series), 50));
+        let shown = added.map(|added| format!("{added:+.0} µs"));
+        report.verdict(&format!("{what}: ≤ {ADDED:.0} µs more"), shown, added.map(|added| added <= ADDED));
+    }
     report
 }
 
@@ -59,7 +61,10 @@ mod tests {
 
     fn report(build: f64, start: f64) -> Document {
         let series = |name, both| Series { name, seconds: vec![[1.0, 1.0, 1.0, both]; 3] };
-        fill(Document::begin("filters", 3, &[]), &[series(BUILD, build), series(START, start)])
+        fill(
+            Document::begin("filters", 3, &[]),
+            &[series(BUILD, build), series(START, start), series(FAKE_ROOT, start)],
+        )
     }
 
     #[test]

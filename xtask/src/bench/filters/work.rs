@@ -16,6 +16,8 @@ pub(super) const BUILD: &str = "cargo build, 12 files";
 pub(super) const LOOK: &str = "git status and find, 3,000 files";
 /// The work whose budget is a time: what the layers add to a start.
 pub(super) const START: &str = "true";
+/// The same with the rules that come before those of the profile.
+pub(super) const FAKE_ROOT: &str = "true, --fake-root";
 
 /// Something to do, again and again.
 #[derive(Debug)]
@@ -24,6 +26,8 @@ pub(super) struct Work {
     pub(super) command: Vec<OsString>,
     pub(super) directory: PathBuf,
     pub(super) environment: Vec<(&'static str, OsString)>,
+    /// What the plan it is under is made with.
+    pub(super) flags: &'static [&'static str],
     /// How often it is done in a round.
     pub(super) times: usize,
     /// What the time before left behind.
@@ -44,7 +48,7 @@ impl Work {
 pub(super) fn all(scratch: &Path) -> Result<Vec<Work>> {
     let top = scratch.join("work");
     fs::create_dir(&top).with_context(|| format!("create {}", top.display()))?;
-    Ok(vec![build(&top)?, look(&top)?, start(&top)])
+    Ok(vec![build(&top)?, look(&top)?, start(START, &[], &top), start(FAKE_ROOT, &["--fake-root", "--writable"], &top)])
 }
 
 fn words(words: &[&str]) -> Vec<OsString> {
@@ -89,7 +93,7 @@ fn build(top: &Path) -> Result<Work> {
         vec![("CARGO_HOME", top.join("cargo").into()), ("PATH", path), ("CARGO_TARGET_DIR", "target".into())];
     let command = [vec![bin.join("cargo").into()], words(&["build", "--offline", "--quiet"])].concat();
     let leftover = Some(directory.join("target"));
-    Ok(Work { name: BUILD, command, directory, environment, times: 1, leftover })
+    Ok(Work { name: BUILD, command, directory, environment, flags: &[], times: 1, leftover })
 }
 
 /// A repository of many small files.
@@ -113,10 +117,10 @@ fn look(top: &Path) -> Result<Work> {
     let script = "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do git status --porcelain; find . -type f -size +9 -newer .git/index; done";
     let environment = vec![("HOME", OsString::from(top)), ("GIT_CONFIG_NOSYSTEM", "1".into())];
     let command = words(&["sh", "-c", script]);
-    Ok(Work { name: LOOK, command, directory, environment, times: 1, leftover: None })
+    Ok(Work { name: LOOK, command, directory, environment, flags: &[], times: 1, leftover: None })
 }
 
-fn start(top: &Path) -> Work {
+fn start(name: &'static str, flags: &'static [&'static str], top: &Path) -> Work {
     let (directory, command) = (top.to_owned(), words(&["true"]));
-    Work { name: START, command, directory, environment: Vec::new(), times: STARTS, leftover: None }
+    Work { name, command, directory, environment: Vec::new(), flags, times: STARTS, leftover: None }
 }
