@@ -137,11 +137,13 @@ pub(crate) fn overlay(
     let overlay = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).at(at, "overlay")?;
     // The topmost layer comes first.
     let mut opened = layers.iter().rev().map(|layer| tree::open_source(layer, at));
+    // Open until the overlay is made: before Linux 6.5 it looks for them only then.
+    let mut held: Vec<OwnedFd> = Vec::new();
     if layers.len() <= LAYERS_IN_ONE_OPTION {
         // By descriptor, through /proc: however deep the store lies, and whatever its path holds, the options stay short
         // and plain.
-        let opened: Vec<OwnedFd> = opened.collect::<Result<_, _>>()?;
-        let lowers: Vec<String> = opened.iter().map(by_descriptor).collect();
+        held = opened.collect::<Result<_, _>>()?;
+        let lowers: Vec<String> = held.iter().map(by_descriptor).collect();
         fsconfig_set_string(&overlay, "lowerdir", lowers.join(":")).at(at, "lowerdir")?;
     } else {
         close(&upper, additions).at(at, "upperdir")?;
@@ -158,7 +160,9 @@ pub(crate) fn overlay(
     fsconfig_set_flag(&overlay, "userxattr").at(at, "userxattr")?;
     fsconfig_set_flag(&overlay, "volatile").at(at, "volatile")?;
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
-    Ok((attach_new(&overlay, attributes).at(at, "overlay")?, upper))
+    let mount = attach_new(&overlay, attributes).at(at, "overlay")?;
+    drop(held);
+    Ok((mount, upper))
 }
 
 /// Marks what is mounted over as opaque: else the kernel asks every layer for a directory to merge with it.

@@ -327,6 +327,9 @@ fn limit(directory: &Path, limits: &Limits) -> Result<(), LeafError> {
     if let Some(cpus) = &limits.cpus {
         set("cpuset.cpus", cpus.clone())?;
     }
+    for limit in &limits.io {
+        set("io.max", limit.line())?;
+    }
     if let Some(pids) = limits.pids {
         set("pids.max", pids.saturating_add(OWN_PROCESSES).to_string())?;
     }
@@ -350,6 +353,7 @@ impl<T> Doing<T> for io::Result<T> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::io::{IoKind, IoLimit};
     use super::*;
 
     #[test]
@@ -401,6 +405,7 @@ mod tests {
             cpu_weight: Some(50),
             cpus: Some("0-1".into()),
             pids: Some(10),
+            io: vec![IoLimit { disk: "8:0".into(), what: IoKind::Riops, most: 9 }],
             swap: Some(7),
         };
         limit(directory.path(), &limits).unwrap();
@@ -408,5 +413,6 @@ mod tests {
         assert_eq!((read("memory.max"), read("memory.swap.max")), ("1048576".into(), "7".into()));
         assert_eq!((read("cpu.max"), read("cpu.weight")), ("150000 100000".into(), "50".into()));
         assert_eq!((read("cpuset.cpus"), read("pids.max")), ("0-1".into(), "11".into()));
+        assert_eq!(read("io.max"), "8:0 riops=9");
     }
 }

@@ -3,6 +3,7 @@
 //! ```text
 //! here   what is asked for, and where it could be: decided with the plan, nothing is made
 //! scope  a systemd scope for this process, where the cgroup it is in is not its own to divide
+//! io     limits on disks
 //! leaf   the job's cgroup: made, entered by the clone, read, removed
 //! memory what happens when memory gets short
 //! ```
@@ -10,18 +11,19 @@
 //! Invariant: only cgroup v2, and only where it is ours: below a cgroup that systemd or a container's engine has delegated,
 //! or, as root, in a subtree of our own at the top of the hierarchy. A job without limits touches none of it.
 
+pub mod io;
 pub(crate) mod leaf;
 pub(crate) mod memory;
 pub(crate) mod scope;
 
 use std::fs;
-use std::io;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{Access, access};
 use serde::{Deserialize, Serialize};
 
 use crate::job::id::JobId;
+use io::IoLimit;
 
 /// Where the supervisor of a job is, beside its job's cgroup: one with children may hold no process itself.
 const SUPERVISOR: &str = "agentd-supervisor";
@@ -50,11 +52,15 @@ pub struct Limits {
     /// Processes and threads.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub pids: Option<u64>,
+    /// Work of disks.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub io: Vec<IoLimit>,
 }
 
 impl Limits {
     /// The controllers that they are made of, and the flags that ask for them.
     fn needs(&self) -> Vec<(&'static str, &'static str)> {
+        let io = self.io.iter().map(|limit| ("io", limit.what.flag(), true));
         [
             ("memory", "--memory", self.memory.is_some()),
             ("cpu", "--cpus", self.milli_cpus.is_some()),
@@ -63,6 +69,7 @@ impl Limits {
             ("pids", "--pids", self.pids.is_some()),
         ]
         .into_iter()
+        .chain(io)
         .filter_map(|(controller, flag, is_asked)| is_asked.then_some((controller, flag)))
         .collect()
     }
@@ -76,7 +83,9 @@ impl Limits {
     /// The flags that were given.
     #[must_use]
     pub fn flags(&self) -> String {
-        self.needs().into_iter().map(|(_, flag)| flag).collect::<Vec<_>>().join(", ")
+        let mut flags: Vec<&str> = self.needs().into_iter().map(|(_, flag)| flag).collect();
+        flags.dedup();
+        flags.join(", ")
     }
 
     /// Whether there are none.
@@ -182,6 +191,12 @@ fn mount(mountinfo: &str) -> Option<(&str, &str)> {
         let mut fields = mount.split(' ').skip(3);
         (file_system.split(' ').next() == Some("cgroup2")).then_some((fields.next()?, fields.next()?))
     })
+}
+
+/// Whether this user's jobs are in a cgroup even without limits of their own: root's are, where the hierarchy is his to divide,
+/// for the kernel counts no processes of his otherwise.
+pub(crate) fn bounds_every_job() -> bool {
+    rustix::process::geteuid().is_root() && is_ours(Path::new("/sys/fs/cgroup"))
 }
 
 /// Decides where `limits` can be enforced; makes nothing.
@@ -314,11 +329,11 @@ fn name(id: &JobId) -> String {
 ///
 /// # Errors
 /// Those of the file system; that there is nothing left is none.
-pub(crate) fn sweep(id: &JobId, recorded: &Path) -> io::Result<()> {
+pub(crate) fn sweep(id: &JobId, recorded: &Path) -> std::io::Result<()> {
     // A record is ours, but what is killed and removed here is checked all the same: a plain path to the cgroup of that id.
     let is_plain = recorded.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
     if !is_plain || recorded.file_name() != Some(name(id).as_ref()) {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "the record names no cgroup of this job"));
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "the record names no cgroup of this job"));
     }
     leaf::remove(recorded)
 }

@@ -31,6 +31,7 @@ mod rename;
 mod rm;
 mod rmi;
 mod run;
+mod run_io;
 mod run_network;
 mod run_secrets;
 mod secret;

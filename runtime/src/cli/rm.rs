@@ -50,10 +50,8 @@ pub(super) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Ends and forgets the job that has `name`, if there is one (`run --replace`). One that a crash or the machine's end left
-/// is finished first.
+/// Ends and forgets the job that has `name`, if there is one (`run --replace`).
 pub(super) fn replace(jobs: &Jobs, name: &JobName) -> Result<()> {
-    let (_lost, _troubles) = jobs.sweep();
     match jobs.find_name(name) {
         Some(id) => {
             kill(jobs, &id)?;

@@ -21,11 +21,12 @@ use super::job_file;
 use super::on_exit;
 use super::profile::Learning;
 use super::progress::{Follower, INTERRUPTED};
+use super::run_io::IoArgs;
 use super::run_network::{self, NetworkArgs};
 use super::run_secrets::{self, SecretArgs};
 use super::wanted::{self, Asked, Policy, Wanted};
 use super::{FAILED, Format, print_json, printable, rm, say};
-use crate::cgroup::Limits;
+use crate::cgroup::{self, Limits};
 use crate::job::events::Denial;
 use crate::job::id::{JobId, JobName};
 use crate::job::record::Kept;
@@ -163,6 +164,8 @@ pub(super) struct Args {
     /// Limit on processes and threads (needs cgroup v2)
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
     pids: Option<u64>,
+    #[command(flatten)]
+    io: IoArgs,
     /// Go without a limit that cannot be enforced here; the record says so
     #[arg(long)]
     best_effort_limits: bool,
@@ -188,15 +191,29 @@ enum Userns {
 }
 
 /// Words that make the box another than a shell can be, or that ask for none.
-const NOT_PLAIN: &[&str] =
-    &["-d", "-h", "--detach", "--help", "--dry-run", "--userns", "--memory", "--cpu", "--pids", "--secret", "host"];
+const NOT_PLAIN: &[&str] = &[
+    "-d",
+    "-h",
+    "--detach",
+    "--help",
+    "--dry-run",
+    "--userns",
+    "--memory",
+    "--cpu",
+    "--pids",
+    "--device",
+    "--secret",
+    "--job",
+    "host",
+];
 
 /// The shell of the box that the command line seems to ask for. Reading it takes a tenth of a start, and planning another; PID 1
 /// makes its network meanwhile. A guess that was wrong costs a process that ends at once.
 pub(super) fn guess(mut words: impl Iterator<Item = OsString>) -> Option<io::Result<Shell>> {
     let is_run = words.nth(1).is_some_and(|verb| verb == "run");
     let is_plain = |word: OsString| !NOT_PLAIN.iter().any(|other| word.as_bytes().starts_with(other.as_bytes()));
-    (is_run && words.all(is_plain)).then(|| Shell::new(Network::None, Ids::One, None, &mut Values::default()))
+    (is_run && words.all(is_plain) && !cgroup::bounds_every_job())
+        .then(|| Shell::new(Network::None, Ids::One, None, &mut Values::default()))
 }
 
 impl Args {
@@ -283,10 +300,15 @@ fn perform(mut args: Args, shell: Option<io::Result<Shell>>, learning: Option<&L
             say(&format!("warning: {warning}"));
         }
     }
-    let jobs = directories.jobs();
-    if let (true, Some(name)) = (replace, &plan.name) {
-        rm::replace(&jobs, name)?;
-    }
+    let jobs = match (replace, &plan.name) {
+        (true, Some(name)) => {
+            // A job that a crash or the machine's end left is finished first.
+            let jobs = directories.swept_jobs();
+            rm::replace(&jobs, name)?;
+            jobs
+        }
+        _ => directories.jobs(),
+    };
     let service = environment::service();
     let presence = match callers.map(|callers| detach::apart(&callers)).transpose().context("cannot detach")? {
         None => Presence::Foreground,
@@ -451,6 +473,7 @@ fn spec_of(args: Args, image: ImageRef) -> Result<JobSpec> {
             cpu_weight: args.cpu_weight,
             cpus: args.cpuset_cpus,
             pids: args.pids,
+            io: args.io.limits()?,
         },
         best_effort_limits: args.best_effort_limits,
         profile,

@@ -6,8 +6,15 @@ use super::Finding;
 use crate::cgroup::{self, Limits, Place};
 
 /// The limits that most jobs ask for.
-const USUAL: Limits =
-    Limits { memory: Some(1), swap: None, milli_cpus: Some(1), cpu_weight: None, cpus: None, pids: Some(1) };
+const USUAL: Limits = Limits {
+    memory: Some(1),
+    swap: None,
+    milli_cpus: Some(1),
+    cpu_weight: None,
+    cpus: None,
+    pids: Some(1),
+    io: Vec::new(),
+};
 
 /// What this user may do with cgroups: the answer that a run with limits would get.
 pub(super) fn examine() -> Finding {

@@ -19,7 +19,7 @@ use super::protect::{self, Protection};
 use super::{
     PlanError, fake_root, host_root, image_config, image_root, keys, network, policy, profile, secrets, subids,
 };
-use crate::cgroup::{self, Cgroup};
+use crate::cgroup::{self, Cgroup, Limits};
 use crate::job::id::{JobId, JobName};
 use crate::job::record::SCHEMA;
 use crate::job::restart::Restart;
@@ -184,8 +184,9 @@ impl Plan {
             let profile = &chosen.seccomp.profile;
             notes.push(format!("calls that profile {profile} refuses are not told: see docs/denials.md"));
         }
-        if geteuid().is_root() && spec.limits.pids.is_none() {
-            notes.push("as root the number of processes is not bounded: the kernel exempts root's".into());
+        if geteuid().is_root() && cgroup.as_ref().is_none_or(|cgroup| cgroup.limits.pids.is_none()) {
+            let why = "the kernel exempts root's, and no cgroup with a limit can be made here";
+            notes.push(format!("as root the number of processes is not bounded: {why}"));
         }
         if subids.is_some() && spec.limits.pids.is_none() {
             notes.push("with several ids each has its own bound on processes; --pids bounds the job's".into());
@@ -341,6 +342,15 @@ fn ensure(spec: &JobSpec, cwd: &str) -> Vec<String> {
 /// Where the limits that need a cgroup will be enforced; without such a place refuses them, or notes that they are not.
 fn cgroup(spec: &JobSpec, warnings: &mut Vec<String>) -> Result<Option<Cgroup>, PlanError> {
     let limits = &spec.limits;
+    if cgroup::bounds_every_job() && limits.pids.is_none() {
+        let bounded = Limits { pids: Some(PROCESSES), ..limits.clone() };
+        match cgroup::find(&bounded) {
+            Ok(place @ cgroup::Place::Below { .. }) => return Ok(Some(Cgroup { limits: bounded, place })),
+            // To go somewhere else for what nobody asked for is more than is meant.
+            Ok(place) if !limits.is_none() => return Ok(Some(Cgroup { limits: bounded, place })),
+            _ => {}
+        }
+    }
     if limits.is_none() {
         return Ok(None);
     }

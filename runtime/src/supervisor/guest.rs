@@ -102,6 +102,7 @@ pub fn run(mut plan: Plan, payload: &OwnedFd, caller: &Caller, leaf: Option<&Pat
     let namespaces = namespaces(payload, |name| name != "net" || plan.inside.network == Network::None)?;
     let mut watched: SigSet = RELAYED.iter().copied().collect();
     watched.extend([Signal::SIGCHLD, Signal::SIGWINCH]);
+    agentd_sys::signal::hear_of_children().to("hear of children")?;
     let signals = agentd_sys::signal::descriptor(&watched).to("block signals")?;
     let (channel, inside) = agentd_sys::channel::pair().to("make a channel")?;
     let process = &plan.inside.process;

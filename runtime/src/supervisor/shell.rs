@@ -43,6 +43,7 @@ impl Shell {
         let mut awaited: SigSet = RELAYED.iter().copied().collect();
         awaited.add(Signal::SIGCHLD);
         let before = awaited.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+        agentd_sys::signal::hear_of_children()?;
         let cloned = match clone_into(namespaces, cgroup) {
             Ok(Cloned::Child) => {
                 agentd_sys::memory::forget_environment();

@@ -108,13 +108,6 @@ impl Jobs {
         (records, troubles)
     }
 
-    /// The id of the job that has a name.
-    #[must_use]
-    pub fn find_name(&self, name: &JobName) -> Option<JobId> {
-        let target = fs::read_link(self.names().join(name.as_str())).ok()?;
-        target.to_str()?.parse().ok()
-    }
-
     /// The id of the job that `text` names: a name, an id or the beginning of one.
     ///
     /// # Errors
@@ -140,6 +133,13 @@ impl Jobs {
                 Err(JobStoreError::Ambiguous { prefix: text.to_owned(), matches })
             }
         }
+    }
+
+    /// The id of the job that has a name.
+    #[must_use]
+    pub fn find_name(&self, name: &JobName) -> Option<JobId> {
+        let target = fs::read_link(self.names().join(name.as_str())).ok()?;
+        target.to_str()?.parse().ok()
     }
 
     /// The record of a job.
