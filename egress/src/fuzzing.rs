@@ -29,14 +29,6 @@ pub fn first_words(untrusted: &[u8]) {
     }
 }
 
-/// What a client says to the proxy of a box.
-pub fn proxied(untrusted: &[u8]) {
-    let _read_or_refused = (proxy::socks(untrusted), proxy::socks_greeting(untrusted));
-    if let Asked::Request(_, _, passed) = proxy::http(untrusted) {
-        assert!(matches!(request::read(&passed), Head::Asks { .. }));
-    }
-}
-
 /// A rule for requests, a path that it decides on, and what a key is for.
 pub fn requests(untrusted: &[u8]) {
     let text = String::from_utf8_lossy(untrusted);
@@ -53,6 +45,14 @@ pub fn requests(untrusted: &[u8]) {
     }
     if let Some(key) = Key::decode(untrusted) {
         assert_eq!(Key::decode(&key.encode()).map(|key| key.value), Some(key.value));
+    }
+}
+
+/// What a client says to the proxy of a box.
+pub fn proxied(untrusted: &[u8]) {
+    let _read_or_refused = (proxy::socks(untrusted), proxy::socks_greeting(untrusted));
+    if let Asked::Request(_, _, passed) = proxy::http(untrusted) {
+        assert!(matches!(request::read(&passed), Head::Asks { .. }));
     }
 }
 

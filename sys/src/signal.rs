@@ -85,7 +85,8 @@ pub fn wait(signals: &SigSet, timeout: Option<Duration>) -> io::Result<Option<Si
     }
 }
 
-/// Takes SIGCHLD back from being ignored, for this process and those that it clones.
+/// Has the end of children heard of, here and in what is cloned from now on: whoever starts a program with SIGCHLD ignored has
+/// its children vanish unheard.
 ///
 /// # Errors
 /// The errno of `sigaction(2)`.
@@ -95,8 +96,7 @@ pub fn hear_of_children() -> io::Result<()> {
     Ok(())
 }
 
-/// Blocks `signals` and gives a close-on-exec, non-blocking descriptor that yields them instead. Children are heard of, here
-/// and in PID 1, which is cloned later: whoever starts a program with SIGCHLD ignored has its children vanish unheard.
+/// Blocks `signals` and gives a close-on-exec, non-blocking descriptor that yields them instead. Children are heard of.
 ///
 /// # Errors
 /// The errno of `sigprocmask(2)` or `signalfd(2)`.

@@ -129,7 +129,10 @@ fn memory_holds(pid: i32, needle: &str) -> bool {
         let mut words = line.split(' ');
         let (from, to) = words.next().unwrap().split_once('-').unwrap();
         let (from, to) = (u64::from_str_radix(from, 16).unwrap(), u64::from_str_radix(to, 16).unwrap());
-        if !words.next().unwrap().starts_with('r') || line.contains("[v") || to - from > 1 << 30 {
+        let rights = words.next().unwrap();
+        // What is a file's and cannot be written is what the file is.
+        let is_file = line.contains('/') && !rights.contains('w');
+        if !rights.starts_with('r') || is_file || line.contains("[v") || to - from > 1 << 30 {
             return false;
         }
         let mut bytes = vec![0; usize::try_from(to - from).unwrap()];

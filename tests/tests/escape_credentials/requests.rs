@@ -3,9 +3,9 @@
 use std::process::Command;
 
 use agentd_tests::tls::ok;
-use agentd_tests::{Feature, require, run};
+use agentd_tests::{Feature, Started, require, run};
 
-use super::{KEY, Scene};
+use super::{ASK, KEY, Scene, broker};
 
 /// A request for another host, however it is written, is refused: the key would be in it.
 #[test]
@@ -189,4 +189,48 @@ print(sorted(os.listdir('/run/agentd/trust')), 'PRIVATE' in ''.join(open(f'/run/
     // Without it the same client does not believe the broker, which does not speak to it.
     let ran = scene.python(&mut scene.boxed(), "print(ask(b'x', port, wrap=ssl.create_default_context().wrap_socket))");
     assert!(!ran.stdout.contains("answered"), "{ran}");
+}
+
+/// Heads that never end: each connection may hold one, there is a bound on both, and afterwards requests are answered again.
+#[test]
+fn escape_heads_that_never_end_are_bounded() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let scene = Scene::new(|_| ok("answered\n"));
+    let script = format!(
+        r"{ASK}
+import select
+port = {}
+head = f'GET / HTTP/1.1\r\nHost: api.test:{{port}}\r\nX: '.encode() + b'x' * 30000
+many, poll = [], select.poll()
+for _ in range(400):
+    s = socket.create_connection(('api.test', port), 30); s.setblocking(False)
+    try: s.send(head)
+    except OSError: pass
+    many.append(s); poll.register(s, select.POLLHUP)
+over = set()
+while len(over) < 100: over |= {{fd for fd, _ in poll.poll(20000)}}
+print('bounded', flush=True)
+sys.stdin.readline()
+for s in many: s.close()
+import time
+for attempt in range(200):
+    answer = get(port)
+    if '200 OK' in answer: break
+    time.sleep(0.05)
+print(answer[-9:])",
+        scene.server.port()
+    );
+    let mut command = scene.boxed();
+    command.args(["-i", "--", "/usr/bin/python3", "-c", &script]).stdin(std::process::Stdio::piped());
+    let mut started = Started::new(&mut command);
+    started.wait_for("bounded");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", broker(started.pid()))).unwrap();
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap().trim().trim_end_matches(" kB");
+    assert!(resident.parse::<u64>().unwrap() < 64 << 10, "{status}");
+    drop(started.stdin());
+    let ran = started.finish().expect_success();
+    assert!(ran.stdout.ends_with("answered\n\n"), "{ran}");
+    scene.assert_told("refused", &["more than 256 connections at once whose requests are read"]);
 }
