@@ -2,6 +2,7 @@
 //!
 //! Invariant: a denial is asked before any allowance, and what no rule allows is refused, with the flag that would allow it.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -12,10 +13,13 @@ use crate::address;
 use crate::inspected::Inspected;
 use crate::limits::Limits;
 use crate::name::Name;
-use crate::rule::{HostEntry, Hosts, Rule};
+use crate::rule::{DEFAULT_PORT, HostEntry, Hosts, Rule};
 
 /// Ports at which a box is always listened to once it has a broker, so that what is refused there is told.
 const TOLD_PORTS: [u16; 3] = [22, 80, 443];
+
+/// Ports at which a box that learns is listened to as well: what programs are known to ask for. At others nobody would hear.
+const LEARNED_PORTS: [u16; 12] = [21, 465, 587, 873, 3306, 5432, 6379, 8000, 8080, 8443, 9418, 11371];
 
 /// Where the box finds its name service.
 pub const NAME_SERVICE: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 53);
@@ -88,6 +92,9 @@ pub struct Policy {
     inspected: Inspected,
     #[serde(skip_serializing_if = "Limits::is_none", default)]
     pub(crate) limits: Limits,
+    /// Whether what no rule allows and no rule denies is let through, to learn what rules a job needs.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    learns: bool,
 }
 
 impl Policy {
@@ -96,13 +103,39 @@ impl Policy {
     /// # Errors
     /// Too many rules or ports.
     pub fn new(allow: Vec<Rule>, deny: Vec<Rule>, hosts: Vec<HostEntry>) -> Result<Self, PolicyError> {
-        Policy { allow, deny, hosts, inspected: Inspected::default(), limits: Limits::default() }.checked()
+        Policy { allow, deny, hosts, inspected: Inspected::default(), limits: Limits::default(), learns: false }
+            .checked()
     }
 
     /// The same within limits.
     #[must_use]
     pub fn within(self, limits: Limits) -> Self {
         Policy { limits, ..self }
+    }
+
+    /// The same, but everything of the internet is let through that is not denied.
+    #[must_use]
+    pub fn learning(self, learns: bool) -> Self {
+        Policy { learns, ..self }
+    }
+
+    /// Whether it does.
+    #[must_use]
+    pub fn learns(&self) -> bool {
+        self.learns
+    }
+
+    /// The rules that would have allowed a connection that was let through only to learn of it.
+    #[must_use]
+    pub fn lesson(&self, host: &str, port: u16) -> Option<Rule> {
+        let target = target_of(host)?;
+        let rules = Policy { learns: false, ..self.clone() };
+        let rule = match &target {
+            Target::Address(address @ IpAddr::V6(_)) => format!("[{address}]:{port}"),
+            _ if port == DEFAULT_PORT => host.to_owned(),
+            _ => format!("{host}:{port}"),
+        };
+        if self.learns && rules.decide(&target, port).is_err() { rule.parse().ok() } else { None }
     }
 
     /// The same policy, if it is within its bounds.
@@ -171,7 +204,8 @@ impl Policy {
     pub fn ports(&self) -> BTreeSet<u16> {
         let ranges = self.allow.iter().map(Rule::allowed_ports);
         let inspected = self.inspected.hosts().map(|(_, port)| port);
-        ranges.flat_map(|(first, last)| first..=last).chain(TOLD_PORTS).chain(inspected).collect()
+        let learned = self.learns.then_some(LEARNED_PORTS).into_iter().flatten();
+        ranges.flat_map(|(first, last)| first..=last).chain(TOLD_PORTS).chain(inspected).chain(learned).collect()
     }
 
     /// Whether `name` exists as far as the box may know.
@@ -180,7 +214,8 @@ impl Policy {
             return Err(denied(rule));
         }
         let mut known = self.inspected.hosts();
-        let is_allowed = self.allow.iter().any(|rule| rule.matches_name(name)) || known.any(|(own, _)| own == name);
+        let is_allowed =
+            self.learns || self.allow.iter().any(|rule| rule.matches_name(name)) || known.any(|(own, _)| own == name);
         is_allowed.then_some(()).ok_or_else(|| Refusal::because("no rule allows this name").unless(name))
     }
 
@@ -190,7 +225,7 @@ impl Policy {
     }
 
     /// The rule that allows `target` at `port`.
-    pub(crate) fn decide(&self, target: &Target, port: u16) -> Result<&Rule, Refusal> {
+    pub(crate) fn decide(&self, target: &Target, port: u16) -> Result<Cow<'_, Rule>, Refusal> {
         let matches = |rule: &Rule| match target {
             Target::Name(name) => rule.matches_name(name),
             Target::Address(address) => rule.matches_address(*address),
@@ -203,7 +238,17 @@ impl Policy {
             _ => true,
         };
         let allowing = self.allow.iter().filter(|rule| matches(rule) && rule.allows_port(port)).find(means);
-        allowing.ok_or_else(|| {
+        let learned = || {
+            let hosts = match target {
+                Target::Name(name) => Hosts::Name(name.clone()),
+                Target::Address(address) if address::special(*address).is_some() || address::is_own(*address) => {
+                    return None;
+                }
+                Target::Address(address) => Hosts::Net(IpNet::from(*address)),
+            };
+            self.learns.then_some(Cow::Owned(Rule { hosts, ports: Some((port, port)) }))
+        };
+        allowing.map(Cow::Borrowed).or_else(learned).ok_or_else(|| {
             let (host, why) = match target {
                 Target::Name(name) if self.inspected.site(name, port).is_some() => (name.to_string(), HIDDEN),
                 Target::Name(name) => (name.to_string(), "no rule allows this port of the name"),
@@ -247,6 +292,13 @@ impl Policy {
 /// local network would be reached there, by whoever only meant the others in it.
 fn names(net: IpNet, address: IpAddr) -> bool {
     address::names(net, address) && (net == IpNet::from(address) || address.is_loopback() || !address::is_own(address))
+}
+
+fn target_of(host: &str) -> Option<Target> {
+    match host.parse::<IpAddr>() {
+        Ok(address) => Some(Target::Address(address)),
+        Err(_) => Name::new(host).map(Target::Name),
+    }
 }
 
 fn denied(rule: &Rule) -> Refusal {
@@ -326,6 +378,27 @@ mod tests {
         let named = policy(&["a.org", "10.0.0.0/8", "0.0.0.0/0"], &["10.0.0.9"], &[]);
         assert!(judge(&named, "10.0.0.1") && !judge(&named, "10.0.0.9") && !judge(&named, "127.0.0.1"));
         assert!(!judge(&policy(&["a.org", "10.0.0.0/8:80"], &[], &[]), "10.0.0.1"));
+    }
+
+    #[test]
+    fn what_a_job_learns_is_the_internet_and_a_denial_still_comes_first() {
+        let learning = policy(&["a.org"], &["b.org"], &[]).learning(true);
+        for (host, port, lesson) in [
+            ("a.org", 443, None),
+            ("c.org", 443, Some("c.org")),
+            ("a.org", 80, Some("a.org:80")),
+            ("9.9.9.9", 22, Some("9.9.9.9:22")),
+        ] {
+            assert!(allows(&learning, host, port), "{host}");
+            let learned = learning.lesson(host, port).map(|rule| rule.to_string());
+            assert_eq!(learned.as_deref(), lesson, "{host}");
+        }
+        for host in ["b.org", "127.0.0.1", "10.0.0.1", "169.254.169.254"] {
+            assert!(!allows(&learning, host, 443), "{host}");
+        }
+        assert!(learning.judge(&name("c.org"), "10.0.0.1".parse().unwrap(), 443).is_err());
+        assert!(learning.knows(&name("d.org")).is_ok() && learning.knows(&name("b.org")).is_err());
+        assert!(learning.ports().contains(&8080));
     }
 
     #[test]

@@ -337,7 +337,21 @@ fn cli_package_managers_work_through_the_broker() {
     let home = Home::new();
     for (set, host, program, script, says) in [
         ("pypi", "pypi.org", "pip", "pip download -q --no-deps --no-cache-dir -d /tmp/x six && ls /tmp/x", "six-"),
-        ("npm", "registry.npmjs.org", "npm", "npm view is-odd@3.0.1 version", "3.0.1"),
+        (
+            "npm",
+            "registry.npmjs.org",
+            "npm",
+            "cd /tmp && npm install --silent is-odd@3.0.1 && ls node_modules",
+            "is-odd",
+        ),
+        (
+            "crates",
+            "index.crates.io",
+            "cargo",
+            "cd /tmp && mkdir src && touch src/lib.rs && printf '[package]\nname=\"a\"\nversion=\"0.1.0\"\n[dependencies]\ncfg-if=\"=1.0.0\"\n' > Cargo.toml && \
+             CARGO_HOME=/tmp/home cargo fetch -q && ls /tmp/home/registry/cache/*",
+            "cfg-if-1.0.0.crate",
+        ),
     ] {
         let addresses: Vec<String> = std::net::ToSocketAddrs::to_socket_addrs(&(host, 443))
             .map(|found| found.map(|address| address.ip().to_string()).collect())

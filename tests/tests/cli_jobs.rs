@@ -427,3 +427,15 @@ fn one_name_asked_for_by_twenty_belongs_to_one() {
     let directories = fs::read_dir(home.state().join("jobs")).unwrap().count();
     assert_eq!(directories, 1, "what lost the name left nothing");
 }
+
+/// Where there is no cgroup, nothing is half paused.
+#[test]
+fn a_job_without_a_cgroup_cannot_be_paused_and_goes_on() {
+    let Some(home) = home() else { return };
+    let id = home.detached(&[], "exec sleep 1000");
+    for verb in ["pause", "unpause"] {
+        agentd(&home, &[verb, &id]).expect_code(125).expect_one_error_line(&["no cgroup", "--pids", "agentd doctor"]);
+    }
+    let _ran = agentd(&home, &["exec", &id, "true"]).expect_silent_success();
+    let _ran = agentd(&home, &["stop", &id]).expect_silent_success();
+}

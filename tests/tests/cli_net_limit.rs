@@ -84,3 +84,31 @@ print(back, time.monotonic() - begun > 0.5)",
         limited(&home, &server, "rate=1m").args(["--dry-run", "--format", "json", "--", "true"]).output().unwrap();
     assert!(String::from_utf8_lossy(&plan.stdout).contains("\"rate\": 1048576"));
 }
+
+#[test]
+fn cli_what_a_job_asks_for_is_learned() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let (home, server) = (Home::new(), Server::at("127.0.0.1", OK));
+    let port = server.port();
+    // A rule for the port, so that the box is listened to there; the name has none.
+    let learning = |words: &[&str]| {
+        let mut command = home.run();
+        command.args(["--net-learn", "--allow", &format!("other.test:{port}"), "--add-host", "web.test:127.0.0.1"]);
+        command.args(words);
+        command
+    };
+    let script = format!("curl -s http://web.test:{port}/; curl -s http://127.0.0.1:{port}/");
+    let ran = run(learning(&[]).args(["--", "sh", "-c", &script])).expect_success();
+    assert!(ran.stdout.starts_with("ok\nblocked by policy"), "{ran}");
+    assert!(ran.stderr.contains("--net-learn: the job reaches every host of the internet"), "{ran}");
+    assert!(ran.stderr.contains(&format!("is allowed by --allow web.test:{port}\n")), "{ran}");
+    let denied = run(learning(&["--deny", "web.test"]).args(["--", "sh", "-c", &script]));
+    assert!(!denied.stdout.contains("ok\n") && denied.stderr.contains("learned: it reached nothing"), "{denied}");
+    assert_eq!(server.connections(), 1);
+    let _both = run(home.run().args(["--net-learn", "--net", "host", "--", "true"])).expect_code(125);
+    // Without the word, nothing is let through.
+    let ran = run(home.run().args(["-q", "--allow", &format!("other.test:{port}"), "--", "sh", "-c", &script]));
+    assert!(!ran.stdout.contains("ok\n"), "{ran}");
+}

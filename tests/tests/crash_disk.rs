@@ -65,7 +65,7 @@ fn a_read_only_state_directory_can_be_looked_at() {
         id=$("$A" run -d --name gone -- sleep 1000)
         kill -9 $("$A" inspect gone | sed -n 's/.*"supervisor_pid": \([0-9]*\).*/\1/p')
         while ! flock -n "$S/live/$id" true; do sleep 0.05; done
-        mount -o remount,ro "$S/.."
+        mount -o remount,bind,ro "$XDG_STATE_HOME" || exit 97
         "$A" ps -a --format '{{.Name}} {{.State}}' 2>"$HOME/said"; echo "ps $?"
         "$A" logs done; echo "logs $?"
         "$A" wait done gone 2>/dev/null; echo "wait $?"

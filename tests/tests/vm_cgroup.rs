@@ -125,6 +125,35 @@ fn a_job_gets_the_cpu_time_it_may_have() {
 }
 
 #[test]
+fn a_paused_job_stands_still_and_can_be_stopped() {
+    let Some(home) = home() else { return };
+    let script = "while :; do echo x; sleep 0.05; done";
+    let mut job =
+        Started::new(&mut command(&home, &["--name", "beat", "--pids", "50", "--stop-timeout", "5s"], script));
+    job.wait_for("x\nx\n");
+    let cgroup = cgroup_of_running(&home);
+    let frozen = |is: &str| {
+        let events = || fs::read_to_string(cgroup.join("cgroup.events")).unwrap_or_default();
+        assert!(wait_until(PATIENCE, || events().contains(&format!("frozen {is}\n"))), "{}", events());
+    };
+    let beats = || home.say(&["logs", "beat"]).expect_success().stdout.len();
+    assert_eq!(home.say(&["pause", "beat"]).expect_silent_success().stdout, "beat\n");
+    frozen("1");
+    assert_eq!(home.say(&["ps", "--format", "{{.State}}"]).expect_silent_success().stdout, "paused\n");
+    home.say(&["exec", "beat", "true"]).expect_code(125).expect_one_error_line(&["paused", "agentd unpause"]);
+    let _ran = home.say(&["unpause", "beat"]).expect_silent_success();
+    frozen("0");
+    let before = beats();
+    assert!(wait_until(PATIENCE, || beats() > before), "it goes on");
+    // Stopped while it is paused: it hears the signal that it would have heard.
+    let _ran = home.say(&["pause", "beat"]).expect_silent_success();
+    frozen("1");
+    let _ran = home.say(&["stop", "beat"]).expect_silent_success();
+    let _ran = job.finish().expect_code(143);
+    assert!(cgroup.symlink_metadata().is_err());
+}
+
+#[test]
 fn what_hides_from_signals_ends_with_the_job_within_a_second() {
     let Some(home) = home() else { return };
     let hidden = "trap '' TERM; setsid sh -c 'trap \"\" TERM; (sleep 1000 & sleep 1000) & sleep 1000' & sleep 1000";

@@ -124,7 +124,8 @@ pub(super) async fn conduct(
             let greeted = greet(&client, std::mem::replace(&mut opening, Opening::Plain)).await;
             said.clear();
             let meant = Target::Name(name.clone());
-            match (greeted, inspected::take(&slot, client, &meant, port).await) {
+            // Apart: what it needs would else be a part of every connection.
+            match (greeted, Box::pin(inspected::take(&slot, client, &meant, port)).await) {
                 (Ok(None), Some(back)) => client = back,
                 _ => return,
             }

@@ -105,6 +105,7 @@ pub(crate) struct Leaf {
     handle: OwnedFd,
     /// Where memory is limited.
     watch: Option<Watch>,
+    is_frozen: bool,
 }
 
 impl Leaf {
@@ -134,7 +135,7 @@ impl Leaf {
             Ok((handle, watch.doing("watch the memory of", &directory)?))
         });
         match made {
-            Ok((handle, watch)) => Ok(Self { directory, handle, watch }),
+            Ok((handle, watch)) => Ok(Self { directory, handle, watch, is_frozen: false }),
             Err(error) => {
                 // The error that is returned says more than this one could.
                 fs::remove_dir(&directory).unwrap_or_default();
@@ -163,6 +164,19 @@ impl Leaf {
         if let Some(watch) = &mut self.watch {
             watch.look();
         }
+    }
+
+    /// Stops the processes in it, or lets them go on; the kernel needs a moment for as many as there are. SIGKILL ends them
+    /// either way (cgroup-v2.rst, "cgroup.freeze").
+    pub(crate) fn freeze(&mut self, frozen: bool) -> io::Result<()> {
+        fs::write(self.directory.join("cgroup.freeze"), if frozen { "1" } else { "0" })?;
+        self.is_frozen = frozen;
+        Ok(())
+    }
+
+    /// Whether that was said last.
+    pub(crate) fn is_frozen(&self) -> bool {
+        self.is_frozen
     }
 
     /// What was used.
@@ -343,6 +357,39 @@ mod tests {
         let text = "low 0\noom 2\noom_kill 1\noom_group_kill 0\n";
         assert_eq!((field(text, "oom"), field(text, "oom_kill"), field(text, "high")), (Some(2), Some(1), None));
         assert_eq!(field("oom_kill x\n", "oom_kill"), None);
+    }
+
+    /// Where some cgroup2 is, root can try it, whatever holds the controllers.
+    #[test]
+    fn what_is_frozen_stands_still_and_can_be_killed() {
+        let place = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(Path::new).into_iter();
+        let Some(place) = place.into_iter().find(|path| path.join("cgroup.procs").metadata().is_ok()) else { return };
+        let directory = place.join(format!("agentd-unit-{}", std::process::id()));
+        if fs::create_dir(&directory).is_err() {
+            return;
+        }
+        let handle = open(&directory).unwrap();
+        let mut leaf = Leaf { directory: directory.clone(), handle, watch: None, is_frozen: false };
+        let mut child = std::process::Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
+        fs::write(directory.join("cgroup.procs"), child.id().to_string()).unwrap();
+        let events = || fs::read_to_string(directory.join("cgroup.events")).unwrap();
+        let becomes = |frozen| {
+            let deadline = Instant::now() + std::time::Duration::from_secs(20);
+            while field(&events(), "frozen") != Some(frozen) {
+                assert!(Instant::now() < deadline, "{}", events());
+                std::thread::yield_now();
+            }
+        };
+        leaf.freeze(true).unwrap();
+        becomes(1);
+        leaf.freeze(false).unwrap();
+        becomes(0);
+        leaf.freeze(true).unwrap();
+        becomes(1);
+        assert!(leaf.is_frozen());
+        drop(leaf);
+        assert!(directory.symlink_metadata().is_err(), "its end needs no thaw");
+        assert!(!child.wait().unwrap().success());
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod kill;
 mod logs;
 mod metrics;
 mod on_exit;
+mod pause;
 mod profile;
 mod progress;
 mod prune;
@@ -48,6 +49,8 @@ use clap::error::ErrorKind;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
+
+use crate::control::Request;
 
 /// Runs coding agents in a locked box, as your plain user: no daemon, no root, no setuid helper.
 ///
@@ -106,6 +109,13 @@ enum Verb {
     Summary(Later<summary::Args>),
     /// Stop jobs: SIGTERM (or what the image says), and SIGKILL for one that does not end in time
     Stop(Later<stop::Args>),
+    /// Stop the time of jobs that have a cgroup of their own: none of their processes runs until `agentd unpause`
+    ///
+    /// A job has one with --pids, --memory or another limit, on a host with cgroup v2. Its --timeout goes on; `agentd stop`
+    /// and `agentd kill` end it all the same.
+    Pause(Later<pause::Args>),
+    /// Let paused jobs go on
+    Unpause(Later<pause::Args>),
     /// Send a signal to the command of jobs; SIGKILL ends everything in the box
     Kill(Later<kill::Args>),
     /// Wait for the end of jobs; print their exit codes, and exit with the last
@@ -237,6 +247,8 @@ pub fn main() -> ExitCode {
         Verb::Health(Later(args)) => health::run(&args),
         Verb::Metrics(Later(args)) => metrics::run(&args).map(|()| 0),
         Verb::Stop(Later(args)) => stop::run(&args).map(|()| 0),
+        Verb::Pause(Later(args)) => pause::run(&args, &Request::Pause).map(|()| 0),
+        Verb::Unpause(Later(args)) => pause::run(&args, &Request::Unpause).map(|()| 0),
         Verb::Kill(Later(args)) => kill::run(&args).map(|()| 0),
         Verb::Wait(Later(args)) => wait::run(&args),
         Verb::Secret(Later(args)) => secret::run(&args).map(|()| 0),

@@ -1,6 +1,8 @@
 //! `agentd ps`.
 
+use std::fs;
 use std::io::{BufWriter, ErrorKind, Write};
+use std::path::Path;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
@@ -11,7 +13,7 @@ use super::environment::Directories;
 use super::template::Listing;
 use super::{print_json, printable, say};
 use crate::job::brief::Brief;
-use crate::job::record::Record;
+use crate::job::record::{Record, State};
 use crate::job::store::{JobStoreError, Jobs};
 
 #[derive(Debug, clap::Args)]
@@ -181,12 +183,21 @@ fn row(record: &Brief) -> [String; 7] {
     [
         record.id.to_string(),
         record.name.as_ref().map_or_else(|| "-".into(), ToString::to_string),
-        record.state().summary(),
+        state(record),
         age(&record.created),
         record.duration_ms.map_or_else(|| "-".into(), |took| short(Duration::from_millis(took))),
         shortened(&printable(&record.image), LONGEST_IMAGE),
         printable(&record.command.join(" ")),
     ]
+}
+
+/// Where it stands; that a job is paused is the kernel's to say.
+fn state(record: &Brief) -> String {
+    let state = record.state();
+    let freeze =
+        record.cgroup.as_ref().filter(|_| state == State::Running).map(|path| Path::new(path).join("cgroup.freeze"));
+    let is_paused = freeze.is_some_and(|freeze| fs::read_to_string(freeze).is_ok_and(|text| text.trim() == "1"));
+    if is_paused { "paused".into() } else { state.summary() }
 }
 
 const HEADER: [&str; 7] = ["JOB", "NAME", "STATE", "CREATED", "TOOK", "IMAGE", "COMMAND"];

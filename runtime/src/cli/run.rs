@@ -258,6 +258,9 @@ fn perform(mut args: Args, shell: Option<io::Result<Shell>>, learning: Option<&L
     if spec.network == Network::Host && !quiet {
         say("--net host: the job reaches everything this host reaches, its own loopback services included");
     }
+    if spec.reach.learn && !quiet {
+        say("--net-learn: the job reaches every host of the internet that is not denied");
+    }
     let id = JobId::random().context("cannot make a job id")?;
     // A shell is a child of this process, and has no secret and no certificate.
     let is_plain = secrets.is_empty() && spec.reach.inspected.is_empty();
@@ -308,6 +311,9 @@ fn perform(mut args: Args, shell: Option<io::Result<Shell>>, learning: Option<&L
     }
     if !quiet && finished.record.denials > 0 {
         say(&denied(&finished, &plan, remove));
+    }
+    if let Some(learned) = run_network::learned(&finished, &plan) {
+        say(&learned);
     }
     if !quiet && let Some(refused) = run_network::refused(&finished, plan.id.as_str(), remove) {
         say(&refused);
@@ -567,8 +573,9 @@ fn network_of(plan: &Plan) -> String {
             let denied =
                 if policy.denied().is_empty() { String::new() } else { format!("; not {}", list(policy.denied())) };
             let read = run_network::inspected(policy.inspected());
-            let allowed: Vec<String> =
-                [list(policy.allowed()), read].into_iter().filter(|text| !text.is_empty()).collect();
+            let learned = if policy.learns() { "everything of the internet, to learn" } else { "" };
+            let allowed = [learned.to_owned(), list(policy.allowed()), read];
+            let allowed: Vec<String> = allowed.into_iter().filter(|text| !text.is_empty()).collect();
             format!("through the broker: {}{denied}", allowed.join(", "))
         }
     }

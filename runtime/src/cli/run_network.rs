@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use super::run::absolute;
 use crate::job::spec::parse_size;
 use crate::launch::network::AskedNetwork;
+use crate::launch::plan::Plan;
 use crate::supervisor::Finished;
 
 // Not a doc comment: clap would take it for what the verb does.
@@ -37,6 +38,10 @@ pub(super) struct NetworkArgs {
     /// Bound what goes through: connections=N at once (1024 at most), total=N in all, bytes=SIZE in all, rate=SIZE a second
     #[arg(long, value_name = "NAME=VALUE")]
     net_limit: Vec<String>,
+    /// Let everything of the internet through that is not denied, and say at the end which --allow would have let through
+    /// exactly that; for a job that you trust this once
+    #[arg(long)]
+    net_learn: bool,
     /// End TLS to the hosts of secrets at the broker, too, for programs that cannot be told to use http:// inside: they are
     /// shown certificates of an authority that is made for this job and believed in its box only
     #[arg(long)]
@@ -105,11 +110,14 @@ impl NetworkArgs {
     /// The network, and what it may reach; `credentials` are those of secrets that the broker adds.
     pub(super) fn asked(self, credentials: Vec<Credential>) -> Result<(Network, AskedNetwork)> {
         let net = self.network();
-        let NetworkArgs { net: _, allow, deny, add_host, proxy, net_limit, tls_terminate, upstream_ca } = self;
-        if net == Network::Host && !allow.is_empty() {
-            bail!("--net host reaches everything, and --allow less: give one of them");
+        let NetworkArgs { net: _, allow, deny, add_host, proxy, net_limit, net_learn, tls_terminate, upstream_ca } =
+            self;
+        if net == Network::Host && (net_learn || !allow.is_empty()) {
+            bail!(
+                "--net host reaches everything, with nobody between who could allow or learn: leave it or the other out"
+            );
         }
-        if allow.is_empty() && credentials.is_empty() {
+        if allow.is_empty() && credentials.is_empty() && !net_learn {
             let alone = [
                 ("--deny", !deny.is_empty()),
                 ("--add-host", !add_host.is_empty()),
@@ -135,12 +143,15 @@ impl NetworkArgs {
         for text in &net_limit {
             limits.set(text, |size| parse_size(size).ok()).context("--net-limit")?;
         }
+        if !inspected.is_empty() && net_learn {
+            bail!("--net-learn is about hosts, and requests to some hosts are read here: learn without keys and URLs");
+        }
         if !inspected.is_empty() && (limits.bytes.is_some() || limits.rate.is_some()) {
             bail!(
                 "--net-limit bytes and rate are about what passes unread, and requests to some hosts are read: leave them out"
             );
         }
-        Ok((net, AskedNetwork { allow, deny, hosts: add_host, inspected, proxy, limits }))
+        Ok((net, AskedNetwork { allow, deny, hosts: add_host, inspected, proxy, limits, learn: net_learn }))
     }
 }
 
@@ -161,6 +172,20 @@ pub(super) fn inspected(inspected: &Inspected) -> String {
     let rules = inspected.allow.iter().map(ToString::to_string);
     let denied = inspected.deny.iter().map(|rule| format!("not {rule}"));
     keys.chain(rules).chain(denied).collect::<Vec<_>>().join(", ")
+}
+
+/// The line about what a job that learns was let reach.
+pub(super) fn learned(finished: &Finished, plan: &Plan) -> Option<String> {
+    let (policy, used) = (plan.reach.as_ref()?, finished.record.network.as_ref()?);
+    if !policy.learns() {
+        return None;
+    }
+    let rules = used.names.iter().filter_map(|used| policy.lesson(&used.name, used.port));
+    let flags: Vec<String> = rules.map(|rule| format!(" --allow {rule}")).collect();
+    if flags.is_empty() {
+        return Some("learned: it reached nothing that needs a further --allow".into());
+    }
+    Some(format!("learned: exactly what it reached is allowed by{}", flags.concat()))
 }
 
 /// The line about refused requests, at the end of a run.

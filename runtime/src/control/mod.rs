@@ -45,6 +45,10 @@ pub enum Request {
         /// 1 to 64.
         number: i32,
     },
+    /// Nothing of the box gets CPU time until [`Request::Unpause`].
+    Pause,
+    /// The end of that.
+    Unpause,
     /// How the job's streams are.
     Describe,
     /// A pipe comes along, for one stream.

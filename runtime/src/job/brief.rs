@@ -46,6 +46,9 @@ pub struct Brief {
     /// How often it was started again.
     #[serde(default)]
     pub restarts: u32,
+    /// Path of the job's cgroup, where it has one.
+    #[serde(default)]
+    pub cgroup: Option<String>,
     state: Word,
     #[serde(default)]
     exit_code: Option<u8>,

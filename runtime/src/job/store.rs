@@ -9,6 +9,7 @@
 //! │          control.sock            while somebody talks to the supervisor (crate::control)
 //! │          root.tar.zst            what the job wrote to its root (`--keep`)
 //! │          events.jsonl            made with the first event
+//! │          restarts                how often it was started again, made with the first time (`--restart`)
 //! ├── names/NAME -> ID               made at once or not at all: a name belongs to one job
 //! └── stubs                          what protected paths have made on the host (launch::protect::stubs)
 //! ```

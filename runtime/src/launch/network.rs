@@ -22,6 +22,8 @@ pub struct AskedNetwork {
     pub proxy: bool,
     /// How much of it.
     pub limits: Limits,
+    /// Whether everything is let through, to learn what is asked for.
+    pub learn: bool,
 }
 
 /// The policy, where something is allowed.
@@ -29,11 +31,11 @@ pub struct AskedNetwork {
 /// # Errors
 /// [`PolicyError`].
 pub fn policy(asked: AskedNetwork) -> Result<Option<Policy>, PolicyError> {
-    let AskedNetwork { allow, deny, hosts, inspected, proxy, limits } = asked;
-    if allow.is_empty() && inspected.is_empty() {
+    let AskedNetwork { allow, deny, hosts, inspected, proxy, limits, learn } = asked;
+    if allow.is_empty() && inspected.is_empty() && !learn {
         return Ok(None);
     }
-    let policy = Policy::new(allow, deny, hosts)?.inspecting(inspected)?.within(limits);
+    let policy = Policy::new(allow, deny, hosts)?.inspecting(inspected)?.within(limits).learning(learn);
     if proxy && policy.ports().contains(&PROXY.1) { Err(PolicyError::Proxy) } else { Ok(Some(policy)) }
 }
 

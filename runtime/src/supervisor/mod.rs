@@ -351,6 +351,10 @@ impl<'a> Supervisor<'a> {
             return Ok(());
         }
         self.stop = Some(Stop { reason, kill_at: end });
+        if let Some(leaf) = self.leaf.as_mut().filter(|leaf| leaf.is_frozen()) {
+            // It is to hear of it. One that does not thaw is killed when its time is over.
+            leaf.freeze(false).unwrap_or_default();
+        }
         self.service.stopping();
         pidfd_send_signal(&self.init, rustix::process::Signal::TERM).or_else(gone).to("stop the box")
     }

@@ -9,6 +9,7 @@ use rustix::process::{Signal, pidfd_send_signal};
 use super::control::{self, Asked};
 use super::ending::{Reason, Stop};
 use super::{SuperviseError, Supervisor, To, gone};
+use crate::cgroup::leaf::Leaf;
 use crate::control::{Answer, Request};
 
 /// The kernel's highest signal.
@@ -60,6 +61,10 @@ impl Supervisor<'_> {
                 None => refused("its command has not started yet"),
             },
             Request::Signal { .. } => refused("signals are numbered from 1 to 64"),
+            Request::Pause | Request::Unpause => match self.freeze(matches!(request, Request::Pause)) {
+                Ok(()) => Answer::Done,
+                Err(why) => refused(&why),
+            },
             Request::Renew { secret } => match self.renew(&secret, descriptor)? {
                 Ok(()) => Answer::Done,
                 Err(reason) => refused(&reason),
@@ -98,6 +103,9 @@ impl Supervisor<'_> {
                 Ok(()) => Answer::Done,
                 Err(reason) => refused(reason),
             },
+            Request::Enter if self.leaf.as_ref().is_some_and(Leaf::is_frozen) => {
+                refused("it is paused; `agentd unpause` lets it go on")
+            }
             Request::Enter => match &self.payload {
                 Some(payload) if self.alive => {
                     asked.answer(&Answer::Done, Some(payload.as_fd()));
@@ -108,6 +116,21 @@ impl Supervisor<'_> {
         };
         asked.answer(&answer, None);
         Ok(())
+    }
+
+    /// Pauses the box, or lets it go on.
+    fn freeze(&mut self, frozen: bool) -> Result<(), String> {
+        if !self.alive {
+            return Err("its command does not run".into());
+        }
+        let Some(leaf) = &mut self.leaf else {
+            return Err(
+                "it has no cgroup of its own and cannot be paused; start it with --pids or another limit, where \
+                        `agentd doctor` finds cgroups"
+                    .into(),
+            );
+        };
+        leaf.freeze(frozen).map_err(|error| format!("its cgroup cannot be frozen or thawed: {error}"))
     }
 
     fn signal_init(&self, signal: Signal) -> Result<(), SuperviseError> {

@@ -101,7 +101,7 @@ impl Exchanges {
             self.check_host(&request)?;
             let by_host = policy.decide(&Target::Name(name.clone()), site.port).ok();
             let asked = (request.method().as_str(), request.uri().path());
-            let rule = policy.inspected().decide((name, site.port), asked, by_host);
+            let rule = policy.inspected().decide((name, site.port), asked, by_host.as_deref());
             entry.told.borrow_mut().rule = Some(rule.map_err(Stop::Refused)?);
         }
         let upgrades = request.headers().get_all(header::UPGRADE).iter();
