@@ -37,8 +37,6 @@ impl Shell {
     pub fn new(network: Network, ids: Ids, cgroup: Option<BorrowedFd<'_>>, secrets: &mut Values) -> io::Result<Self> {
         let (channel, inside) = agentd_sys::channel::pair()?;
         let namespaces = if cgroup.is_some() { BOX_NAMESPACES & !CGROUP_NAMESPACE } else { BOX_NAMESPACES };
-        // PID 1 inherits it, and would wait for ever for children of which nobody hears.
-        agentd_sys::signal::hear_of_children()?;
         // They wait for PID 1 from its first instruction on; here they end the planning, as ever.
         let mut awaited: SigSet = RELAYED.iter().copied().collect();
         awaited.add(Signal::SIGCHLD);
