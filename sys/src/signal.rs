@@ -96,12 +96,11 @@ pub fn hear_of_children() -> io::Result<()> {
     Ok(())
 }
 
-/// Blocks `signals` and gives a close-on-exec, non-blocking descriptor that yields them instead. Children are heard of.
+/// Blocks `signals` and gives a close-on-exec, non-blocking descriptor that yields them instead.
 ///
 /// # Errors
 /// The errno of `sigprocmask(2)` or `signalfd(2)`.
 pub fn descriptor(signals: &SigSet) -> io::Result<SignalFd> {
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(signals), None)?;
-    hear_of_children()?;
     Ok(SignalFd::with_flags(signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?)
 }
