@@ -209,8 +209,9 @@ print(say('web.test', {}, b'GET /one HTTP/1.1\r\nHost: web.test\r\nConnection: k
     b'GET /two HTTP/1.1\r\nHost: other.test\r\n\r\n'))",
         server.port()
     );
-    let ran = python(&mut boxed(&home, server.port()), &script).expect_success();
-    assert!(ran.stdout.contains("200 OK"), "{ran}");
+    // The server closes with a request unread, which resets the connection: its answer may be lost on the way.
+    let is_answered = |_| python(&mut boxed(&home, server.port()), &script).expect_success().stdout.contains("200 OK");
+    assert!((0..20).any(is_answered));
     let heard = server.heard();
     assert!(heard.starts_with("GET /one HTTP/1.1\r\nHost: web.test\r\nConnection: close\r\n\r\n"), "{heard}");
     assert!(!heard.contains("keep-alive"), "{heard}");
