@@ -110,10 +110,13 @@ impl Watch {
     fn name_killed(&mut self) {
         let now = self.processes();
         let dying = now.iter().filter(|process| process.is_dying);
-        let gone = self.seen.iter().filter(|seen| !now.iter().any(|process| process.pid == seen.pid)).take(1);
+        // One that ended by itself, or was about to become another program, is not it: it had most of the memory.
+        let most = self.seen.iter().map(|process| process.kib).sum::<u64>() / 2;
+        let is_gone = |seen: &&Process| !now.iter().any(|process| process.pid == seen.pid);
+        let gone = self.seen.iter().filter(|seen| !seen.is_spared && seen.kib > most).find(is_gone);
         let mut names: Vec<String> = dying.map(|process| process.untrusted_name.clone()).collect();
         if names.is_empty() {
-            // It was faster than this look: the largest that is no more.
+            // It was faster than this look.
             names.extend(gone.map(|process| process.untrusted_name.clone()));
         }
         self.untrusted_killed.extend(names);
