@@ -36,6 +36,35 @@ pub use ran::{Ran, run, run_with_input};
 pub use started::Started;
 pub use terminal::Terminal;
 
+/// Runs `program` under strace, which follows its children; gives what it wrote. `None` where strace is missing or may not
+/// trace, which is said: the caller skips.
+///
+/// # Panics
+/// When `program` fails, or what strace wrote cannot be read.
+#[must_use]
+#[track_caller]
+pub fn traced(program: &Command, options: &[&str], home: &Home) -> Option<String> {
+    let trace = home.path().join("trace");
+    let mut traced = Command::new("strace");
+    traced.args(["-f", "-qq"]).args(options).arg("-o").arg(&trace).arg("--").arg(program.get_program());
+    traced.args(program.get_args()).env_clear();
+    traced.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let Ok(output) = traced.output() else {
+        eprintln!("skipped: no strace");
+        return None;
+    };
+    let said = String::from_utf8_lossy(&output.stderr);
+    if said.contains("PTRACE") || said.contains("ptrace(") {
+        eprintln!("skipped: this machine does not let strace trace: {said}");
+        return None;
+    }
+    assert!(output.status.success(), "{said}");
+    match std::fs::read_to_string(&trace) {
+        Ok(trace) => Some(trace),
+        Err(error) => panic!("{}: {error}", trace.display()),
+    }
+}
+
 /// Runs git on the host in `directory` and gives its standard output; a panic unless it succeeds.
 #[track_caller]
 pub fn git(directory: &Path, arguments: &[&str]) -> String {

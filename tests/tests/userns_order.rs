@@ -1,9 +1,6 @@
 //! The order in which a start gives up rights, as the kernel was asked for it: DESIGN's list, seen by strace.
 
-use std::fs;
-use std::process::Command;
-
-use agentd_tests::{Feature, Home, require};
+use agentd_tests::{Feature, Home, require, traced};
 
 /// What PID 1 asks for, in the order it must: a mark in the line of the call. Once PID 1 is not dumpable, an ordinary
 /// user's strace sees numbers and flags, but no memory: no mark below that line is a string.
@@ -69,23 +66,8 @@ fn userns_rights_are_given_up_in_the_order_of_the_design() {
         return;
     }
     let home = Home::new();
-    let trace = home.path().join("trace");
-    let agentd = home.boxed(&[]);
-    let mut traced = Command::new("strace");
-    traced.args(["-f", "-qq", "-s", "64", "-o"]).arg(&trace).arg("--").arg(agentd.get_program());
-    traced.args(agentd.get_args()).arg("/usr/bin/true").env_clear();
-    traced.envs(agentd.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    let Ok(output) = traced.output() else {
-        eprintln!("skipped: no strace");
-        return;
-    };
-    let said = String::from_utf8_lossy(&output.stderr);
-    if said.contains("PTRACE") || said.contains("ptrace(") {
-        eprintln!("skipped: this machine does not let strace trace: {said}");
-        return;
-    }
-    assert!(output.status.success(), "{said}");
-    let trace = fs::read_to_string(&trace).unwrap();
+    let mut agentd = home.boxed(&[]);
+    let Some(trace) = traced(agentd.arg("/usr/bin/true"), &["-s", "64"], &home) else { return };
     assert_order(&calls_of(&trace, "pivot_root("), OF_INIT);
     let payload = calls_of(&trace, "landlock_restrict_self(");
     assert_order(&payload, OF_PAYLOAD);
