@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::ledger::now;
+use super::ledger::begun;
 use super::{Sending, Shared, Slot, dial, inspected, passing, reset};
 use crate::hello::{self, Hello};
 use crate::name::Name;
@@ -138,21 +138,7 @@ pub(super) async fn conduct(
         begun: Instant::now(),
         up: Cell::new(0),
         down: Cell::new(0),
-        request: Request {
-            time: now(),
-            untrusted_host: host,
-            port: Some(port),
-            untrusted_request: None,
-            address: None,
-            rule: None,
-            up: 0,
-            down: 0,
-            duration_ms: 0,
-            verdict: Verdict::Allowed,
-            why: None,
-            allow: None,
-            count: 1,
-        },
+        request: begun(host, Some(port)),
     };
     let passed = match target {
         Ok(target) => pass(&mut entry, &client, (sending, opening), (&target, port), &mut said).await,

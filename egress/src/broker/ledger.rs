@@ -40,6 +40,25 @@ struct Kept {
     totals: Totals,
 }
 
+/// What is told of a request that begins now, as long as nothing else is known of it.
+pub(in crate::broker) fn begun(untrusted_host: String, port: Option<u16>) -> Request {
+    Request {
+        time: now(),
+        untrusted_host,
+        port,
+        untrusted_request: None,
+        address: None,
+        rule: None,
+        up: 0,
+        down: 0,
+        duration_ms: 0,
+        verdict: Verdict::Allowed,
+        why: None,
+        allow: None,
+        count: 1,
+    }
+}
+
 /// RFC 3339, UTC.
 pub(super) fn now() -> String {
     humantime::format_rfc3339_millis(SystemTime::now()).to_string()
@@ -64,19 +83,11 @@ impl Ledger {
     /// Something that was refused before it was a connection.
     pub(super) fn refuse(&self, untrusted_host: &str, port: Option<u16>, refusal: &Refusal) {
         self.count(Request {
-            time: now(),
-            untrusted_host: untrusted_host.to_owned(),
-            port,
-            untrusted_request: None,
-            address: None,
             rule: refusal.rule.clone(),
-            up: 0,
-            down: 0,
-            duration_ms: 0,
             verdict: Verdict::Refused,
             why: Some(refusal.why.clone()),
             allow: refusal.allow.clone(),
-            count: 1,
+            ..begun(untrusted_host.to_owned(), port)
         });
     }
 

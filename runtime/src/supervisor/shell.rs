@@ -40,8 +40,8 @@ impl Shell {
         // They wait for PID 1 from its first instruction on; here they end the planning, as ever.
         let mut awaited: SigSet = RELAYED.iter().copied().collect();
         awaited.add(Signal::SIGCHLD);
-        let before = awaited.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
         agentd_sys::signal::hear_of_children()?;
+        let before = awaited.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
         let cloned = match clone_into(namespaces, cgroup) {
             Ok(Cloned::Child) => {
                 agentd_sys::memory::forget_environment();

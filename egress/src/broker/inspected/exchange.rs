@@ -21,7 +21,7 @@ use super::headers;
 use super::upstream::Upstream;
 use crate::broker::Shared;
 use crate::broker::connection::Stop;
-use crate::broker::ledger::now;
+use crate::broker::ledger::begun;
 use crate::credential::{Credential, How};
 use crate::inspected::Site;
 use crate::name::Name;
@@ -217,19 +217,8 @@ impl Entry {
         let path: String = request.uri().path().escape_debug().take(MOST_TOLD).collect();
         let method: String = request.method().as_str().chars().take(32).collect();
         let told = told::Request {
-            time: now(),
-            untrusted_host: asked.name.to_string(),
-            port: Some(asked.port),
             untrusted_request: Some(format!("{method} {path}")),
-            address: None,
-            rule: None,
-            up: 0,
-            down: 0,
-            duration_ms: 0,
-            verdict: Verdict::Allowed,
-            why: None,
-            allow: None,
-            count: 1,
+            ..begun(asked.name.to_string(), Some(asked.port))
         };
         Entry {
             shared: Rc::clone(shared),
