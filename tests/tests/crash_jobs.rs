@@ -50,6 +50,9 @@ fn a_killed_supervisor_takes_its_detached_job_along() {
     let mut command = Started::new(home.agentd().args(["exec", &id, "sh", "-c", "echo up; exec sleep 1000"]));
     command.wait_for("up\n");
     assert!(!waiting.has_ended());
+    let directory = home.state().join("jobs").join(&id);
+    // As if it had been killed between making its socket and naming it.
+    let _unnamed = UnixListener::bind(directory.join("control.sock.new")).unwrap();
     kill(&supervisor, Signal::KILL);
     all_gone(&inside);
     let waited = waiting.finish().expect_code(137);
@@ -60,7 +63,8 @@ fn a_killed_supervisor_takes_its_detached_job_along() {
     assert!(viewed.code() == 137 || viewed.stderr.contains("it has just ended"), "{viewed}");
     let _ran = command.finish().expect_code(137);
     assert_eq!(home.record(&id)["state"], "lost");
-    assert!(home.state().join("jobs").join(&id).join("control.sock").symlink_metadata().is_err(), "no socket is left");
+    let sockets = ["control.sock", "control.sock.new"].map(|name| directory.join(name));
+    assert!(!sockets.iter().any(|socket| socket.symlink_metadata().is_ok()), "no socket is left");
     assert_eq!(mounts_at(home.path()), Vec::<String>::new());
     for verb in [&["kill"][..], &["exec"], &["attach"]] {
         let words = [verb, &[id.as_str()], if verb == ["exec"] { &["true"] } else { &[] }].concat();

@@ -17,6 +17,8 @@ pub use caller::{Caller, ControlError, end};
 
 /// Name of the socket in a job's directory.
 pub(crate) const SOCKET: &str = "control.sock";
+/// What it is called until it can be connected to.
+pub(crate) const NEW_SOCKET: &str = "control.sock.new";
 
 /// A standard stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

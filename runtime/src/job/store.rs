@@ -36,7 +36,7 @@ use super::id::{JobId, JobName};
 use super::record::{Record, State};
 use super::restart;
 use crate::cgroup;
-use crate::control::SOCKET;
+use crate::control::{NEW_SOCKET, SOCKET};
 use crate::launch::plan::Plan;
 use crate::launch::protect;
 pub(super) use error::Doing;
@@ -206,9 +206,11 @@ impl Jobs {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             made => made.doing("create", &directory)?,
         }
+        // Before the record moves: until then, the next command does again what was cut short.
+        for socket in [SOCKET, NEW_SOCKET].map(|name| directory.join(name)) {
+            fs::remove_file(&socket).or_else(ignore_missing).doing("remove", &socket)?;
+        }
         fs::rename(&live, directory.join(RECORD)).doing("move", &live)?;
-        let socket = directory.join(SOCKET);
-        fs::remove_file(&socket).or_else(ignore_missing).doing("remove", &socket)?;
         Ok(is_lost)
     }
 

@@ -16,7 +16,7 @@ use rustix::net::sockopt::socket_peercred;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, accept_with, bind, listen, socket_with};
 use rustix::process::geteuid;
 
-use crate::control::{Answer, Request, SOCKET, address, decode, encode};
+use crate::control::{Answer, NEW_SOCKET, Request, SOCKET, address, decode, encode};
 
 /// Callers at once.
 const MOST: usize = 32;
@@ -57,16 +57,15 @@ impl Control {
         if self.listener.is_some() {
             return Ok(());
         }
-        const NEW: &str = "control.sock.new";
         let directory = open(&self.directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let listener = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-        let new = self.directory.join(NEW);
+        let new = self.directory.join(NEW_SOCKET);
         match fs::remove_file(&new) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        bind(&listener, &address(&directory, NEW)?)?;
+        bind(&listener, &address(&directory, NEW_SOCKET)?)?;
         fs::set_permissions(&new, fs::Permissions::from_mode(0o600))?;
         listen(&listener, BACKLOG)?;
         // Whoever finds it can connect.
