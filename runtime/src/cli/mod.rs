@@ -33,6 +33,7 @@ mod rmi;
 mod run;
 mod run_io;
 mod run_network;
+mod run_plan;
 mod run_secrets;
 mod secret;
 mod stats;
