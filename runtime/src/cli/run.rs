@@ -427,13 +427,25 @@ fn spec_of(args: Args, image: ImageRef) -> Result<JobSpec> {
     }
     if !args.restart.is_no() {
         let others = [
-            ("--rm", args.rm),
-            ("--keep", args.keep),
-            ("--fake-root", args.fake_root),
-            ("a key that the broker adds", !args.secrets.credentials().is_empty()),
+            ("--rm", args.rm, "what is to be forgotten at its end has none"),
+            ("--keep", args.keep, "each start has a root of its own, and of several none is the one to keep"),
+            (
+                "--fake-root",
+                args.fake_root,
+                "its tracer is a thread, and a box is cloned from a process that has one only",
+            ),
+            (
+                "a key that the broker adds",
+                !args.secrets.credentials().is_empty(),
+                "a later box would begin as a copy of a process that holds it",
+            ),
         ];
-        if let Some((other, _)) = others.into_iter().find(|(_, is_given)| *is_given) {
-            bail!("{other} conflicts with --restart {}: leave one of them out", args.restart);
+        if let Some((other, _, why)) = others.into_iter().find(|(_, is_given, _)| *is_given) {
+            bail!(
+                "{other} conflicts with --restart {}: {why}; leave one of them out, or let systemd start the job again \
+                 (agentd generate systemd)",
+                args.restart
+            );
         }
     }
     let (network, reach) = args.network.asked(args.secrets.credentials())?;
