@@ -9,7 +9,7 @@ use agentd_tests::kernel::Process;
 use agentd_tests::{Feature, Home, Started, Terminal, require, run, wait_until};
 use rustix::process::Signal;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn home() -> Option<Home> {
     require(Feature::Userns).then(Home::new)

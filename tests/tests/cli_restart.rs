@@ -98,8 +98,8 @@ fn stop_ends_it_while_it_runs_and_while_it_waits() {
 #[test]
 fn the_timeout_is_for_all_starts_together() {
     let Some(home) = home() else { return };
-    let ran = run(&mut noting(&home, &["--restart", "always", "--timeout", "2s"], "exit 1")).expect_code(124);
-    assert!(ran.stderr.contains("timeout of 2s"), "{ran}");
+    let ran = run(&mut noting(&home, &["--restart", "always", "--timeout", "4s"], "exit 1")).expect_code(124);
+    assert!(ran.stderr.contains("timeout of 4s"), "{ran}");
     assert!(runs(&home) >= 2);
 }
 

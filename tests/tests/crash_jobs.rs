@@ -12,7 +12,7 @@ use agentd_tests::kernel::{Process, mounts_at};
 use agentd_tests::{Feature, Home, Started, require, run, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn home() -> Option<Home> {
     require(Feature::Userns).then(Home::new)
