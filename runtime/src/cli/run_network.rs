@@ -88,7 +88,7 @@ pub(super) fn allowance(text: &str) -> Result<Rules, String> {
     }
 }
 
-fn denial(text: &str) -> Result<Rules, String> {
+pub(super) fn denial(text: &str) -> Result<Rules, String> {
     if UrlRule::is_meant(text) {
         return text.parse().map(Rules::Requests).map_err(|error: UrlRuleError| error.to_string());
     }
@@ -161,11 +161,6 @@ impl NetworkArgs {
         }
         if !inspected.is_empty() && net_learn {
             bail!("--net-learn is about hosts, and requests to some hosts are read here: learn without keys and URLs");
-        }
-        if !inspected.is_empty() && (limits.bytes.is_some() || limits.rate.is_some()) {
-            bail!(
-                "--net-limit bytes and rate are about what passes unread, and requests to some hosts are read: leave them out"
-            );
         }
         Ok((net, AskedNetwork { allow, deny, hosts: add_host, inspected, proxy, limits, learn: net_learn }))
     }
