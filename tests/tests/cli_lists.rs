@@ -8,7 +8,7 @@ use std::time::Duration;
 use agentd_tests::server::{Manner, Server};
 use agentd_tests::{Feature, Home, Started, require, run, wait_until};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 #[test]
 fn ps_shows_what_is_asked_for_as_it_is_asked_for() {

@@ -76,6 +76,21 @@ impl Meter {
         }
     }
 
+    /// Waits until `bytes` that are here may move on, and counts them.
+    pub(super) async fn pay(&self, mut bytes: usize) -> Result<(), Refusal> {
+        while bytes > 0 {
+            let room = self.room(bytes).await?;
+            self.moved(room);
+            bytes -= room;
+        }
+        Ok(())
+    }
+
+    /// Whether anything is counted.
+    pub(super) fn counts(&self) -> bool {
+        self.limits.bytes.is_some() || self.limits.rate.is_some()
+    }
+
     /// Counts bytes that have moved.
     pub(super) fn moved(&self, bytes: usize) {
         let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
@@ -109,6 +124,9 @@ mod tests {
         assert!(meter.admit().unwrap_err().why.contains("--net-limit total=2"));
         meter.moved(1);
         assert!(runtime.block_on(meter.room(1000)).unwrap_err().why.contains("--net-limit bytes=100"));
+        let meter = Meter::new(Limits { bytes: Some(100), ..Limits::default() });
+        assert_eq!(runtime.block_on(meter.pay(100)), Ok(()));
+        assert!(runtime.block_on(meter.pay(2)).is_err() && meter.admit().is_err());
         let free = Meter::new(Limits::default());
         assert_eq!(runtime.block_on(free.room(1000)), Ok(1000));
     }

@@ -21,6 +21,7 @@ mod logs;
 mod metrics;
 mod on_exit;
 mod pause;
+mod policy_file;
 mod profile;
 mod progress;
 mod prune;

@@ -16,8 +16,9 @@ use agentd_sys::descriptors::open_now;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::environment::{self, Directories};
-use super::job_file;
+use super::job_file::{self, About, Words};
 use super::on_exit;
+use super::policy_file::{self, Counts, PolicyChoice};
 use super::profile::Learning;
 use super::progress::{Follower, INTERRUPTED};
 use super::run_io::IoArgs;
@@ -32,7 +33,9 @@ use crate::job::events::Denial;
 use crate::job::id::{JobId, JobName};
 use crate::job::record::Kept;
 use crate::job::restart::Restart;
-use crate::job::spec::{self, Asked as AskedWords, BindMount, JobSpec, ProfileChoice, SpecError, Workspace};
+use crate::job::spec::{
+    self, Asked as AskedWords, BindMount, JobSpec, PolicyFile, ProfileChoice, SpecError, Workspace,
+};
 use crate::launch::plan::Plan;
 use crate::launch::secrets::Values;
 use crate::launch::write_back;
@@ -124,6 +127,11 @@ pub(super) struct Args {
     stop_timeout: Duration,
     #[command(flatten)]
     network: NetworkArgs,
+    /// Take rules and limits from a file, in the words of --allow, --deny, --net-limit, --memory and the like (docs/network.md);
+    /// those given here are added. none: not even from the usual one
+    /// [default: ~/.config/agentd/policy.toml, if it is there]
+    #[arg(long, value_name = "FILE|none")]
+    policy: Option<PolicyChoice>,
     /// What the command may ask of the kernel: default, strict, nested or a file (see `agentd profile`)
     #[arg(long, value_name = "NAME|FILE", default_value = "default")]
     profile: ProfileChoice,
@@ -208,6 +216,7 @@ const NOT_PLAIN: &[&str] = &[
     "--device",
     "--secret",
     "--job",
+    "--policy",
     "host",
 ];
 
@@ -232,17 +241,30 @@ pub(super) fn description() -> clap::Command {
 }
 
 /// Runs the verb, in `shell` if it fits; gives the exit code.
-pub(super) fn run(args: Args, shell: Option<io::Result<Shell>>) -> Result<u8> {
-    let Some(file) = &args.job else { return perform(args, shell, None) };
-    let words = job_file::put_in(env::args_os(), !args.command.is_empty(), file, description())?;
-    match super::again(words) {
-        Ok(args) => perform(args, shell, None),
-        Err(error) => {
-            // A terminal that is gone cannot be told anything.
-            error.print().unwrap_or_default();
-            Ok(FAILED)
-        }
+pub(super) fn run(mut args: Args, shell: Option<io::Result<Shell>>) -> Result<u8> {
+    let directories = Directories::find()?;
+    let mut line = None;
+    if let Some(file) = &args.job {
+        let words = job_file::read(About::Job, file, description())?;
+        let put = job_file::put_in(env::args_os().collect(), !args.command.is_empty(), &words);
+        let Some(again) = again(put.clone()) else { return Ok(FAILED) };
+        (args, line) = (again, Some(put));
     }
+    let policy = policy_file::find(args.policy.as_ref(), directories.policy_file())?;
+    if let Some(policy) = &policy {
+        let words = Words { flags: policy.words.clone(), command: Vec::new() };
+        let put = job_file::put_in(line.unwrap_or_else(|| env::args_os().collect()), true, &words);
+        let Some(again) = again(put) else { return Ok(FAILED) };
+        args = again;
+        args.network.of_policy = Counts::of(&policy.words);
+    }
+    perform(args, &directories, shell, None, policy)
+}
+
+/// The arguments of a line that has other words now; what is wrong with them has been said.
+fn again(words: Vec<OsString>) -> Option<Args> {
+    // A terminal that is gone cannot be told anything.
+    super::again(words).map_err(|error| error.print().unwrap_or_default()).ok()
 }
 
 /// The same for `agentd profile learn`.
@@ -250,13 +272,22 @@ pub(super) fn learn(args: Args, learning: &Learning) -> Result<u8> {
     ensure!(args.restart.is_no(), "what is learned is of one run; leave --restart out");
     ensure!(args.job.is_none(), "flags of a job file are not for learning; write them out");
     ensure!(!args.detach, "what is learned is written when the command ends; leave --detach out");
-    perform(args, None, Some(learning))
+    let directories = Directories::find()?;
+    if let Some(policy) = policy_file::find(args.policy.as_ref(), directories.policy_file())? {
+        bail!("rules of {} are not for learning; write them out, and say --policy none", policy.file.display());
+    }
+    perform(args, &directories, None, Some(learning), None)
 }
 
-fn perform(mut args: Args, shell: Option<io::Result<Shell>>, learning: Option<&Learning>) -> Result<u8> {
+fn perform(
+    mut args: Args,
+    directories: &Directories,
+    shell: Option<io::Result<Shell>>,
+    learning: Option<&Learning>,
+    policy: Option<PolicyFile>,
+) -> Result<u8> {
     // Before anything of agentd's own is open.
     let callers = if args.detach { Some(open_now().context("cannot look at the open descriptors")?) } else { None };
-    let directories = Directories::find()?;
     let (quiet, remove, replace, dry_run, format) = (args.quiet, args.rm, args.replace, args.dry_run, args.format);
     let short_name = args.image.short_name();
     let (image, pull) = args.image.clone().find(&directories.stores(), args.pull.into())?;
@@ -268,7 +299,8 @@ fn perform(mut args: Args, shell: Option<io::Result<Shell>>, learning: Option<&L
     let program = args.entrypoint.as_ref().or(args.command.first()).cloned();
     let is_led_elsewhere = args.env.iter().any(|word| word.starts_with("ANTHROPIC_BASE_URL="));
     let allowed = args.network.allow_for(program.as_deref(), asked.has_one_for_claude() || is_led_elsewhere);
-    let mut spec = JobSpec { learn: learning.is_some(), ..spec_of(args, image)? };
+    let mut spec = JobSpec { learn: learning.is_some(), policy, ..spec_of(args, image)? };
+    policy_file::keep_apart(&spec)?;
     // Those of another verb are not asked for again.
     spec.asked.take_if(|_| learning.is_some());
     // A dry run needs none of their values, and prints none.
@@ -498,6 +530,7 @@ fn spec_of(args: Args, image: ImageRef) -> Result<JobSpec> {
         secrets: args.secrets.files(),
         secret_env: args.secrets.variables(),
         asked,
+        policy: None,
     })
 }
 
@@ -508,6 +541,7 @@ fn asked(args: &Args) -> Result<Option<AskedWords>> {
         || args.mount.iter().any(|mount| mount.source.is_relative())
         || args.env_file.iter().chain(&args.job).any(|path| path.is_relative())
         || matches!(&args.profile, ProfileChoice::File(path) if path.is_relative())
+        || matches!(&args.policy, Some(PolicyChoice::File(path)) if path.is_relative())
         || !args.secrets.is_empty()
         || args.on_exit.is_some();
     let directory = is_relative.then(env::current_dir).transpose().context("cannot tell the working directory")?;

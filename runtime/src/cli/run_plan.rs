@@ -8,6 +8,7 @@ use anyhow::Result;
 
 use super::run_network;
 use super::{Format, print_json, printable};
+use crate::job::spec::PolicyFile;
 use crate::launch::plan::Plan;
 
 /// Prints the plan, or a summary of it.
@@ -35,6 +36,14 @@ pub(super) fn print(plan: &Plan, format: Format) -> Result<()> {
                 ids.host_gid
             )?;
             writeln!(out, "network    {}", network_of(plan))?;
+            if let Some(PolicyFile { file, words }) = &plan.policy {
+                writeln!(
+                    out,
+                    "policy     {}: {}",
+                    printable(&file.display().to_string()),
+                    printable(&words.join(" "))
+                )?;
+            }
             writeln!(out, "root       {}", root_of(plan))?;
             for mount in &inside.mounts {
                 writeln!(out, "mount      {}", printable(&describe(mount)))?;

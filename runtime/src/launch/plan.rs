@@ -20,7 +20,7 @@ use crate::cgroup::{self, Cgroup, Limits};
 use crate::job::id::{JobId, JobName};
 use crate::job::record::SCHEMA;
 use crate::job::restart::Restart;
-use crate::job::spec::{Asked, JobSpec};
+use crate::job::spec::{Asked, JobSpec, PolicyFile};
 
 /// Where the workspace is inside.
 pub const WORKSPACE: &str = "/workspace";
@@ -96,6 +96,9 @@ pub struct Plan {
     /// The words that asked for all this.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub asked: Option<Asked>,
+    /// The policy file whose words were put before these.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub policy: Option<PolicyFile>,
     /// The box.
     #[serde(rename = "box")]
     pub inside: BoxPlan,
@@ -260,6 +263,7 @@ impl Plan {
             secret_env: spec.secret_env,
             reach,
             asked: spec.asked,
+            policy: spec.policy,
             inside,
         };
         Ok((plan, in_store))

@@ -174,7 +174,7 @@ impl Supervisor<'_> {
         self.map_ids(pid)?;
         (self.alive, self.abandoned, self.abandon_at) = (true, false, None);
         (self.payload, self.failure, self.status) = (None, None, None);
-        let secrets = self.start_network(secrets)?;
+        let secrets = self.start_network(pid, secrets)?;
         self.resume_network();
         if let Some(again) = &mut self.again {
             (again.secrets, again.rests, again.begun) = (secrets, false, Instant::now());
