@@ -6,6 +6,7 @@
 //!
 //! Invariant: connections, names, waiting messages and everything read before a decision have bounds, whatever the box does.
 
+mod client;
 mod confine;
 mod connection;
 mod dial;
@@ -29,7 +30,7 @@ use std::time::{Duration, Instant};
 use agentd_sys::channel::{self, Message};
 use agentd_sys::memory::BEFORE_FORGETTING;
 use agentd_sys::process::exit_now;
-use rustix::net::{SocketType, sockopt};
+use rustix::net::{AddressFamily, SocketType, sockopt};
 use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream, UdpSocket, UnixDatagram};
 use tokio::sync::{Notify, Semaphore};
@@ -42,6 +43,7 @@ use crate::order::Order;
 use crate::policy::{NAME_SERVICE, Policy, Refusal};
 use crate::proxy::PROXY;
 use crate::told::Told;
+use client::Clients;
 use dialled::Dialled;
 pub use inspected::prepared::Key;
 use inspected::prepared::{Authority, Prepared};
@@ -109,6 +111,7 @@ struct Shared {
     /// One for each thread that looks names up.
     lookups: Arc<Semaphore>,
     ledger: Ledger,
+    clients: Clients,
     pipes: Pipes,
     meter: Meter,
     connections: Cell<usize>,
@@ -141,6 +144,7 @@ fn serve(policy: Policy, prepared: Option<Prepared>, channel: OwnedFd, most: usi
         looked_up: RefCell::default(),
         lookups: Arc::new(Semaphore::new(MOST_LOOKUPS)),
         ledger: Ledger::default(),
+        clients: Clients::default(),
         pipes: Pipes::default(),
         meter: Meter::new(limits),
         connections: Cell::new(0),
@@ -168,6 +172,12 @@ async fn until_the_end(shared: &Rc<Shared>, channel: &OwnedFd) -> io::Result<()>
     // Tokio has no type for sockets of messages in sequence; of this one only readiness is used.
     let channel = UnixDatagram::from_std(channel.try_clone()?.into())?;
     let tell = shared.ledger.tell(&channel);
+    let count = async {
+        loop {
+            let moved = shared.meter.news().await;
+            shared.ledger.put(&Told::Moved(moved));
+        }
+    };
     let listen = async {
         loop {
             channel.readable().await?;
@@ -188,6 +198,7 @@ async fn until_the_end(shared: &Rc<Shared>, channel: &OwnedFd) -> io::Result<()>
     tokio::select! {
         told = tell => told,
         ended = work => ended,
+        () = count => Ok(()),
     }
 }
 
@@ -201,6 +212,7 @@ fn obey(shared: &Rc<Shared>, message: Message) -> io::Result<()> {
     match (Order::decode(&bytes), descriptor) {
         (Some(Order::Door), Some(socket)) => open(shared, socket)?,
         (Some(Order::Dialled(id)), socket) => shared.dialled.answered(id, socket),
+        (Some(Order::Whose { id, program }), None) => shared.clients.answered(id, program),
         (Some(Order::Change(change)), None) => {
             let changed = shared.policy.borrow().changed(&change).map_err(io::Error::other)?;
             shared.policy.replace(changed);
@@ -244,6 +256,10 @@ impl Drop for Sending<'_> {
 /// A socket of the box: what it is for, it says itself.
 fn open(shared: &Rc<Shared>, socket: OwnedFd) -> io::Result<()> {
     rustix::io::ioctl_fionbio(&socket, true)?;
+    if sockopt::socket_domain(&socket)? == AddressFamily::NETLINK {
+        shared.clients.ask_by(socket);
+        return Ok(());
+    }
     if sockopt::socket_type(&socket)? == SocketType::DGRAM {
         let socket = UdpSocket::from_std(socket.into())?;
         tokio::task::spawn_local(service::datagrams(Rc::clone(shared), socket));

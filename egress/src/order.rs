@@ -52,6 +52,16 @@ impl Policy {
     }
 }
 
+/// A program of the box.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Program {
+    /// What it calls itself.
+    #[serde(rename = "name")]
+    pub untrusted_name: String,
+    /// Its number inside.
+    pub pid: u32,
+}
+
 /// A message to the broker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -62,6 +72,14 @@ pub enum Order {
     Change(Change),
     /// A connection that was asked for by [`crate::Told::Dial`] comes along, begun; without one it cannot be made.
     Dialled(u64),
+    /// Whose the socket is that was asked about by [`crate::Told::Whose`], where that can be seen.
+    Whose {
+        /// Of the question.
+        id: u64,
+        /// The program.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        program: Option<Program>,
+    },
 }
 
 impl Order {

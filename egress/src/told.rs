@@ -8,6 +8,8 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::order::Program;
+
 /// What came of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -44,6 +46,12 @@ pub struct Request {
     /// Method and path, without the query, of a request that the broker has read.
     #[serde(rename = "request", skip_serializing_if = "Option::is_none", default)]
     pub untrusted_request: Option<String>,
+    /// What the program calls itself that has asked, where it could be seen.
+    #[serde(rename = "program", skip_serializing_if = "Option::is_none", default)]
+    pub untrusted_program: Option<String>,
+    /// Its number inside.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub pid: Option<u32>,
     /// Where it was dialled.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub address: Option<String>,
@@ -77,6 +85,13 @@ fn one() -> u64 {
 }
 
 impl Request {
+    /// The same, asked by `program`.
+    #[must_use]
+    pub fn by(self, program: Option<Program>) -> Self {
+        let (untrusted_program, pid) = program.map(|program| (program.untrusted_name, program.pid)).unzip();
+        Request { untrusted_program, pid, ..self }
+    }
+
     /// Whether `other` was refused for the same thing.
     #[must_use]
     pub fn is_like(&self, other: &Self) -> bool {
@@ -110,6 +125,8 @@ pub enum Told {
     Request(Request),
     /// At the end: a refusal again, with the number of its kind.
     Again(Request),
+    /// While bytes move, once a second: how many have moved so far, both ways together.
+    Moved(u64),
     /// The last message.
     Totals(Totals),
     /// A connection is wanted at a port that was allowed while the job ran, which the broker cannot dial itself.
@@ -118,6 +135,13 @@ pub enum Told {
         id: u64,
         /// Where to.
         at: SocketAddr,
+    },
+    /// Whose is this socket of the box?
+    Whose {
+        /// Of [`crate::Order::Whose`].
+        id: u64,
+        /// Of the socket, as /proc/PID/fd has it.
+        inode: u32,
     },
     /// The first message of a broker that reads requests: it can.
     Ready {
@@ -132,7 +156,7 @@ pub enum Told {
     },
 }
 
-/// Longest text of a message, in bytes: with six of them it fits the channel. They hold no control characters, whose
+/// Longest text of a message, in bytes: with seven of them it fits the channel. They hold no control characters, whose
 /// escapes would be six times as long.
 const MOST_TEXT: usize = 300;
 
@@ -142,8 +166,13 @@ impl Told {
     pub fn encode(&self) -> Vec<u8> {
         let mut told = self.clone();
         if let Told::Request(request) | Told::Again(request) = &mut told {
-            let Request { untrusted_host, untrusted_request, address, rule, why, allow, .. } = request;
-            for text in [untrusted_request, address, rule, why, allow].into_iter().flatten().chain([untrusted_host]) {
+            let Request { untrusted_host, untrusted_request, untrusted_program, address, rule, why, allow, .. } =
+                request;
+            for text in [untrusted_request, untrusted_program, address, rule, why, allow]
+                .into_iter()
+                .flatten()
+                .chain([untrusted_host])
+            {
                 text.truncate(text.floor_char_boundary(MOST_TEXT));
                 *text = text.replace(|c: char| c.is_ascii_control(), "?");
             }
@@ -170,6 +199,8 @@ mod tests {
             untrusted_host: text.into(),
             port: Some(443),
             untrusted_request: Some(text.into()),
+            untrusted_program: Some(text.into()),
+            pid: Some(u32::MAX),
             address: Some(text.into()),
             rule: Some(text.into()),
             up: u64::MAX,

@@ -49,6 +49,10 @@ pub(crate) fn open(doors: &Doors, channel: &OwnedFd) -> Result<(), Failure> {
     if let Some(proxy) = doors.proxy {
         send(SocketAddr::from(proxy), SocketType::STREAM, channel)?;
     }
+    // By it the broker learns whose connections these are; a kernel without it leaves that untold.
+    if let Ok(diag) = agentd_sys::diag::open() {
+        report::send(channel, &Report::Door, Some(diag.as_fd())).at(AT, "the supervisor")?;
+    }
     Ok(())
 }
 

@@ -6,6 +6,7 @@
 
 pub mod channel;
 pub mod descriptors;
+pub mod diag;
 pub mod landlock;
 pub mod loopback;
 pub mod memory;

@@ -53,7 +53,7 @@ fn cli_a_box_says_what_it_refuses_and_which_flag_would_allow_it() {
         assert!(!plain.contains(part), "{part}: {plain}");
     }
     let some = note(&home, &["--allow", "one.example:8443", "--allow", "*.two.example"]);
-    for part in ["one.example:8443", "*.two.example", "other names do not resolve"] {
+    for part in ["one.example:8443", "*.two.example", "other names do not resolve", "agentd allow, agentd deny"] {
         assert!(some.contains(part) && !some.contains("127.0.0.1"), "{part}: {some}");
     }
     let opened = note(&home, &["--workspace", &place, "--unprotect", ".vscode"]);

@@ -54,10 +54,18 @@ fn what_cannot_start_or_conflicts_is_told_at_once() {
     let Some(home) = home() else { return };
     let ran = run(home.run().args(["--restart", "always", "--", "/no/such/program"])).expect_code(127);
     ran.expect_one_error_line(&["/no/such/program"]);
-    for other in [&["--rm"][..], &["--writable", "--fake-root"]] {
+    let read = home.path().join("read");
+    let key = format!("KEY@api.test=cmd:touch {}", read.display());
+    for (other, named) in [
+        (&["--rm"][..], "--rm"),
+        (&["--writable", "--fake-root"], "--fake-root"),
+        (&["--secret", &key], "a key that the broker adds"),
+    ] {
         let ran = run(home.run().args(["--restart", "always"]).args(other).args(["--", "true"])).expect_code(125);
-        ran.expect_one_error_line(&[other[other.len() - 1], "conflicts with --restart"]);
+        // What stands in the way, why, and what does it instead.
+        ran.expect_one_error_line(&[named, "conflicts with --restart always: ", "agentd generate systemd"]);
     }
+    assert!(read.symlink_metadata().is_err(), "no key was asked for");
     let ran = run(home.run().args(["--restart", "sometimes", "--", "true"])).expect_code(125);
     assert!(ran.stderr.contains("on-failure:N"), "{ran}");
     let _ran = run(home.run().args(["--restart", "no", "--rm", "--", "true"])).expect_success();

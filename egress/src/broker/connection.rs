@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
+use super::client::Client;
 use super::ledger::begun;
 use super::{Sending, Shared, Slot, dial, inspected, passing, reset};
 use crate::hello::{self, Hello};
@@ -60,12 +61,13 @@ struct Entry<'a> {
     begun: Instant,
     up: Cell<u64>,
     down: Cell<u64>,
+    client: Client,
     request: Request,
 }
 
 impl Drop for Entry<'_> {
     fn drop(&mut self) {
-        let mut request = self.request.clone();
+        let mut request = self.request.clone().by(self.client.known());
         request.duration_ms = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         (request.up, request.down) = (self.up.get(), self.down.get());
         self.shared.ledger.record(request);
@@ -138,6 +140,7 @@ pub(super) async fn conduct(
         begun: Instant::now(),
         up: Cell::new(0),
         down: Cell::new(0),
+        client: Client::of(&client),
         request: begun(host, Some(port)),
     };
     let passed = match target {
@@ -156,6 +159,10 @@ pub(super) async fn conduct(
         Stop::Failed(_) if request.address.is_some() => {}
         Stop::Failed(why) => (request.verdict, request.why) = (Verdict::Failed, Some(why)),
     }
+    if request.verdict == Verdict::Refused && !shared.ledger.knows(request) {
+        entry.client.find(&shared.clients, &shared.ledger).await;
+    }
+    let request = &entry.request;
     let end = (request.verdict, request.why.clone().unwrap_or_default(), request.allow.clone());
     let is_dialled = entry.request.address.is_some();
     let has_begun = entry.up.get() + entry.down.get() > 0;
@@ -218,6 +225,7 @@ async fn pass(
         return Err(Stop::Refused(Refusal::because("requests to this host are read, and not passed on unread")));
     }
     entry.request.rule = Some(shared.policy.borrow().decide(target, port).map_err(Stop::Refused)?.to_string());
+    entry.client.ask(&shared.clients, &shared.ledger);
     client.set_nodelay(true)?;
     let expected = match port {
         443 => Expected::Tls,

@@ -29,6 +29,7 @@ use tokio::time::timeout;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::rustls::server::Acceptor;
 
+use super::client::Client;
 use super::{Shared, Slot, reset};
 use crate::name::Name;
 use crate::policy::{Refusal, Target};
@@ -57,9 +58,14 @@ pub(super) async fn take(slot: &Slot, client: TcpStream, target: &Target, port: 
     let shared = &slot.0;
     let Target::Name(name) = target else { return Some(client) };
     let Some(site) = shared.policy.borrow().inspected().site(name, port) else { return Some(client) };
-    let refuse = |refusal: &Refusal| shared.ledger.refuse(name.as_str(), Some(port), refusal);
+    let whose = Rc::new(Client::of(&client));
+    whose.ask(&shared.clients, &shared.ledger);
+    let refuse = async |refusal: &Refusal| {
+        let host = (name.as_str(), Some(port));
+        shared.ledger.refuse_to((&whose, &shared.clients), host, refusal).await;
+    };
     let Ok(first) = timeout(FIRST_WORDS, first_byte(&client)).await else {
-        refuse(&Refusal::because("the client said too little for too long"));
+        refuse(&Refusal::because("the client said too little for too long")).await;
         reset(&client);
         return None;
     };
@@ -69,7 +75,7 @@ pub(super) async fn take(slot: &Slot, client: TcpStream, target: &Target, port: 
         Ok(None) | Err(_) => return None,
     };
     let Some(_one) = One::take(shared) else {
-        refuse(&Refusal::because(format!("more than {MOST} connections at once whose requests are read")));
+        refuse(&Refusal::because(format!("more than {MOST} connections at once whose requests are read"))).await;
         reset(&client);
         return None;
     };
@@ -78,13 +84,13 @@ pub(super) async fn take(slot: &Slot, client: TcpStream, target: &Target, port: 
     client.set_nodelay(true).unwrap_or_default();
     if is_tls {
         match timeout(FIRST_WORDS, terminate(shared, client, name)).await {
-            Ok(Ok(client)) => requests(shared, client, asked).await,
-            Ok(Err(Some(why))) => refuse(&Refusal::because(why)),
+            Ok(Ok(client)) => requests(shared, client, asked, &whose).await,
+            Ok(Err(Some(why))) => refuse(&Refusal::because(why)).await,
             Ok(Err(None)) => {}
-            Err(_late) => refuse(&Refusal::because("the client said too little for too long")),
+            Err(_late) => refuse(&Refusal::because("the client said too little for too long")).await,
         }
     } else {
-        requests(shared, client, asked).await;
+        requests(shared, client, asked, &whose).await;
     }
     None
 }
@@ -136,8 +142,8 @@ async fn terminate(
 }
 
 /// Serves the requests of one client, one after the other.
-async fn requests(shared: &Rc<Shared>, client: impl AsyncRead + AsyncWrite + Unpin, asked: Asked) {
-    let exchanges = Rc::new(Exchanges::new(Rc::clone(shared), asked));
+async fn requests(shared: &Rc<Shared>, client: impl AsyncRead + AsyncWrite + Unpin, asked: Asked, whose: &Rc<Client>) {
+    let exchanges = Rc::new(Exchanges::new(Rc::clone(shared), asked, Rc::clone(whose)));
     let service = service_fn(|request| {
         let exchanges = Rc::clone(&exchanges);
         async move { Ok::<_, std::convert::Infallible>(exchanges.exchange(request).await) }
@@ -150,6 +156,6 @@ async fn requests(shared: &Rc<Shared>, client: impl AsyncRead + AsyncWrite + Unp
     if let Err(error) = served
         && error.is_parse()
     {
-        exchanges.refuse(&Refusal::because(format!("its request is malformed: {error}")));
+        exchanges.refuse(&Refusal::because(format!("its request is malformed: {error}"))).await;
     }
 }

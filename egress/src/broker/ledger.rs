@@ -15,6 +15,7 @@ use tokio::io::Interest;
 use tokio::net::UnixDatagram;
 use tokio::sync::Notify;
 
+use super::client::{Client, Clients};
 use crate::policy::Refusal;
 use crate::told::{Request, Told, Totals, Verdict};
 
@@ -47,6 +48,8 @@ pub(in crate::broker) fn begun(untrusted_host: String, port: Option<u16>) -> Req
         untrusted_host,
         port,
         untrusted_request: None,
+        untrusted_program: None,
+        pid: None,
         address: None,
         rule: None,
         up: 0,
@@ -56,6 +59,16 @@ pub(in crate::broker) fn begun(untrusted_host: String, port: Option<u16>) -> Req
         why: None,
         allow: None,
         count: 1,
+    }
+}
+
+fn refused(untrusted_host: &str, port: Option<u16>, refusal: &Refusal) -> Request {
+    Request {
+        rule: refusal.rule.clone(),
+        verdict: Verdict::Refused,
+        why: Some(refusal.why.clone()),
+        allow: refusal.allow.clone(),
+        ..begun(untrusted_host.to_owned(), port)
     }
 }
 
@@ -82,13 +95,27 @@ impl Ledger {
 
     /// Something that was refused before it was a connection.
     pub(super) fn refuse(&self, untrusted_host: &str, port: Option<u16>, refusal: &Refusal) {
-        self.count(Request {
-            rule: refusal.rule.clone(),
-            verdict: Verdict::Refused,
-            why: Some(refusal.why.clone()),
-            allow: refusal.allow.clone(),
-            ..begun(untrusted_host.to_owned(), port)
-        });
+        self.count(refused(untrusted_host, port, refusal));
+    }
+
+    /// The same, once it is known whose it is, if that is still to be told.
+    pub(super) async fn refuse_to(
+        &self,
+        (client, clients): (&Client, &Clients),
+        (untrusted_host, port): (&str, Option<u16>),
+        refusal: &Refusal,
+    ) {
+        let request = refused(untrusted_host, port, refusal);
+        if !self.knows(&request) {
+            client.find(clients, self).await;
+        }
+        self.count(request.by(client.known()));
+    }
+
+    /// Whether nothing more is to be told of one that was refused for this.
+    pub(super) fn knows(&self, request: &Request) -> bool {
+        let refused = &self.kept.borrow().refused;
+        refused.len() >= MOST_KINDS || refused.iter().any(|known| known.is_like(request))
     }
 
     fn count(&self, request: Request) {

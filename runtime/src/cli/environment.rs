@@ -124,6 +124,17 @@ impl Directories {
         }
     }
 
+    /// Where the policy file is that holds without being named.
+    pub(super) fn policy_file(&self) -> Option<PathBuf> {
+        let config = env::var_os("XDG_CONFIG_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+        let config = match config {
+            Some(config) => config,
+            None if geteuid().is_root() => PathBuf::from("/etc"),
+            None => self.home.as_ref()?.join(".config"),
+        };
+        Some(config.join("agentd/policy.toml"))
+    }
+
     /// What a plan has to know.
     pub(super) fn surroundings(&self) -> Surroundings {
         let mut own = vec![self.data.clone(), self.state.clone()];

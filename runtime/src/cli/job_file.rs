@@ -7,11 +7,13 @@
 //! command = ["claude", "-p", "fix the failing test"]
 //! ```
 //!
+//! A policy file (`policy_file`) is the same with fewer keys.
+//!
 //! Invariant: a file is no second command line. Its keys are the long flags of `agentd run`, made words again and parsed with
 //! the words beside `--job` by the one description of both; nothing is asked for that a command line could not ask for.
 
 use std::ffi::{OsStr, OsString};
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -30,15 +32,47 @@ const NOT_KEYS: [&str; 6] = ["job", "detach", "dry-run", "format", "help", "verb
 /// The key of what stands after the flags.
 const COMMAND: &str = "command";
 
-/// A file that is no job.
+/// What a file is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum About {
+    /// One job, in all its words.
+    Job,
+    /// Bounds of jobs, in some.
+    Bounds(&'static [&'static str]),
+}
+
+impl About {
+    fn takes(self, key: &str) -> bool {
+        match self {
+            About::Job => !NOT_KEYS.contains(&key),
+            About::Bounds(keys) => keys.contains(&key),
+        }
+    }
+
+    /// Which keys there are, for messages.
+    fn keys(self) -> String {
+        match self {
+            About::Job => "command and the long flags of `agentd run`".into(),
+            About::Bounds(keys) => keys.join(", "),
+        }
+    }
+}
+
+impl fmt::Display for About {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if *self == About::Job { "job" } else { "policy" })
+    }
+}
+
+/// A file that is none.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum JobFileError {
-    #[error("cannot read the job file {}", path.display())]
-    Read { path: PathBuf, source: std::io::Error },
-    #[error("the job file {} is longer than {MAX_FILE} bytes", .0.display())]
-    Long(PathBuf),
-    #[error("the job file {}, line {line}: {problem}", path.display())]
-    Line { path: PathBuf, line: usize, problem: String },
+pub(super) enum FileError {
+    #[error("cannot read the {about} file {}", path.display())]
+    Read { about: About, path: PathBuf, source: std::io::Error },
+    #[error("the {about} file {} is longer than {MAX_FILE} bytes", path.display())]
+    Long { about: About, path: PathBuf },
+    #[error("the {about} file {}, line {line}: {problem}", path.display())]
+    Line { about: About, path: PathBuf, line: usize, problem: String },
 }
 
 /// A mistake at a byte of the text.
@@ -50,54 +84,57 @@ struct Mistake {
 
 /// A file as words.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Words {
-    flags: Vec<String>,
-    command: Vec<String>,
+pub(super) struct Words {
+    pub(super) flags: Vec<String>,
+    pub(super) command: Vec<String>,
 }
 
-/// The words of a command line that begins with `agentd run` and names the job file `path`, with those of the file put in.
-/// The line's own come later: of a flag with one value the last counts. `says_command`: whether the line has a command.
-///
-/// `run` describes the verb's flags.
-///
-/// # Errors
-/// [`JobFileError`], with the line of the first mistake.
-pub(super) fn put_in(
-    line: impl IntoIterator<Item = OsString>,
-    says_command: bool,
-    path: &Path,
-    run: Command,
-) -> Result<Vec<OsString>, JobFileError> {
-    let text = read(path)?;
-    let Words { flags, command } = words(&text, run).map_err(|Mistake { at, problem }| {
-        let line = text.get(..at).unwrap_or_default().matches('\n').count() + 1;
-        JobFileError::Line { path: path.to_owned(), line, problem }
-    })?;
-    let line: Vec<OsString> = line.into_iter().collect();
+/// The words of a command line that begins with `agentd run`, with those of a file put in. The line's own come later: of a
+/// flag with one value the last counts. `says_command`: whether the line has a command.
+pub(super) fn put_in(line: Vec<OsString>, says_command: bool, words: &Words) -> Vec<OsString> {
+    let Words { flags, command } = words;
     // What stands before the verb are flags without values.
     let is_verb = |word: &OsString| !word.as_encoded_bytes().starts_with(b"-");
     let verb = line.iter().skip(1).position(is_verb).map_or(line.len(), |at| at + 2);
     let (before, after) = line.split_at(verb.min(line.len()));
     let mut put: Vec<OsString> = before.to_vec();
-    put.extend(flags.into_iter().map(OsString::from));
+    put.extend(flags.iter().map(OsString::from));
     put.extend(after.iter().cloned());
     if !says_command && !command.is_empty() {
         if after.last().map(OsString::as_os_str) != Some(OsStr::new("--")) {
             put.push("--".into());
         }
-        put.extend(command.into_iter().map(OsString::from));
+        put.extend(command.iter().map(OsString::from));
     }
-    Ok(put)
+    put
 }
 
-fn read(path: &Path) -> Result<String, JobFileError> {
+/// Reads the file at `path`; `run` describes the verb's flags.
+///
+/// # Errors
+/// [`FileError`], with the line of the first mistake.
+pub(super) fn read(about: About, path: &Path, run: Command) -> Result<Words, FileError> {
+    let opened = File::open(path).map_err(|source| FileError::Read { about, path: path.to_owned(), source })?;
+    read_opened(about, opened, path, run)
+}
+
+/// The same of a file that is open.
+pub(super) fn read_opened(about: About, file: File, path: &Path, run: Command) -> Result<Words, FileError> {
+    let path = path.to_owned();
     let mut text = String::new();
-    let read = File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_string(&mut text));
-    read.map_err(|source| JobFileError::Read { path: path.to_owned(), source })?;
-    if text.len() as u64 > MAX_FILE { Err(JobFileError::Long(path.to_owned())) } else { Ok(text) }
+    if let Err(source) = file.take(MAX_FILE + 1).read_to_string(&mut text) {
+        return Err(FileError::Read { about, path, source });
+    }
+    if text.len() as u64 > MAX_FILE {
+        return Err(FileError::Long { about, path });
+    }
+    words(about, &text, run).map_err(|Mistake { at, problem }| {
+        let line = text.get(..at).unwrap_or_default().matches('\n').count() + 1;
+        FileError::Line { about, path, line, problem }
+    })
 }
 
-fn words(untrusted_text: &str, mut run: Command) -> Result<Words, Mistake> {
+fn words(about: About, untrusted_text: &str, mut run: Command) -> Result<Words, Mistake> {
     let table = DeTable::parse(untrusted_text).map_err(|error| Mistake {
         at: error.span().map_or(0, |span| span.start),
         problem: error.message().to_owned(),
@@ -110,7 +147,7 @@ fn words(untrusted_text: &str, mut run: Command) -> Result<Words, Mistake> {
     for (key, value) in entries {
         let (at, name) = (key.span().start, key.get_ref().as_ref());
         let mistake = |problem: String| Mistake { at, problem };
-        if name == COMMAND {
+        if name == COMMAND && about == About::Job {
             let DeValue::Array(list) = value.get_ref() else {
                 return Err(mistake("command is a list of words: [\"make\", \"test\"]".into()));
             };
@@ -118,11 +155,9 @@ fn words(untrusted_text: &str, mut run: Command) -> Result<Words, Mistake> {
             continue;
         }
         let known = run.get_arguments().find(|argument| argument.get_long() == Some(name));
-        let Some(argument) = known.filter(|_| !NOT_KEYS.contains(&name)) else {
+        let Some(argument) = known.filter(|_| about.takes(name)) else {
             let name = name.escape_debug();
-            return Err(mistake(format!(
-                "`{name}` is no key of a job: keys are command and the long flags of `agentd run`"
-            )));
+            return Err(mistake(format!("`{name}` is no key of a {about}: keys are {}", about.keys())));
         };
         let new: Vec<String> = match (argument.get_action(), value.get_ref()) {
             (ArgAction::SetTrue, DeValue::Boolean(true)) => vec![format!("--{name}")],
@@ -188,7 +223,7 @@ mod tests {
     fn keys_become_flags() {
         let text = "memory = \"2g\"\nrm = true\nwritable = false\ncpus = 1.5\npids = 50\nallow = [\"claude\", \"a.test:80\"]\n\
             env = \"A=b c\"\ncommand = [\"sh\", \"-c\", \"echo --x\"]\n";
-        let words = words(text, run()).unwrap();
+        let words = words(About::Job, text, run()).unwrap();
         let flags =
             ["--memory=2g", "--rm", "--cpus=1.5", "--pids=50", "--allow=claude", "--allow=a.test:80", "--env=A=b c"];
         assert_eq!(words.flags, flags);
@@ -216,7 +251,7 @@ mod tests {
             ("rm = true\nrm = true", "rm = true", "duplicate key"),
             ("rm =", "", "value"),
         ] {
-            let mistake = words(text, run()).unwrap_err();
+            let mistake = words(About::Job, text, run()).unwrap_err();
             assert!(text[mistake.at..].trim_start_matches(['[', '\n']).starts_with(place), "{text}: {mistake:?}");
             assert!(mistake.problem.contains(part), "{text}: {mistake:?}");
         }
@@ -228,20 +263,20 @@ mod tests {
         let file = directory.path().join("job.toml");
         std::fs::write(&file, "memory = \"1g\"\ncommand = [\"true\"]\n").unwrap();
         let put = |line: &[&str], says_command| {
-            let line = line.iter().map(OsString::from);
-            put_in(line, says_command, &file, run()).unwrap().join(OsStr::new(" "))
+            let line = line.iter().map(OsString::from).collect();
+            put_in(line, says_command, &read(About::Job, &file, run()).unwrap()).join(OsStr::new(" "))
         };
         assert_eq!(put(&["agentd", "-v", "run", "--job", "f"], false), "agentd -v run --memory=1g --job f -- true");
         assert_eq!(put(&["agentd", "run", "--job", "f", "--"], false), "agentd run --memory=1g --job f -- true");
         assert_eq!(put(&["agentd", "run", "--job", "f", "--", "ls"], true), "agentd run --memory=1g --job f -- ls");
         std::fs::write(&file, "#".repeat(70_000)).unwrap();
-        assert!(matches!(read(&file), Err(JobFileError::Long(_))));
+        assert!(matches!(read(About::Job, &file, run()), Err(FileError::Long { .. })));
     }
 
     proptest! {
         #[test]
         fn whatever_a_file_holds_it_is_words_or_a_mistake(text in "\\PC{0,200}") {
-            if let Err(mistake) = words(&text, run()) {
+            if let Err(mistake) = words(About::Job, &text, run()) {
                 prop_assert!(mistake.at <= text.len());
             }
         }
@@ -249,7 +284,7 @@ mod tests {
         #[test]
         fn a_string_stays_one_word(value in "[^\0]{0,40}") {
             let text = format!("command = [{}]\nentrypoint = {0}", toml::Value::String(value.clone()));
-            let words = words(&text, run()).unwrap();
+            let words = words(About::Job, &text, run()).unwrap();
             prop_assert_eq!(&words.command, std::slice::from_ref(&value));
             prop_assert_eq!(&words.flags, &[format!("--entrypoint={value}")]);
         }

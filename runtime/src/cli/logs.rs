@@ -194,13 +194,20 @@ fn print_requests(requests: &[Request]) -> Result<()> {
     for request in requests {
         let port = request.port.map(|port| format!(":{port}")).unwrap_or_default();
         let (time, host) = (printable(&request.time), printable(&request.untrusted_host));
+        let by = match (&request.untrusted_program, request.pid) {
+            (Some(program), Some(pid)) => format!("  by {} ({pid})", printable(program)),
+            _ => String::new(),
+        };
         let Request { verdict, up, down, duration_ms, count, .. } = request;
         match &request.address {
             Some(address) => {
                 let address = printable(address);
-                writeln!(out, "{time}  {verdict}  {host}{port}  {address}  {up} up  {down} down  {duration_ms} ms")?;
+                writeln!(
+                    out,
+                    "{time}  {verdict}  {host}{port}  {address}  {up} up  {down} down  {duration_ms} ms{by}"
+                )?;
             }
-            None => writeln!(out, "{time}  {verdict}  {host}{port}  {count}x")?,
+            None => writeln!(out, "{time}  {verdict}  {host}{port}  {count}x{by}")?,
         }
         if let Some(asked) = &request.untrusted_request {
             writeln!(out, "    {}", printable(asked))?;

@@ -30,25 +30,33 @@ pub(super) struct DenyArgs {
     /// Name, id or beginning of an id
     job: String,
     /// Hosts, as --deny of `agentd run` takes them; without a port: all of them
-    #[arg(required = true, value_name = "HOST[:PORT[-PORT]]")]
-    rules: Vec<Rule>,
+    #[arg(required = true, value_name = "HOST[:PORT[-PORT]]", value_parser = super::run_network::denial)]
+    rules: Vec<Rules>,
 }
 
 /// Runs `agentd allow`.
 pub(super) fn allow(args: AllowArgs) -> Result<()> {
-    let mut allow = Vec::new();
-    for rules in args.rules {
-        match rules {
-            Rules::Hosts(hosts) => allow.extend(hosts),
-            Rules::Requests(rule) => bail!("{rule}: what requests a job may make is said when it starts (--allow)"),
-        }
-    }
-    change(&args.job, Change { allow, deny: Vec::new() })
+    change(&args.job, Change { allow: of_hosts(args.rules)?, deny: Vec::new() })
 }
 
 /// Runs `agentd deny`.
 pub(super) fn deny(args: DenyArgs) -> Result<()> {
-    change(&args.job, Change { allow: Vec::new(), deny: args.rules })
+    change(&args.job, Change { allow: Vec::new(), deny: of_hosts(args.rules)? })
+}
+
+/// The rules, as long as they are about whole hosts: to read requests to a further one, its certificate would have to be
+/// believed in a box whose files are there already.
+fn of_hosts(rules: Vec<Rules>) -> Result<Vec<Rule>> {
+    let mut hosts = Vec::new();
+    for rules in rules {
+        match rules {
+            Rules::Hosts(rules) => hosts.extend(rules),
+            Rules::Requests(rule) => bail!(
+                "`{rule}` is about single requests, which are read only where a job begins with that: start it with such a rule"
+            ),
+        }
+    }
+    Ok(hosts)
 }
 
 /// Bytes of a change: with what is around it, it fits a message.

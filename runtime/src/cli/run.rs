@@ -8,8 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use agentd_egress::Rule;
-use agentd_init::plan::{Access, Hold, Ids, Network};
+use agentd_init::plan::{Access, Ids, Network};
 use agentd_init::step::{Failure, Step};
 use agentd_rootfs::commit::LeftOut;
 use agentd_rootfs::{ImageRef, RegistryConfig};
@@ -17,21 +16,25 @@ use agentd_sys::descriptors::open_now;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::environment::{self, Directories};
-use super::job_file;
+use super::job_file::{self, About, Words};
 use super::on_exit;
+use super::policy_file::{self, Counts, PolicyChoice};
 use super::profile::Learning;
 use super::progress::{Follower, INTERRUPTED};
 use super::run_io::IoArgs;
 use super::run_network::{self, NetworkArgs};
+use super::run_plan;
 use super::run_secrets::{self, SecretArgs};
 use super::wanted::{self, Asked, Policy, Wanted};
-use super::{FAILED, Format, print_json, printable, rm, say};
+use super::{FAILED, Format, printable, rm, say};
 use crate::cgroup::{self, Limits};
 use crate::job::events::Denial;
 use crate::job::id::{JobId, JobName};
 use crate::job::record::Kept;
 use crate::job::restart::Restart;
-use crate::job::spec::{self, Asked as AskedWords, BindMount, JobSpec, ProfileChoice, SpecError, Workspace};
+use crate::job::spec::{
+    self, Asked as AskedWords, BindMount, JobSpec, PolicyFile, ProfileChoice, SpecError, Workspace,
+};
 use crate::launch::plan::Plan;
 use crate::launch::secrets::Values;
 use crate::launch::write_back;
@@ -123,6 +126,11 @@ pub(super) struct Args {
     stop_timeout: Duration,
     #[command(flatten)]
     network: NetworkArgs,
+    /// Take rules and limits from a file, in the words of --allow, --deny, --net-limit, --memory and the like (docs/network.md);
+    /// those given here are added. none: not even from the usual one
+    /// [default: ~/.config/agentd/policy.toml, if it is there]
+    #[arg(long, value_name = "FILE|none")]
+    policy: Option<PolicyChoice>,
     /// What the command may ask of the kernel: default, strict, nested or a file (see `agentd profile`)
     #[arg(long, value_name = "NAME|FILE", default_value = "default")]
     profile: ProfileChoice,
@@ -204,6 +212,7 @@ const NOT_PLAIN: &[&str] = &[
     "--device",
     "--secret",
     "--job",
+    "--policy",
     "host",
 ];
 
@@ -228,17 +237,30 @@ pub(super) fn description() -> clap::Command {
 }
 
 /// Runs the verb, in `shell` if it fits; gives the exit code.
-pub(super) fn run(args: Args, shell: Option<io::Result<Shell>>) -> Result<u8> {
-    let Some(file) = &args.job else { return perform(args, shell, None) };
-    let words = job_file::put_in(env::args_os(), !args.command.is_empty(), file, description())?;
-    match super::again(words) {
-        Ok(args) => perform(args, shell, None),
-        Err(error) => {
-            // A terminal that is gone cannot be told anything.
-            error.print().unwrap_or_default();
-            Ok(FAILED)
-        }
+pub(super) fn run(mut args: Args, shell: Option<io::Result<Shell>>) -> Result<u8> {
+    let directories = Directories::find()?;
+    let mut line = None;
+    if let Some(file) = &args.job {
+        let words = job_file::read(About::Job, file, description())?;
+        let put = job_file::put_in(env::args_os().collect(), !args.command.is_empty(), &words);
+        let Some(again) = again(put.clone()) else { return Ok(FAILED) };
+        (args, line) = (again, Some(put));
     }
+    let policy = policy_file::find(args.policy.as_ref(), directories.policy_file())?;
+    if let Some(policy) = &policy {
+        let words = Words { flags: policy.words.clone(), command: Vec::new() };
+        let put = job_file::put_in(line.unwrap_or_else(|| env::args_os().collect()), true, &words);
+        let Some(again) = again(put) else { return Ok(FAILED) };
+        args = again;
+        args.network.of_policy = Counts::of(&policy.words);
+    }
+    perform(args, &directories, shell, None, policy)
+}
+
+/// The arguments of a line that has other words now; what is wrong with them has been said.
+fn again(words: Vec<OsString>) -> Option<Args> {
+    // A terminal that is gone cannot be told anything.
+    super::again(words).map_err(|error| error.print().unwrap_or_default()).ok()
 }
 
 /// The same for `agentd profile learn`.
@@ -246,13 +268,22 @@ pub(super) fn learn(args: Args, learning: &Learning) -> Result<u8> {
     ensure!(args.restart.is_no(), "what is learned is of one run; leave --restart out");
     ensure!(args.job.is_none(), "flags of a job file are not for learning; write them out");
     ensure!(!args.detach, "what is learned is written when the command ends; leave --detach out");
-    perform(args, None, Some(learning))
+    let directories = Directories::find()?;
+    if let Some(policy) = policy_file::find(args.policy.as_ref(), directories.policy_file())? {
+        bail!("rules of {} are not for learning; write them out, and say --policy none", policy.file.display());
+    }
+    perform(args, &directories, None, Some(learning), None)
 }
 
-fn perform(mut args: Args, shell: Option<io::Result<Shell>>, learning: Option<&Learning>) -> Result<u8> {
+fn perform(
+    mut args: Args,
+    directories: &Directories,
+    shell: Option<io::Result<Shell>>,
+    learning: Option<&Learning>,
+    policy: Option<PolicyFile>,
+) -> Result<u8> {
     // Before anything of agentd's own is open.
     let callers = if args.detach { Some(open_now().context("cannot look at the open descriptors")?) } else { None };
-    let directories = Directories::find()?;
     let (quiet, remove, replace, dry_run, format) = (args.quiet, args.rm, args.replace, args.dry_run, args.format);
     let short_name = args.image.short_name();
     let (image, pull) = args.image.clone().find(&directories.stores(), args.pull.into())?;
@@ -264,7 +295,8 @@ fn perform(mut args: Args, shell: Option<io::Result<Shell>>, learning: Option<&L
     let program = args.entrypoint.as_ref().or(args.command.first()).cloned();
     let is_led_elsewhere = args.env.iter().any(|word| word.starts_with("ANTHROPIC_BASE_URL="));
     let allowed = args.network.allow_for(program.as_deref(), asked.has_one_for_claude() || is_led_elsewhere);
-    let mut spec = JobSpec { learn: learning.is_some(), ..spec_of(args, image)? };
+    let mut spec = JobSpec { learn: learning.is_some(), policy, ..spec_of(args, image)? };
+    policy_file::keep_apart(&spec)?;
     // Those of another verb are not asked for again.
     spec.asked.take_if(|_| learning.is_some());
     // A dry run needs none of their values, and prints none.
@@ -293,7 +325,7 @@ fn perform(mut args: Args, shell: Option<io::Result<Shell>>, learning: Option<&L
     plan.warnings.extend(run_secrets::not_redacted(&secrets));
     learning.map_or(Ok(()), |learning| learning.check(&plan))?;
     if dry_run {
-        return print_plan(&plan, format).map(|()| 0);
+        return run_plan::print(&plan, format).map(|()| 0);
     }
     if !quiet {
         for warning in &plan.warnings {
@@ -427,13 +459,25 @@ fn spec_of(args: Args, image: ImageRef) -> Result<JobSpec> {
     }
     if !args.restart.is_no() {
         let others = [
-            ("--rm", args.rm),
-            ("--keep", args.keep),
-            ("--fake-root", args.fake_root),
-            ("a key that the broker adds", !args.secrets.credentials().is_empty()),
+            ("--rm", args.rm, "what is to be forgotten at its end has none"),
+            ("--keep", args.keep, "each start has a root of its own, and of several none is the one to keep"),
+            (
+                "--fake-root",
+                args.fake_root,
+                "its tracer is a thread, and a box is cloned from a process that has one only",
+            ),
+            (
+                "a key that the broker adds",
+                !args.secrets.credentials().is_empty(),
+                "a later box would begin as a copy of a process that holds it",
+            ),
         ];
-        if let Some((other, _)) = others.into_iter().find(|(_, is_given)| *is_given) {
-            bail!("{other} conflicts with --restart {}: leave one of them out", args.restart);
+        if let Some((other, _, why)) = others.into_iter().find(|(_, is_given, _)| *is_given) {
+            bail!(
+                "{other} conflicts with --restart {}: {why}; leave one of them out, or let systemd start the job again \
+                 (agentd generate systemd)",
+                args.restart
+            );
         }
     }
     let (network, reach) = args.network.asked(args.secrets.credentials())?;
@@ -481,6 +525,7 @@ fn spec_of(args: Args, image: ImageRef) -> Result<JobSpec> {
         secrets: args.secrets.files(),
         secret_env: args.secrets.variables(),
         asked,
+        policy: None,
     })
 }
 
@@ -491,6 +536,7 @@ fn asked(args: &Args) -> Result<Option<AskedWords>> {
         || args.mount.iter().any(|mount| mount.source.is_relative())
         || args.env_file.iter().chain(&args.job).any(|path| path.is_relative())
         || matches!(&args.profile, ProfileChoice::File(path) if path.is_relative())
+        || matches!(&args.policy, Some(PolicyChoice::File(path)) if path.is_relative())
         || !args.secrets.is_empty()
         || args.on_exit.is_some();
     let directory = is_relative.then(env::current_dir).transpose().context("cannot tell the working directory")?;
@@ -538,97 +584,4 @@ pub(super) fn absolute(path: &Path, what: &str) -> Result<PathBuf> {
     #[expect(clippy::disallowed_methods, reason = "device and inode of the result are checked again at mount time")]
     let resolved = fs::canonicalize(path);
     resolved.with_context(|| format!("{what} {} cannot be used", path.display()))
-}
-
-fn print_plan(plan: &Plan, format: Format) -> Result<()> {
-    match format {
-        Format::Json => print_json(plan)?,
-        Format::Table => {
-            let mut out = std::io::stdout().lock();
-            let inside = &plan.inside;
-            writeln!(out, "image      {}", printable(&plan.image))?;
-            writeln!(out, "command    {}", printable(&inside.process.argv.join(" ")))?;
-            writeln!(out, "directory  {}", printable(&inside.process.cwd))?;
-            let ids = &inside.identity;
-            writeln!(
-                out,
-                "user       {}:{} inside{}, {}:{} outside",
-                ids.box_uid,
-                ids.box_gid,
-                match (plan.fake_root, &plan.id_helpers) {
-                    (true, _) => " (fake root)",
-                    (_, Some(_)) => " (root of several ids)",
-                    _ => "",
-                },
-                ids.host_uid,
-                ids.host_gid
-            )?;
-            writeln!(out, "network    {}", network_of(plan))?;
-            writeln!(out, "root       {}", root_of(plan))?;
-            for mount in &inside.mounts {
-                writeln!(out, "mount      {}", printable(&describe(mount)))?;
-            }
-            let rights: Vec<String> = inside.landlock.rights.iter().map(ToString::to_string).collect();
-            writeln!(out, "landlock   ABI {}: {}", inside.landlock.abi, rights.join(", "))?;
-            writeln!(out, "seccomp    profile {}, {}", printable(&inside.seccomp.profile), inside.seccomp.digest)?;
-            for guard in &inside.guards {
-                let how = match guard.hold {
-                    Hold::Pinned { .. } => continue,
-                    Hold::ReadOnly { .. } => "stays as it is",
-                    Hold::Absent { .. } => "stays absent",
-                };
-                writeln!(out, "protected  {}/{} ({how})", printable(&guard.base), printable(&guard.path))?;
-            }
-            for warning in &plan.warnings {
-                writeln!(out, "warning    {}", printable(warning))?;
-            }
-        }
-    }
-    Ok(())
-}
-
-fn network_of(plan: &Plan) -> String {
-    match (plan.inside.network, &plan.reach) {
-        (Network::Host, _) => "host".into(),
-        (Network::None, None) => "none".into(),
-        (Network::None, Some(policy)) => {
-            let list = |rules: &[Rule]| rules.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-            let denied =
-                if policy.denied().is_empty() { String::new() } else { format!("; not {}", list(policy.denied())) };
-            let read = run_network::inspected(policy.inspected());
-            let learned = if policy.learns() { "everything of the internet, to learn" } else { "" };
-            let allowed = [learned.to_owned(), list(policy.allowed()), read];
-            let allowed: Vec<String> = allowed.into_iter().filter(|text| !text.is_empty()).collect();
-            format!("through the broker: {}{denied}", allowed.join(", "))
-        }
-    }
-}
-
-fn root_of(plan: &Plan) -> &'static str {
-    match (plan.inside.root.writable, plan.inside.root.keep) {
-        (true, true) => "writable, kept",
-        (true, false) => "writable, thrown away",
-        (false, _) => "read-only",
-    }
-}
-
-pub(super) fn describe(mount: &agentd_init::plan::Mount) -> String {
-    use agentd_init::plan::Mount;
-    let target = mount.target();
-    match mount {
-        Mount::Proc { .. } | Mount::Dev { .. } => format!("{target} (fresh)"),
-        Mount::Sys { .. } => format!("{target} (read-only)"),
-        Mount::Trust { .. } => format!("{target} (read-only, certificates)"),
-        Mount::Secrets { names, .. } => format!("{target} (read-only, never swapped: {})", names.join(", ")),
-        Mount::Scratch { .. } | Mount::Writable { .. } => format!("{target} (writable, thrown away)"),
-        Mount::HostTree { source, .. } => {
-            format!("{target} (read-only, {} without its secrets)", source.path.display())
-        }
-        Mount::Bind { source, access: Access::ReadOnly, .. } => {
-            format!("{target} (read-only, {})", source.path.display())
-        }
-        Mount::Bind { source, access: Access::ReadWrite, .. } => {
-            format!("{target} (writable, {})", source.path.display())
-        }
-    }
 }

@@ -8,6 +8,7 @@ use agentd_egress::{
 use agentd_init::plan::Network;
 use anyhow::{Context, Result, bail};
 
+use super::policy_file::Counts;
 use super::run::absolute;
 use crate::job::spec::parse_size;
 use crate::launch::network::AskedNetwork;
@@ -49,6 +50,9 @@ pub(super) struct NetworkArgs {
     /// Believe the authorities of this file, instead of this host's, where the broker asks on behalf of the box (PEM)
     #[arg(long, value_name = "FILE")]
     upstream_ca: Option<PathBuf>,
+    /// What of these a policy file has said.
+    #[arg(skip)]
+    pub(super) of_policy: Counts,
 }
 
 /// One rule, or those of a set.
@@ -84,7 +88,7 @@ pub(super) fn allowance(text: &str) -> Result<Rules, String> {
     }
 }
 
-fn denial(text: &str) -> Result<Rules, String> {
+pub(super) fn denial(text: &str) -> Result<Rules, String> {
     if UrlRule::is_meant(text) {
         return text.parse().map(Rules::Requests).map_err(|error: UrlRuleError| error.to_string());
     }
@@ -110,8 +114,16 @@ impl NetworkArgs {
     /// The network, and what it may reach; `credentials` are those of secrets that the broker adds.
     pub(super) fn asked(self, credentials: Vec<Credential>) -> Result<(Network, AskedNetwork)> {
         let net = self.network();
-        let NetworkArgs { net: _, allow, deny, add_host, proxy, net_limit, net_learn, tls_terminate, upstream_ca } =
-            self;
+        let is_chosen = self.net.is_some();
+        let NetworkArgs { allow, deny, add_host, proxy, net_limit, net_learn, tls_terminate, upstream_ca, .. } = self;
+        let Counts { allow: allowed_by_policy, .. } = self.of_policy;
+        // Who chooses the network of a job does not choose what files allow as well.
+        let allow: Vec<Rules> = allow.into_iter().skip(if is_chosen { allowed_by_policy } else { 0 }).collect();
+        if net == Network::Host && self.of_policy.deny > 0 {
+            bail!(
+                "--net host reaches everything, and the policy file denies some of it; --policy none goes without that"
+            );
+        }
         if net == Network::Host && (net_learn || !allow.is_empty()) {
             bail!(
                 "--net host reaches everything, with nobody between who could allow or learn: leave it or the other out"
@@ -119,13 +131,17 @@ impl NetworkArgs {
         }
         if allow.is_empty() && credentials.is_empty() && !net_learn {
             let alone = [
-                ("--deny", !deny.is_empty()),
-                ("--add-host", !add_host.is_empty()),
+                ("--deny", deny.len() > self.of_policy.deny),
+                ("--add-host", add_host.len() > self.of_policy.add_host),
                 ("--proxy", proxy),
-                ("--net-limit", !net_limit.is_empty()),
+                ("--net-limit", net_limit.len() > self.of_policy.net_limit),
             ];
             if let Some((flag, _)) = alone.into_iter().find(|(_, is_given)| *is_given) {
                 bail!("{flag} is about what --allow allows, and that is nothing: give --allow, too");
+            }
+            // So is what a policy file says beside.
+            if !tls_terminate && upstream_ca.is_none() {
+                return Ok((net, AskedNetwork::default()));
             }
         }
         let (allow, of_requests) = apart(allow);
@@ -145,11 +161,6 @@ impl NetworkArgs {
         }
         if !inspected.is_empty() && net_learn {
             bail!("--net-learn is about hosts, and requests to some hosts are read here: learn without keys and URLs");
-        }
-        if !inspected.is_empty() && (limits.bytes.is_some() || limits.rate.is_some()) {
-            bail!(
-                "--net-limit bytes and rate are about what passes unread, and requests to some hosts are read: leave them out"
-            );
         }
         Ok((net, AskedNetwork { allow, deny, hosts: add_host, inspected, proxy, limits, learn: net_learn }))
     }

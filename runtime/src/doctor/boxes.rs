@@ -190,6 +190,7 @@ fn spec(command: Vec<String>) -> JobSpec {
         secrets: Vec::new(),
         secret_env: Vec::new(),
         asked: None,
+        policy: None,
     }
 }
 

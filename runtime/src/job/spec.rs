@@ -86,6 +86,17 @@ pub struct JobSpec {
     pub secret_env: Vec<String>,
     /// The words that asked for all this, where they are text.
     pub asked: Option<Asked>,
+    /// The policy file, whose words are in all this, too.
+    pub policy: Option<PolicyFile>,
+}
+
+/// The policy file that a job was started with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyFile {
+    /// Absolute host path.
+    pub file: PathBuf,
+    /// Its words, as flags.
+    pub words: Vec<String>,
 }
 
 /// How a job was asked for, to ask for it again (`agentd generate`).

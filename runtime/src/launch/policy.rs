@@ -130,6 +130,7 @@ impl Note<'_> {
                 if !policy.denied().is_empty() {
                     writeln!(text, "  not {} (--deny)", rules(policy.denied()))?;
                 }
+                text.push_str("  this was so at the start; who started the box may change it while it runs (agentd allow, agentd deny): a refusal says what holds now\n");
             }
         }
         Ok(())

@@ -13,6 +13,7 @@ mod denials;
 pub mod detach;
 mod ending;
 pub mod guest;
+mod holder;
 mod keep;
 pub mod keys;
 mod log;
@@ -227,7 +228,7 @@ impl<'a> Supervisor<'a> {
             status: None,
         };
         supervisor.map_ids(pid)?;
-        let secrets = supervisor.start_network(secrets)?;
+        let secrets = supervisor.start_network(pid, secrets)?;
         // After the clone: PID 1 has no copy of what it needs.
         let values = secrets.named().map(|(_, value)| value);
         supervisor.redactor = Redactor::new(values).map_err(io::Error::other).to("look for secrets")?;

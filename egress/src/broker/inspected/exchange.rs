@@ -6,7 +6,7 @@
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use base64::Engine;
@@ -20,6 +20,7 @@ use zeroize::Zeroizing;
 use super::headers;
 use super::upstream::Upstream;
 use crate::broker::Shared;
+use crate::broker::client::Client;
 use crate::broker::connection::Stop;
 use crate::broker::ledger::begun;
 use crate::credential::{Credential, How};
@@ -45,6 +46,7 @@ pub(super) struct Asked {
 pub(super) struct Exchanges {
     shared: Rc<Shared>,
     asked: Asked,
+    client: Rc<Client>,
     upstream: Upstream,
 }
 
@@ -52,18 +54,19 @@ pub(super) struct Exchanges {
 type Answer = Either<Passed, Full<Bytes>>;
 
 impl Exchanges {
-    pub(super) fn new(shared: Rc<Shared>, asked: Asked) -> Self {
-        Exchanges { shared, asked, upstream: Upstream::default() }
+    pub(super) fn new(shared: Rc<Shared>, asked: Asked, client: Rc<Client>) -> Self {
+        Exchanges { shared, asked, client, upstream: Upstream::default() }
     }
 
     /// Tells of something that was no request.
-    pub(super) fn refuse(&self, refusal: &Refusal) {
-        self.shared.ledger.refuse(self.asked.name.as_str(), Some(self.asked.port), refusal);
+    pub(super) async fn refuse(&self, refusal: &Refusal) {
+        let (whose, host) = ((&*self.client, &self.shared.clients), (self.asked.name.as_str(), Some(self.asked.port)));
+        self.shared.ledger.refuse_to(whose, host, refusal).await;
     }
 
     /// Answers one request.
     pub(super) async fn exchange(&self, request: Request<Incoming>) -> Response<Answer> {
-        let entry = Rc::new(Entry::new(&self.shared, &self.asked, &request));
+        let entry = Rc::new(Entry::new(self, &request));
         let stop = match self.pass(&entry, request).await {
             Ok(response) => return response,
             Err(stop) => stop,
@@ -80,6 +83,9 @@ impl Exchanges {
                 (StatusCode::BAD_GATEWAY, text)
             }
         };
+        if status == StatusCode::FORBIDDEN && !self.shared.ledger.knows(&entry.told.borrow()) {
+            self.client.find(&self.shared.clients, &self.shared.ledger).await;
+        }
         // Told before the client is: what it does next may be its end.
         drop(entry);
         let mut response = Response::new(Either::Right(Full::new(Bytes::from(text))));
@@ -109,9 +115,18 @@ impl Exchanges {
         if upgrades.into_iter().any(|to| to.to_str().is_ok_and(|to| to.to_ascii_lowercase().contains("websocket"))) {
             return Err(refused("requests to this host are read, and a websocket cannot be"));
         }
+        let meter = &self.shared.meter;
+        let line = request.method().as_str().len() + request.uri().to_string().len();
+        meter.pay(line + headers::length(request.headers())).await.map_err(Stop::Refused)?;
         let request = self.rewritten(entry, request)?;
         let told = |address| entry.told.borrow_mut().address = Some(address);
-        let response = self.upstream.send(&self.shared, &self.asked, request, told).await?;
+        let response = self.upstream.send(&self.shared, &self.asked, request, told).await;
+        if let Some(refusal) = entry.exhausted.take() {
+            // Whatever became of a request that was cut off.
+            return Err(Stop::Refused(refusal));
+        }
+        let response = response?;
+        meter.pay(headers::length(response.headers())).await.map_err(Stop::Refused)?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return Err(Stop::Failed("the server switched to another protocol, which nobody asked for".into()));
         }
@@ -119,7 +134,7 @@ impl Exchanges {
         headers::forget_connection(&mut head.headers);
         head.version = Version::HTTP_11;
         entry.answered.set(true);
-        let body = Passed { body, entry: Rc::clone(entry), direction: Direction::Down };
+        let body = Passed::new(body, entry, Direction::Down);
         Ok(Response::from_parts(head, Either::Left(body)))
     }
 
@@ -163,7 +178,7 @@ impl Exchanges {
         let host = if site.port == DEFAULT_PORT { name.to_string() } else { format!("{name}:{}", site.port) };
         let host = HeaderValue::try_from(host).map_err(|error| failed(error.into()))?;
         first(&mut head.headers, header::HOST, host);
-        let body = Passed { body, entry: Rc::clone(entry), direction: Direction::Up };
+        let body = Passed::new(body, entry, Direction::Up);
         Ok(Request::from_parts(head, body))
     }
 
@@ -209,11 +224,15 @@ pub(super) struct Entry {
     up: Cell<u64>,
     down: Cell<u64>,
     answered: Cell<bool>,
+    /// That a limit cut it off.
+    exhausted: Cell<Option<Refusal>>,
+    client: Rc<Client>,
     told: RefCell<told::Request>,
 }
 
 impl Entry {
-    fn new(shared: &Rc<Shared>, asked: &Asked, request: &Request<Incoming>) -> Self {
+    fn new(of: &Exchanges, request: &Request<Incoming>) -> Self {
+        let Exchanges { shared, asked, client, .. } = of;
         let path: String = request.uri().path().escape_debug().take(MOST_TOLD).collect();
         let method: String = request.method().as_str().chars().take(32).collect();
         let told = told::Request {
@@ -226,6 +245,8 @@ impl Entry {
             up: Cell::new(0),
             down: Cell::new(0),
             answered: Cell::new(false),
+            exhausted: Cell::new(None),
+            client: Rc::clone(client),
             told: RefCell::new(told),
         }
     }
@@ -239,9 +260,12 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        let mut told = self.told.borrow().clone();
+        let mut told = self.told.borrow().clone().by(self.client.known());
         told.duration_ms = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         (told.up, told.down) = (self.up.get(), self.down.get());
+        if let Some(Refusal { why, .. }) = self.exhausted.take() {
+            (told.verdict, told.why) = (Verdict::Refused, Some(why));
+        }
         if told.verdict == Verdict::Allowed && !self.answered.get() {
             (told.verdict, told.why) = (Verdict::Failed, Some("it ended before it was answered".into()));
         }
@@ -260,30 +284,84 @@ pub(super) struct Passed {
     body: Incoming,
     entry: Rc<Entry>,
     direction: Direction,
+    /// A part that waits until the limits of the job let it move.
+    held: Option<Held>,
+}
+
+struct Held {
+    part: Option<Frame<Bytes>>,
+    paid: Pin<Box<dyn Future<Output = Result<(), Refusal>>>>,
+}
+
+/// What ends a body: its sender, or a limit.
+type Broken = Box<dyn std::error::Error + Send + Sync>;
+
+impl Passed {
+    fn new(body: Incoming, entry: &Rc<Entry>, direction: Direction) -> Self {
+        Passed { body, entry: Rc::clone(entry), direction, held: None }
+    }
+
+    fn count(&self, bytes: usize) {
+        let count = match self.direction {
+            Direction::Up => &self.entry.up,
+            Direction::Down => &self.entry.down,
+        };
+        count.set(count.get().saturating_add(u64::try_from(bytes).unwrap_or(u64::MAX)));
+    }
 }
 
 impl Body for Passed {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = Broken;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
-        if let Poll::Ready(Some(Ok(frame))) = &polled {
-            let count = match self.direction {
-                Direction::Up => &self.entry.up,
-                Direction::Down => &self.entry.down,
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        if self.held.is_none() {
+            let part = match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+                Some(Ok(part)) => part,
+                Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
+                None => return Poll::Ready(None),
             };
-            let bytes = frame.data_ref().map_or(0, |data| u64::try_from(data.len()).unwrap_or(u64::MAX));
-            count.set(count.get().saturating_add(bytes));
+            let bytes = part.data_ref().map_or(0, Bytes::len);
+            if !self.entry.shared.meter.counts() {
+                self.count(bytes);
+                return Poll::Ready(Some(Ok(part)));
+            }
+            let entry = Rc::clone(&self.entry);
+            let paid = Box::pin(async move { entry.shared.meter.pay(bytes).await });
+            self.held = Some(Held { part: Some(part), paid });
         }
-        polled
+        let Some(held) = &mut self.held else { return Poll::Ready(None) };
+        let paid = ready!(held.paid.as_mut().poll(cx));
+        let part = held.part.take();
+        self.held = None;
+        match (paid, part) {
+            (Ok(()), Some(part)) => {
+                self.count(part.data_ref().map_or(0, Bytes::len));
+                Poll::Ready(Some(Ok(part)))
+            }
+            (Ok(()), None) => Poll::Ready(None),
+            (Err(refusal), _) => {
+                let why = refusal.why.clone();
+                self.entry.exhausted.set(Some(refusal));
+                Poll::Ready(Some(Err(why.into())))
+            }
+        }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.held.is_none() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        // Of what is still in the body; what is held comes on top.
+        let held = self.held.as_ref().and_then(|held| held.part.as_ref()?.data_ref()).map_or(0, Bytes::len);
+        let held = u64::try_from(held).unwrap_or(u64::MAX);
+        let of_body = self.body.size_hint();
+        let mut hint = SizeHint::new();
+        hint.set_lower(of_body.lower().saturating_add(held));
+        if let Some(upper) = of_body.upper() {
+            hint.set_upper(upper.saturating_add(held));
+        }
+        hint
     }
 }

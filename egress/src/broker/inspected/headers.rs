@@ -42,6 +42,11 @@ pub(super) fn forget_connection(headers: &mut HeaderMap) {
     OF_THE_CONNECTION.iter().for_each(|name| drop(headers.remove(*name)));
 }
 
+/// About how many bytes these are on the wire.
+pub(super) fn length(headers: &HeaderMap) -> usize {
+    headers.iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len()).sum()
+}
+
 /// Takes out other ways to say the method.
 pub(super) fn forget_methods(headers: &mut HeaderMap) {
     OF_THE_METHOD.iter().for_each(|name| drop(headers.remove(*name)));
