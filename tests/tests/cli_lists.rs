@@ -1,12 +1,11 @@
 //! What scripts build on: filters and templates of `ps`, `--on-exit`, completion scripts and the manual.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::time::Duration;
 
 use agentd_tests::server::{Manner, Server};
-use agentd_tests::{Feature, Home, Started, require, run, wait_until};
+use agentd_tests::{Feature, Home, Started, install, require, run, wait_until};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -164,8 +163,7 @@ fn on_exit_hears_of_the_end_and_no_shell_sees_what_a_job_says() {
     let (hook, heard) = (home.path().join("hook"), home.path().join("heard"));
     let script = "#!/bin/sh\necho \"$# $1 $2|$AGENTD_NAME $AGENTD_STATE $AGENTD_EXIT_CODE|$AGENTD_JOB\"\n\
                   echo \"$# $1 $2|$AGENTD_NAME $AGENTD_STATE $AGENTD_EXIT_CODE|$AGENTD_JOB\" > \"$0.tmp\"; mv \"$0.tmp\" \"${0%hook}heard\"\n";
-    fs::write(&hook, script).unwrap();
-    fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).unwrap();
+    install(&hook, script.as_bytes());
     let on_exit = format!("{} a $(touch${{IFS}}never)", hook.display());
     let id = home.detached(&["--name", "x", "--on-exit", &on_exit], "exit 7");
     assert!(wait_until(PATIENCE, || heard.metadata().is_ok()));
@@ -190,8 +188,7 @@ fn escape_what_runs_on_exit_is_not_changed_by_the_job() {
     let place = home.workspace();
     fs::create_dir(place.join("sub")).unwrap();
     let hook = place.join("sub/hook");
-    fs::write(&hook, "#!/bin/sh\necho as it was\n").unwrap();
-    fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).unwrap();
+    install(&hook, b"#!/bin/sh\necho as it was\n");
     let script = "(echo echo changed >> sub/hook) 2>/dev/null && echo written; mv sub/hook x 2>/dev/null && echo moved; \
                   mv sub y 2>/dev/null && echo moved above; true";
     let boxed = |on_exit: &str| {
