@@ -172,6 +172,12 @@ async fn until_the_end(shared: &Rc<Shared>, channel: &OwnedFd) -> io::Result<()>
     // Tokio has no type for sockets of messages in sequence; of this one only readiness is used.
     let channel = UnixDatagram::from_std(channel.try_clone()?.into())?;
     let tell = shared.ledger.tell(&channel);
+    let count = async {
+        loop {
+            let moved = shared.meter.news().await;
+            shared.ledger.put(&Told::Moved(moved));
+        }
+    };
     let listen = async {
         loop {
             channel.readable().await?;
@@ -192,6 +198,7 @@ async fn until_the_end(shared: &Rc<Shared>, channel: &OwnedFd) -> io::Result<()>
     tokio::select! {
         told = tell => told,
         ended = work => ended,
+        () = count => Ok(()),
     }
 }
 

@@ -125,6 +125,8 @@ pub enum Told {
     Request(Request),
     /// At the end: a refusal again, with the number of its kind.
     Again(Request),
+    /// While bytes move, once a second: how many have moved so far, both ways together.
+    Moved(u64),
     /// The last message.
     Totals(Totals),
     /// A connection is wanted at a port that was allowed while the job ran, which the broker cannot dial itself.

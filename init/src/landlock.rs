@@ -10,7 +10,7 @@ use ::landlock::{
     ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, RestrictSelfAttr, Ruleset, RulesetAttr,
     RulesetCreatedAttr, RulesetStatus, Scope, make_bitflags,
 };
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 use rustix::io::Errno;
 
 use crate::plan::{Landlock, LandlockRight, PathAccess, PathRight};
@@ -106,18 +106,22 @@ fn rights(access: PathAccess) -> BitFlags<AccessFs> {
     })
 }
 
-/// Opens a granted path and says whether it is a directory. A grant on what the root does not have grants nothing.
+/// Opens a granted path and says whether it is a directory, which most are. A grant on what the root does not have grants
+/// nothing.
 fn open(path: &str, links: Links) -> Result<Option<(OwnedFd, bool)>, Failure> {
-    let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let opened = match links {
-        Links::Followed => openat(CWD, path, flags, Mode::empty()),
-        Links::Refused => openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS),
+    let resolve = |kind| {
+        let flags = OFlags::PATH | OFlags::CLOEXEC | kind;
+        match links {
+            Links::Followed => openat(CWD, path, flags, Mode::empty()),
+            Links::Refused => openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS),
+        }
+    };
+    let opened = match resolve(OFlags::DIRECTORY) {
+        Err(Errno::NOTDIR) => resolve(OFlags::empty()).map(|file| (file, false)),
+        directory => directory.map(|directory| (directory, true)),
     };
     match opened {
-        Ok(opened) => {
-            let stat = fstat(&opened).at(AT, path)?;
-            Ok(Some((opened, FileType::from_raw_mode(stat.st_mode) == FileType::Directory)))
-        }
+        Ok(opened) => Ok(Some(opened)),
         Err(Errno::NOENT) => Ok(None),
         Err(Errno::LOOP | Errno::NOTDIR) if links == Links::Refused => Ok(None),
         Err(error) => Err(error).at(AT, path),

@@ -15,6 +15,7 @@ mod lockdown;
 mod mounts;
 mod network;
 mod payload;
+mod pieces;
 pub mod plan;
 mod protect;
 pub mod reaper;

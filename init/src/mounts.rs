@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use rustix::mount::{FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_set_string, fsopen, move_mount};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
 
+use crate::pieces::Tree;
 use crate::plan::{Access, BoxPlan, Guard, Kind, Mount};
 use crate::protect;
 use crate::report::{self, Report};
@@ -20,7 +21,7 @@ use crate::secrets::{self, Secrets};
 use crate::step::{At, Failure, Step};
 use crate::tree;
 
-const CONFINED: Attributes = Attributes { read_only: false, no_suid: true, no_dev: true, no_exec: false };
+pub(crate) const CONFINED: Attributes = Attributes { read_only: false, no_suid: true, no_dev: true, no_exec: false };
 pub(crate) const READ_ONLY: Attributes = Attributes { read_only: true, ..CONFINED };
 const NODE: Attributes = Attributes { read_only: true, no_suid: true, no_dev: false, no_exec: true };
 
@@ -67,10 +68,17 @@ pub(crate) fn build(
                 place
             }
             Mount::HostTree { source, target, writable, additions } => {
-                let (tree, _upper) = overlay(stage, std::slice::from_ref(source), additions, Step::MountHostTree)?;
-                let attributes = if *writable { CONFINED } else { READ_ONLY };
-                set_attributes(tree.as_fd(), attributes, false).at(Step::MountHostTree, target)?;
-                attach(&tree, root, target, Kind::Directory, Step::MountHostTree)?
+                match overlay(stage, std::slice::from_ref(source), additions, Step::MountHostTree) {
+                    Err(failure) if failure.errno == libc::EINVAL => {
+                        Tree { source, writable: *writable, additions }.mount(stage, root, target)?
+                    }
+                    made => {
+                        let (tree, _upper) = made?;
+                        let attributes = if *writable { CONFINED } else { READ_ONLY };
+                        set_attributes(tree.as_fd(), attributes, false).at(Step::MountHostTree, target)?;
+                        attach(&tree, root, target, Kind::Directory, Step::MountHostTree)?
+                    }
+                }
             }
             Mount::Bind { source, target, kind, access } => {
                 let object = || format!("{} on {target}", source.path.display());

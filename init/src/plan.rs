@@ -192,6 +192,31 @@ pub enum Addition {
     },
 }
 
+impl Addition {
+    /// Path relative to the root.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        let (Self::Directory { path }
+        | Self::Covered { path }
+        | Self::File { path, .. }
+        | Self::Link { path, .. }
+        | Self::Hidden { path }) = self;
+        path
+    }
+
+    /// The same addition at another path.
+    #[must_use]
+    pub fn at(mut self, elsewhere: String) -> Self {
+        let (Self::Directory { path }
+        | Self::Covered { path }
+        | Self::File { path, .. }
+        | Self::Link { path, .. }
+        | Self::Hidden { path }) = &mut self;
+        *path = elsewhere;
+        self
+    }
+}
+
 /// Whether what is bound may be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

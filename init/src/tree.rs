@@ -85,14 +85,10 @@ pub(crate) fn file(parent: BorrowedFd<'_>, name: &str, mode: RawMode) -> Result<
 /// Lays `additions` into `tree`, which holds nothing but earlier additions.
 pub(crate) fn lay(tree: BorrowedFd<'_>, additions: &[Addition], step: Step) -> Result<(), Failure> {
     for addition in additions {
-        let (Addition::Directory { path }
-        | Addition::Covered { path }
-        | Addition::File { path, .. }
-        | Addition::Link { path, .. }
-        | Addition::Hidden { path }) = addition;
+        let path = addition.path();
         let (parent, name) = match path.rsplit_once('/') {
             Some((parent, name)) => (Some(find_or_make(tree, parent, Kind::Directory, step)?), name),
-            None => (None, path.as_str()),
+            None => (None, path),
         };
         let parent = parent.as_ref().map_or(tree, AsFd::as_fd);
         match addition {

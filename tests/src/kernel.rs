@@ -1,7 +1,8 @@
 //! What the kernel says of processes and mounts, seen from the host.
 
+use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A process that was seen; its number alone may mean another one later.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +39,19 @@ impl Process {
             at += 1;
         }
         found.split_off(1)
+    }
+
+    /// How many pipes both this process and `other` have an end of.
+    #[must_use]
+    pub fn pipes_in_common(&self, other: &Self) -> usize {
+        self.pipes().intersection(&other.pipes()).count()
+    }
+
+    /// By name, which has the inode; none of a process that has gone meanwhile.
+    fn pipes(&self) -> BTreeSet<PathBuf> {
+        let entries = fs::read_dir(format!("/proc/{}/fd", self.pid)).into_iter().flatten().flatten();
+        let targets = entries.filter_map(|entry| fs::read_link(entry.path()).ok());
+        targets.filter(|target| target.to_string_lossy().starts_with("pipe:")).collect()
     }
 }
 

@@ -182,6 +182,16 @@ impl Home {
         pid.and_then(kernel::Process::of).unwrap_or_else(|| panic!("{job} has no supervisor"))
     }
 
+    /// Waits until `viewer`, an `agentd attach` to that job, sees what the job says: its pipes are the supervisor's too, one
+    /// a stream, and that of standard output first.
+    #[track_caller]
+    pub fn wait_until_attached(&self, viewer: &Started, job: &str) {
+        let supervisor = self.supervisor(job);
+        let viewer = kernel::Process::of(viewer.pid()).unwrap_or_else(|| panic!("nobody attaches to {job} any more"));
+        let attached = wait_until(ran::LIMIT, || supervisor.pipes_in_common(&viewer) >= 2);
+        assert!(attached, "{viewer:?} does not attach to {job}");
+    }
+
     /// `agentd run -q` of [`Home::busybox_image`].
     #[must_use]
     pub fn run_busybox(&self) -> Command {

@@ -8,8 +8,8 @@ use std::{fmt, io, os::unix::process::ExitStatusExt};
 
 use crate::Started;
 
-/// Longer than any sound test, shorter than patience.
-pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+/// Longer than any sound command on a busy machine (an installation of Debian packages), shorter than patience.
+pub(crate) const LIMIT: Duration = Duration::from_secs(180);
 
 /// A command that ended.
 #[derive(Debug)]

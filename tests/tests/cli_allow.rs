@@ -2,11 +2,14 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, also in the functions beside it")]
 
 use std::process::Command;
+use std::time::Duration;
 
 use agentd_tests::server::{Manner, OK, Server};
 use agentd_tests::unpackers::installed;
-use agentd_tests::{Feature, Home, Ran, Started, is_root, require, run};
+use agentd_tests::{Feature, Home, Ran, Started, is_root, require, run, wait_until};
 use serde_json::Value;
+
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// `agentd run` that may reach `server` as web.test.
 fn reaching(home: &Home, server: &Server) -> Command {
@@ -68,7 +71,6 @@ fn cli_what_is_refused_is_answered_told_and_counted() {
     ] {
         assert!(ran.stderr.contains(words), "{words}\n{ran}");
     }
-    assert!(ran.took.as_secs() < 5, "{ran}");
     assert_eq!((server.connections(), &home.jobs()[0]["network"]["refused"]), (0, &5.into()));
     let table = run(home.agentd().args(["logs", "--net", "net"])).expect_success().stdout;
     for words in
@@ -119,7 +121,7 @@ fn cli_what_was_sent_before_the_end_of_the_job_arrives() {
         let script = format!("head -c 8000000 /dev/zero > /dev/tcp/web.test/{}", server.port());
         let _ran = run(reaching(&home, &server).args(["--", "bash", "-c", &script])).expect_success();
         let whole = || server.heard().len() == number * 8_000_000;
-        assert!(agentd_tests::wait_until(std::time::Duration::from_secs(5), whole), "{}", server.heard().len());
+        assert!(wait_until(PATIENCE, whole), "{}", server.heard().len());
     }
 }
 
@@ -277,7 +279,7 @@ fn cli_git_clones_through_the_broker() {
     let ran = run(command.args(["--add-host", "git.test:127.0.0.1", "--", "sh", "-c", &script])).expect_success();
     assert_eq!(ran.stdout, "first\n", "{ran}");
     sshd.signal(rustix::process::Signal::TERM);
-    assert!(agentd_tests::wait_until(std::time::Duration::from_secs(10), || sshd.has_ended()));
+    assert!(wait_until(PATIENCE, || sshd.has_ended()));
 }
 
 /// A web server for the current directory: scheme, address, port.
@@ -324,7 +326,7 @@ fn sshd(home: &Home) -> (Started, u16) {
     command.args(["-D", "-e", "-f", "/dev/null"]).args(settings.iter().flat_map(|setting| ["-o", setting]));
     let started = Started::new(&mut command);
     let listens = || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok();
-    assert!(agentd_tests::wait_until(std::time::Duration::from_secs(10), listens), "sshd does not listen");
+    assert!(wait_until(PATIENCE, listens), "sshd does not listen");
     (started, port)
 }
 

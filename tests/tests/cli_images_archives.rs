@@ -285,7 +285,7 @@ fn an_image_is_stopped_by_its_own_signal() {
     // A timeout stops in the same way.
     let image = configured(&home, "stop", |config| config["config"]["StopSignal"] = "SIGINT".into());
     let script = "trap 'echo stopped; exit 5' INT; while :; do sleep 0.02; done";
-    let ran = boxed(&home, &image, &["--timeout", "1s", "--stop-timeout", "60s"], script).expect_code(124);
+    let ran = boxed(&home, &image, &["--timeout", "3s", "--stop-timeout", "60s"], script).expect_code(124);
     assert_eq!(ran.stdout, "stopped\n");
 }
 

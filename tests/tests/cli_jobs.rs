@@ -17,7 +17,7 @@ fn home() -> Option<Home> {
     require(Feature::Userns).then(Home::new)
 }
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 #[track_caller]
 fn sh(home: &Home, flags: &[&str], script: &str) -> Ran {

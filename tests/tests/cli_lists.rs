@@ -5,9 +5,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::time::Duration;
 
+use agentd_tests::server::{Manner, Server};
 use agentd_tests::{Feature, Home, Started, require, run, wait_until};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 #[test]
 fn ps_shows_what_is_asked_for_as_it_is_asked_for() {
@@ -82,10 +83,44 @@ fn stats_counts_what_a_box_uses() {
     assert!(busy["memory_bytes"].as_u64().unwrap() > 100_000, "{shown}");
     let line = home.say(&["stats", "--no-stream", "--format", "{{.Name}} {{.PIDs}}", "idle"]).expect_silent_success();
     assert_eq!(line.stdout, "idle 2\n");
+    let table = home.say(&["stats", "--no-stream"]).expect_silent_success().stdout;
+    let head: Vec<&str> = table.lines().next().unwrap().split_whitespace().collect();
+    assert_eq!(head, ["JOB", "NAME", "CPU", "MEMORY", "PEAK", "PIDS", "THREADS", "DISK", "NETWORK"]);
+    assert!(busy["network_bytes"].is_null(), "it has none: {busy}");
     // It ends with the job that it was asked about.
     let stats = Started::new(home.agentd().args(["stats", "idle"]));
     let _ran = home.say(&["stop", "--all"]).expect_silent_success();
     let _ran = stats.finish().expect_success();
+}
+
+/// What goes through a connection counts while it is open.
+#[test]
+fn stats_counts_what_goes_through_the_broker() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let (home, server) = (Home::new(), Server::at("127.0.0.1", Manner::Echoes));
+    let script = format!(
+        "import socket, time
+s = socket.create_connection(('web.test', {}))
+s.sendall(bytes(1 << 20))
+print('sent', flush=True); time.sleep(1000)",
+        server.port()
+    );
+    let mut command = home.run();
+    command.args(["-d", "--name", "net", "--add-host", "web.test:127.0.0.1"]);
+    command.args(["--allow", &format!("web.test:{}", server.port()), "--", "/usr/bin/python3", "-c", &script]);
+    let _ran = run(&mut command).expect_silent_success();
+    assert!(wait_until(PATIENCE, || home.say(&["logs", "net"]).stdout == "sent\n"));
+    let bytes = || -> u64 {
+        let shown = home.say(&["stats", "--no-stream", "--format", "json"]).expect_silent_success();
+        serde_json::from_str::<serde_json::Value>(&shown.stdout).unwrap()[0]["network_bytes"].as_u64().unwrap()
+    };
+    assert!(wait_until(PATIENCE, || bytes() == 1 << 20), "{}", bytes());
+    let shown = home.say(&["stats", "--no-stream", "--format", "{{.NetIO}}"]).expect_silent_success().stdout;
+    assert_eq!(shown, "1.05 MB\n");
+    let _ran = home.say(&["stop", "-t", "0", "net"]).expect_silent_success();
+    assert_eq!(home.record("net")["network"]["up"].as_u64(), Some(1 << 20));
 }
 
 #[test]

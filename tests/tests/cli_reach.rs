@@ -64,7 +64,7 @@ fn cli_a_running_job_is_let_reach_more_and_less() {
     );
     job.tell(&hold);
     job.started.wait_for("held");
-    assert!(agentd_tests::wait_until(std::time::Duration::from_secs(20), || echo.heard().contains("hello")));
+    assert!(agentd_tests::wait_until(std::time::Duration::from_secs(60), || echo.heard().contains("hello")));
     let _denied = agentd(&home, &["deny", "job", "web.test"]).expect_silent_success();
     job.started.wait_for("ended 1");
     job.started.wait_for("=2=");

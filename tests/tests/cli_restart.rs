@@ -54,10 +54,18 @@ fn what_cannot_start_or_conflicts_is_told_at_once() {
     let Some(home) = home() else { return };
     let ran = run(home.run().args(["--restart", "always", "--", "/no/such/program"])).expect_code(127);
     ran.expect_one_error_line(&["/no/such/program"]);
-    for other in [&["--rm"][..], &["--writable", "--fake-root"]] {
+    let read = home.path().join("read");
+    let key = format!("KEY@api.test=cmd:touch {}", read.display());
+    for (other, named) in [
+        (&["--rm"][..], "--rm"),
+        (&["--writable", "--fake-root"], "--fake-root"),
+        (&["--secret", &key], "a key that the broker adds"),
+    ] {
         let ran = run(home.run().args(["--restart", "always"]).args(other).args(["--", "true"])).expect_code(125);
-        ran.expect_one_error_line(&[other[other.len() - 1], "conflicts with --restart"]);
+        // What stands in the way, why, and what does it instead.
+        ran.expect_one_error_line(&[named, "conflicts with --restart always: ", "agentd generate systemd"]);
     }
+    assert!(read.symlink_metadata().is_err(), "no key was asked for");
     let ran = run(home.run().args(["--restart", "sometimes", "--", "true"])).expect_code(125);
     assert!(ran.stderr.contains("on-failure:N"), "{ran}");
     let _ran = run(home.run().args(["--restart", "no", "--rm", "--", "true"])).expect_success();
@@ -89,7 +97,8 @@ fn stop_ends_it_while_it_runs_and_while_it_waits() {
         let ended = runs(&home);
         let record = home.record(&id);
         assert!(record["reason"].as_str().is_some_and(|why| why.contains(reason)), "{record}");
-        assert!(!supervisor.exists());
+        // The record has its end first.
+        assert!(wait_until(PATIENCE, || !supervisor.exists()));
         assert_eq!(runs(&home), ended);
     }
 }
@@ -97,8 +106,8 @@ fn stop_ends_it_while_it_runs_and_while_it_waits() {
 #[test]
 fn the_timeout_is_for_all_starts_together() {
     let Some(home) = home() else { return };
-    let ran = run(&mut noting(&home, &["--restart", "always", "--timeout", "2s"], "exit 1")).expect_code(124);
-    assert!(ran.stderr.contains("timeout of 2s"), "{ran}");
+    let ran = run(&mut noting(&home, &["--restart", "always", "--timeout", "4s"], "exit 1")).expect_code(124);
+    assert!(ran.stderr.contains("timeout of 4s"), "{ran}");
     assert!(runs(&home) >= 2);
 }
 
@@ -124,9 +133,7 @@ fn who_is_attached_stays_attached_and_secrets_are_there_each_time() {
     assert!(wait_until(PATIENCE, || runs(&home) == 1));
     let mut viewer = Started::new(home.agentd().args(["attach", &id]));
     let go = |number: u32| fs::write(home.workspace().join(format!("go{number}")), "");
-    // Nothing tells when it has its place: what it sees for certain is what comes once it has seen something.
-    assert!(wait_until(PATIENCE, || home.record(&id)["state"] == "running" && !viewer.has_ended()));
-    let _ran = home.say(&["exec", &id, "true"]).expect_silent_success();
+    home.wait_until_attached(&viewer, &id);
     go(1).unwrap_or_else(|e| panic!("{e}"));
     viewer.wait_for("run 2\n");
     go(2).unwrap_or_else(|e| panic!("{e}"));

@@ -93,8 +93,13 @@ fn a_job_killed_everywhere_at_once_is_lost_and_gone() {
             let mut command = home.agentd();
             Started::new(command.args(verb).arg(&id))
         });
-        let mut processes = supervisor.descendants();
-        assert!(processes.len() >= 3, "{processes:?}");
+        // PID 1, the payload and what it starts beside itself.
+        let mut processes = Vec::new();
+        let all = wait_until(PATIENCE, || {
+            processes = supervisor.descendants();
+            processes.len() >= 3
+        });
+        assert!(all, "{processes:?}");
         processes.extend(others.iter().filter_map(|other| Process::of(other.pid())));
         processes.push(supervisor);
         // In another order each time: from inside to outside, from outside to inside, and in between.

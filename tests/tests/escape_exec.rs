@@ -15,7 +15,7 @@ use rustix::net::{
     SocketType, connect, recvmsg, sendmsg, socket_with,
 };
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A job with the attack program in it.
 fn job(home: &Home, flags: &[&str], script: &str) -> String {

@@ -9,7 +9,6 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use agentd_tests::listing::Listing;
 use agentd_tests::oci::hostile::{self, Attack};
@@ -87,7 +86,6 @@ fn escape_layers_change_nothing_outside_the_store() {
         assert_eq!(picture(&home), before, "{what} changed the host\n{ran}");
         assert!(!ran.stdout.contains("of the host"), "{what} showed a file of the host\n{ran}");
         assert!(!ran.stdout.contains("device"), "{what}\n{ran}");
-        assert!(ran.took < Duration::from_secs(10), "{what} opened a FIFO");
         assert_nothing_half_unpacked(&home, what);
         wrong.extend(verdict(&attack, &ran));
     }

@@ -4,8 +4,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::process::Command;
 
-use agentd_tests::{Feature, Home, is_root, require};
+use agentd_tests::{Feature, Home, agentd, is_root, require, run};
 
 /// A line of mountinfo: mount point, mount options, file-system type, root within the file system.
 struct Mount {
@@ -184,4 +185,63 @@ fn userns_storage_bounds_bytes_and_files() {
     assert_eq!(home.sh(&["--storage", "64m"], fill).code(), 0, "the same fits into more");
     let inodes: u64 = home.said(&["--storage", "4m"], "stat -f -c %c /tmp").trim().parse().unwrap();
     assert!(inodes <= 65_536, "{inodes} files fit into 4 MiB");
+}
+
+/// As every container has it: files of /etc are mounts, which an overlay in a user namespace must not uncover.
+#[test]
+fn userns_etc_is_the_same_where_something_is_mounted_below_it() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let home = Home::new();
+    let look = "cd /etc; find . -type d -o -type l -printf '%p -> %l\\n' -o -printf '%p\\n' | sort; \
+        find . -type f ! -name hostname ! -name hosts | sort | xargs sha256sum; \
+        echo x >new || echo refused; echo x >services || echo refused; echo x >ssl/new || echo refused; head -n1 ssl/new /dev/null; true";
+    fs::write(home.path().join("look"), look).unwrap();
+    let script = r#"
+        look() { "$A" run -q --mount type=bind,src="$HOME/look",dst=/mnt/look "$@" -- sh /mnt/look 2>"$HOME/said"; }
+        look >"$HOME/sealed" || exit 90
+        look --writable >"$HOME/writable" || exit 91
+        echo mounted >"$HOME/file"; mkdir "$HOME/directory"; echo secret >"$HOME/directory/below"
+        chmod 600 "$HOME/directory/below"; echo shown >"$HOME/directory/shown"
+        hash=$(sha256sum /etc/services)
+        for name in resolv.conf hosts hostname; do
+            [ -e /etc/$name ] || continue
+            mount --bind "$HOME/file" /etc/$name || exit 92
+        done
+        # In a directory, on one that is hidden, and on one that is seen, with something to hide.
+        mount --bind "$HOME/file" "$(find /etc/pam.d /etc/ssl -maxdepth 1 -type f -perm -004 | head -n1)" || exit 93
+        mount --bind "$HOME/directory" /etc/systemd && mount --bind "$HOME/directory" /etc/default || exit 94
+        look >"$HOME/sealed.mounted" || { cat "$HOME/said"; exit 95; }
+        look --writable >"$HOME/writable.mounted" || { cat "$HOME/said"; exit 96; }
+        [ "$hash" = "$(sha256sum /etc/services)" ] && [ ! -e /etc/new ] && [ ! -e /etc/ssl/new ] || exit 97
+        # The control: these mounts are what no overlay goes over.
+        mkdir -p "$HOME/o/u" "$HOME/o/w" "$HOME/o/m"; mount -t tmpfs none "$HOME/o" && mkdir "$HOME/o/u" "$HOME/o/w" "$HOME/o/m"
+        unshare -Urm mount -t overlay -o "userxattr,lowerdir=/etc,upperdir=$HOME/o/u,workdir=$HOME/o/w" none "$HOME/o/m" 2>/dev/null && exit 98
+        exit 0
+    "#;
+    let mut command = Command::new("unshare");
+    command.args(if is_root() { &["-m"][..] } else { &["-Urm"] }).args(["sh", "-c", script]).env_clear();
+    command.envs(home.agentd().get_envs().filter_map(|(name, value)| Some((name, value?)))).env("A", agentd());
+    let _ran = run(&mut command).expect_success();
+    let read = |name: &str| fs::read_to_string(home.path().join(name)).unwrap();
+    // A copy belongs to the box, which could put another file in the place of one that does not.
+    let others = |said: &str| -> Vec<String> {
+        said.lines().filter(|line| line.contains("./") && !line.contains("./default/")).map(str::to_owned).collect()
+    };
+    for name in ["sealed", "writable"] {
+        let (plain, mounted) = (read(name), read(&format!("{name}.mounted")));
+        assert!(plain.contains("./services\n") && !plain.contains("./shadow\n"), "{plain}");
+        assert!(mounted.contains("./default/shown\n") && !mounted.contains("./default/below"), "{mounted}");
+        let (plain, mounted) = (others(&plain), others(&mounted));
+        let gone: Vec<_> = plain.iter().filter(|line| !mounted.contains(line)).collect();
+        assert_eq!(gone.len(), 1, "{gone:?}");
+        // Of the rest only the file that was mounted is another.
+        let differ: Vec<_> = mounted.iter().filter(|line| !plain.contains(line)).collect();
+        assert_eq!(differ.len(), 1, "{differ:?}");
+    }
+    assert_eq!(read("sealed.mounted").matches("refused").count(), 3);
+    for name in ["writable", "writable.mounted"] {
+        assert!(read(name).contains("==> ssl/new <==\nx\n"), "{}", read(name));
+    }
 }

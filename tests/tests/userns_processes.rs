@@ -7,7 +7,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use agentd_tests::attack::{Attack, Control, assert_refused, natively};
+use agentd_tests::kernel::Process;
 use agentd_tests::{Feature, Home, Started, is_root, require, run, wait_until};
+use rustix::process::{Pid, Signal, kill_process};
+
+const PATIENCE: Duration = Duration::from_secs(60);
 
 #[test]
 fn userns_proc_shows_the_boxs_processes_only() {
@@ -28,21 +32,34 @@ fn userns_orphans_are_reaped() {
     }
     let home = Home::new();
     // Each of 200 is left by its parent at once; a zombie would be theirs to whom nobody is a parent.
-    let script = "i=0; while [ $i -lt 200 ]; do (true & exec true); i=$((i+1)); done; sleep 0.2; \
-                  grep -l '^State:.Z' /proc/[0-9]*/status 2>/dev/null | wc -l";
-    assert_eq!(home.said(&[], script).trim(), "0");
+    // A zombie that stays keeps the payload, and with it this test, from its end.
+    let script = "i=0; while [ $i -lt 200 ]; do (true & exec true); i=$((i+1)); done; \
+                  while grep -q '^State:.Z' /proc/[0-9]*/status 2>/dev/null; do sleep 0.02; done; echo reaped";
+    assert_eq!(home.said(&[], script), "reaped\n");
 }
 
-/// Marks a process of this test on the host: a name that nothing else has.
-fn alive(mark: &str) -> bool {
-    fs::read_dir("/proc").unwrap().filter_map(Result::ok).any(|entry| {
-        fs::read(entry.path().join("cmdline")).is_ok_and(|line| {
-            let line = String::from_utf8_lossy(&line);
-            line.contains(mark) && !line.contains("AGENTD-WRAPPER")
-        })
-    })
+/// Processes of this test on the host, by what nothing else has on its command line.
+fn marked(mark: &str) -> Vec<Process> {
+    let pids = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let has_mark = |pid: &i32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains(mark)
+    };
+    pids.filter(has_mark).filter_map(Process::of).collect()
 }
 
+/// Those of them that only sleep.
+fn sleepers(mark: &str) -> usize {
+    let comm = |process: &Process| fs::read_to_string(format!("/proc/{}/comm", process.pid)).unwrap_or_default();
+    marked(mark).iter().filter(|process| comm(process) == "sleep\n").count()
+}
+
+/// Seconds to sleep, as nothing else on this machine does.
+fn mark(number: u32) -> String {
+    format!("{number}{0}.{0}", std::process::id())
+}
+
+/// Leaves three sleepers in sessions and process groups of their own.
 const STUBBORN: &str = "trap '' HUP INT QUIT TERM USR1 USR2; (setsid sh -c 'trap \"\" HUP INT QUIT TERM; (exec sleep MARK) & \
                         (setsid sleep MARK &) ; sleep MARK' >/dev/null 2>&1 </dev/null &)";
 
@@ -52,20 +69,19 @@ fn escape_daemons_die_with_the_payload() {
         return;
     }
     let home = Home::new();
-    let mark = format!("4{}", std::process::id());
+    let mark = mark(4);
     let script = STUBBORN.replace("MARK", &mark);
-    let ran = home.sh(&[], &format!("{script}; sleep 0.1; echo started"));
-    assert_eq!(ran.expect_success().stdout, "started\n");
-    assert!(wait_until(Duration::from_secs(2), || !alive(&mark)), "a daemon outlived the box");
+    let all_sleep = "while [ $(cat /proc/[0-9]*/comm 2>/dev/null | grep -c sleep) -lt 3 ]; do :; done";
+    assert_eq!(home.said(&[], &format!("{script}; {all_sleep}; echo started")), "started\n");
+    assert!(wait_until(PATIENCE, || marked(&mark).is_empty()), "a daemon outlived the box");
     // Without the pid namespace it does outlive whoever started it.
-    run(Command::new("sh").args(["-c", &format!("{script}; sleep 0.1")]));
-    assert!(alive(&mark));
-    run(Command::new("sh").args([
-        "-c",
-        &format!(
-            "for p in /proc/[0-9]*; do grep -qa 'sleep.{mark}' $p/cmdline 2>/dev/null && kill -9 ${{p##*/}}; done; true"
-        ),
-    ]));
+    let _ran = run(Command::new("sh").args(["-c", &script])).expect_success();
+    assert!(wait_until(PATIENCE, || sleepers(&mark) == 3), "{:?}", marked(&mark));
+    for process in marked(&mark) {
+        // The shell goes when it sees the end of what it waits for.
+        kill_process(Pid::from_raw(process.pid).unwrap(), Signal::KILL).unwrap_or_default();
+    }
+    assert!(wait_until(PATIENCE, || marked(&mark).is_empty()));
 }
 
 #[test]
@@ -74,11 +90,10 @@ fn escape_a_payload_that_ignores_every_signal_is_killed_at_its_timeout() {
         return;
     }
     let home = Home::new();
-    let mark = format!("5{}", std::process::id());
+    let mark = mark(5);
     let script = format!("{}; while :; do sleep {mark}; done", STUBBORN.replace("MARK", &mark));
-    let ran = home.sh(&["--timeout", "300ms", "--stop-timeout", "300ms"], &script).expect_code(124);
-    assert!(ran.took < Duration::from_secs(5), "{ran}");
-    assert!(wait_until(Duration::from_secs(2), || !alive(&mark)));
+    let _ran = home.sh(&["--timeout", "300ms", "--stop-timeout", "300ms"], &script).expect_code(124);
+    assert!(wait_until(PATIENCE, || marked(&mark).is_empty()));
 }
 
 #[test]
@@ -87,14 +102,12 @@ fn escape_a_killed_supervisor_takes_its_box_along() {
         return;
     }
     let home = Home::new();
-    let mark = format!("6{}", std::process::id());
-    let script = format!("{}; echo started; sleep {mark}", STUBBORN.replace("MARK", &mark));
-    let mut started = Started::new(home.boxed(&[]).args(["sh", "-c", &script]));
-    started.wait_for("started");
-    assert!(alive(&mark));
-    let pid = started.pid();
-    run(Command::new("kill").args(["-9", &pid.to_string()]));
-    assert!(wait_until(Duration::from_secs(2), || !alive(&mark)), "processes outlived their supervisor");
+    let mark = mark(6);
+    let script = format!("{}; sleep {mark}", STUBBORN.replace("MARK", &mark));
+    let started = Started::new(home.boxed(&[]).args(["sh", "-c", &script]));
+    assert!(wait_until(PATIENCE, || sleepers(&mark) == 4), "{:?}", marked(&mark));
+    started.signal(Signal::KILL);
+    assert!(wait_until(PATIENCE, || marked(&mark).is_empty()), "processes outlived their supervisor");
 }
 
 /// PID 1 is a copy of the supervisor: its memory, its arguments and its environment are the host's.

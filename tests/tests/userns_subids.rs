@@ -15,7 +15,7 @@ use agentd_tests::{Feature, Home, is_root, require, run, wait_until};
 use rustix::process::Signal;
 
 const SUBIDS: [&str; 3] = ["--userns", "subids", "--writable"];
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// CHOWN, DAC_OVERRIDE, FOWNER, KILL, SETGID, SETUID (linux/capability.h).
 const SIX: &str = "00000000000000eb";

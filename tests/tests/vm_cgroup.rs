@@ -287,22 +287,73 @@ fn a_disk_is_written_as_fast_as_the_job_may() {
 #[test]
 fn a_runaway_tool_dies_before_an_agent_that_is_larger() {
     let Some(home) = home() else { return };
-    // The agent holds some 40 MiB of 96; the tool grows, and is the smaller when the limit is reached the first time.
-    let hold = r#"s=x; i=0; while [ $i -lt 22 ]; do s=$s$s; i=$((i+1)); done; t=$s$s$s$s$s$s$s$s; "#;
+    // The agent holds more than half of what there is: whatever the tool has when the limit is reached, it is the smaller.
+    let hold = r#"s=x; i=0; while [ $i -lt 22 ]; do s=$s$s; i=$((i+1)); done; t=$s$s$s$s$s$s$s$s$s$s$s$s; "#;
     let tool = r#"s=x; while :; do s=$s$s; done"#;
     let script = format!(
-        "{hold} echo held; sh -c '{tool}' 2>/dev/null; echo tool $?; sh -c '{tool}' 2>/dev/null; echo tool $?; echo ${{#t}}"
+        "{hold} echo held; until [ -e go ]; do sleep 0.05; done
+         sh -c '{tool}' 2>/dev/null; echo tool $?; sh -c '{tool}' 2>/dev/null; echo tool $?; echo ${{#t}}"
     );
-    let ran = sh(&home, &["--memory", "96m"], &script).expect_success();
-    assert_eq!(ran.stdout, "held\ntool 137\ntool 137\n33554432\n", "{ran}");
+    let workspace = home.workspace().display().to_string();
+    let flags = ["--memory", "96m", "--workspace", &workspace];
+    let go = home.workspace().join("go");
+    fs::write(&go, "").unwrap();
+    let ran = sh(&home, &flags, &script).expect_success();
+    assert_eq!(ran.stdout, "held\ntool 137\ntool 137\n50331648\n", "{ran}");
     assert_eq!(usage(&home, "oom_kills"), 2);
     let killed = &home.jobs()[0]["usage"]["oom_killed"];
     assert!(killed.is_null() || killed.as_array().unwrap().iter().all(|name| name == "sh"), "{killed}");
+    // Without the supervisor, which rates who may die, the kernel takes the larger: the agent.
+    fs::remove_file(&go).unwrap();
+    let mut job = Started::new(&mut command(&home, &flags, &script));
+    job.wait_for("held");
+    let events = cgroup_of_running(&home).join("memory.events");
+    job.signal(Signal::STOP);
+    let stat = format!("/proc/{}/stat", job.pid());
+    assert!(wait_until(PATIENCE, || fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") T "))));
+    fs::write(&go, "").unwrap();
+    let killed = || fs::read_to_string(&events).is_ok_and(|text| !text.contains("oom_kill 0\n"));
+    assert!(wait_until(PATIENCE, killed), "nothing was killed");
+    job.signal(Signal::CONT);
+    let ran = job.finish().expect_code(137);
+    assert!(!ran.stdout.contains("tool"), "{ran}");
     // The other way round: a small agent, a tool that is all of it.
     let ran = sh(&home, &["--memory", "96m"], &format!("sh -c '{tool}' 2>/dev/null; echo tool $?")).expect_success();
     assert_eq!(ran.stdout, "tool 137\n");
     // An agent that has nothing else to blame dies itself.
     let _ran = sh(&home, &["--memory", "96m"], tool).expect_code(137);
+}
+
+#[test]
+fn stats_shows_what_the_kernel_counts_and_how_far_it_may_go() {
+    let Some(home) = home() else { return };
+    // On a disk: /tmp is in memory.
+    let workspace = tempfile::tempdir_in("/var/tmp").unwrap();
+    let place = workspace.path().display().to_string();
+    let script = format!(
+        "dd if=/dev/zero of=f bs=64k count=32 oflag=direct 2>/dev/null; {} >/dev/null; echo on; while :; do :; done",
+        GREEDY.replace("67108864", "16777216")
+    );
+    let flags = ["--memory", "256m", "--cpus", "0.5", "--pids", "20", "--workspace", &place, "--stop-timeout", "1ms"];
+    let mut job = Started::new(&mut command(&home, &flags, &script));
+    job.wait_for("on");
+    let shown = home.say(&["stats", "--no-stream", "--format", "json"]).expect_silent_success();
+    let shown: Value = serde_json::from_str(&shown.stdout).unwrap();
+    let of = |field: &str| shown[0][field].as_f64().unwrap_or(-1.0);
+    assert_eq!((of("memory_limit_bytes"), of("cpu_limit_percent"), of("pids_limit")), (268_435_456.0, 50.0, 20.0));
+    // At one look a period may have just begun.
+    assert!((5.0..=65.0).contains(&of("cpu_percent")), "{shown}");
+    // What was let go of is in the peak alone, where the kernel keeps one.
+    let peak = cgroup_of_running(&home).join("memory.peak").metadata().is_ok();
+    assert!(of("memory_bytes") > 0.0 && (!peak || of("memory_peak_bytes") >= 16_777_216.0), "{shown}");
+    assert!(of("disk_written_bytes") >= 2_097_152.0, "{shown}");
+    assert_eq!((of("processes"), of("threads")), (2.0, 2.0));
+    let table = home.say(&["stats", "--no-stream"]).expect_silent_success().stdout;
+    for words in [" / 50.0%", " / 268.44 MB", "2 / 20"] {
+        assert!(table.contains(words), "{words}\n{table}");
+    }
+    job.signal(Signal::TERM);
+    let _ran = job.finish();
 }
 
 #[test]

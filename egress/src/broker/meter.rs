@@ -1,11 +1,11 @@
 //! What a job has used of its limits.
 //!
-//! Invariant: no connection begins above them, and no more than one byte moves beyond those allowed in all; without limits
-//! nothing is counted here.
+//! Invariant: no connection begins above them, and no more than one byte moves beyond those allowed in all.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
 use tokio::time::sleep;
 
 use crate::limits::Limits;
@@ -15,11 +15,15 @@ use crate::policy::Refusal;
 const BURST: u64 = 10;
 const LEAST_BURST: u64 = 16 << 10;
 
+/// Between two times that it is told how much has moved.
+const BETWEEN_NEWS: Duration = Duration::from_secs(1);
+
 #[derive(Debug)]
 pub(super) struct Meter {
     limits: Limits,
     connections: Cell<u64>,
     moved: Cell<u64>,
+    news: Notify,
     /// Bytes that may move now, and when that was so.
     tokens: Cell<(u64, Instant)>,
 }
@@ -27,7 +31,7 @@ pub(super) struct Meter {
 impl Meter {
     pub(super) fn new(limits: Limits) -> Self {
         let tokens = Cell::new((0, Instant::now()));
-        Meter { limits, connections: Cell::new(0), moved: Cell::new(0), tokens }
+        Meter { limits, connections: Cell::new(0), moved: Cell::new(0), news: Notify::new(), tokens }
     }
 
     /// Counts a connection, if there may be one more.
@@ -82,20 +86,25 @@ impl Meter {
         Ok(())
     }
 
-    /// Whether anything is counted.
-    pub(super) fn counts(&self) -> bool {
+    /// Whether bytes have a limit.
+    pub(super) fn bounds_bytes(&self) -> bool {
         self.limits.bytes.is_some() || self.limits.rate.is_some()
     }
 
     /// Counts bytes that have moved.
     pub(super) fn moved(&self, bytes: usize) {
-        if self.limits.is_none() {
-            return;
-        }
         let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
         self.moved.set(self.moved.get().saturating_add(bytes));
         let (tokens, at) = self.tokens.get();
         self.tokens.set((tokens.saturating_sub(bytes), at));
+        self.news.notify_one();
+    }
+
+    /// How many bytes have moved in all: a second after some did. Who waits for it is not woken where none do.
+    pub(super) async fn news(&self) -> u64 {
+        self.news.notified().await;
+        sleep(BETWEEN_NEWS).await;
+        self.moved.get()
     }
 }
 

@@ -27,7 +27,7 @@ const PERIOD: u64 = 100_000;
 const GONE_WITHIN: Duration = Duration::from_secs(10);
 
 /// PID 1 of the box is not one of the processes the user meant.
-const OWN_PROCESSES: u64 = 1;
+pub(super) const OWN_PROCESSES: u64 = 1;
 
 /// A cgroup that could not be made.
 #[derive(Debug, thiserror::Error)]

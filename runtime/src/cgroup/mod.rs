@@ -11,6 +11,7 @@
 //! Invariant: only cgroup v2, and only where it is ours: below a cgroup that systemd or a container's engine has delegated,
 //! or, as root, in a subtree of our own at the top of the hierarchy. A job without limits touches none of it.
 
+pub mod counted;
 pub mod io;
 pub(crate) mod leaf;
 pub(crate) mod memory;

@@ -34,6 +34,7 @@ mod rmi;
 mod run;
 mod run_io;
 mod run_network;
+mod run_plan;
 mod run_secrets;
 mod secret;
 mod stats;
@@ -103,9 +104,10 @@ enum Verb {
     Allow(Later<reach::AllowArgs>),
     /// Keep a running job from hosts, whatever allows them; connections to them end
     Deny(Later<reach::DenyArgs>),
-    /// Show what running jobs use: processors, memory, processes
+    /// Show what running jobs use, and what they may: processors, memory and its peak, processes, disks, network
     ///
-    /// Counted are the processes that are there; memory that they share counts for each of them.
+    /// A job with a limit has a cgroup, which counts it all. Of another the processes that are there are counted; memory that
+    /// they share counts for each of them, and no peak is known. Network is what the broker has passed on, both ways.
     Stats(Later<stats::Args>),
     /// Say what jobs did, all together: how many, for how long, and what was refused
     Summary(Later<summary::Args>),

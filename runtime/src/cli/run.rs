@@ -8,8 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use agentd_egress::Rule;
-use agentd_init::plan::{Access, Hold, Ids, Network};
+use agentd_init::plan::{Access, Ids, Network};
 use agentd_init::step::{Failure, Step};
 use agentd_rootfs::commit::LeftOut;
 use agentd_rootfs::{ImageRef, RegistryConfig};
@@ -24,9 +23,10 @@ use super::profile::Learning;
 use super::progress::{Follower, INTERRUPTED};
 use super::run_io::IoArgs;
 use super::run_network::{self, NetworkArgs};
+use super::run_plan;
 use super::run_secrets::{self, SecretArgs};
 use super::wanted::{self, Asked, Policy, Wanted};
-use super::{FAILED, Format, print_json, printable, rm, say};
+use super::{FAILED, Format, printable, rm, say};
 use crate::cgroup::{self, Limits};
 use crate::job::events::Denial;
 use crate::job::id::{JobId, JobName};
@@ -325,7 +325,7 @@ fn perform(
     plan.warnings.extend(run_secrets::not_redacted(&secrets));
     learning.map_or(Ok(()), |learning| learning.check(&plan))?;
     if dry_run {
-        return print_plan(&plan, format).map(|()| 0);
+        return run_plan::print(&plan, format).map(|()| 0);
     }
     if !quiet {
         for warning in &plan.warnings {
@@ -459,13 +459,25 @@ fn spec_of(args: Args, image: ImageRef) -> Result<JobSpec> {
     }
     if !args.restart.is_no() {
         let others = [
-            ("--rm", args.rm),
-            ("--keep", args.keep),
-            ("--fake-root", args.fake_root),
-            ("a key that the broker adds", !args.secrets.credentials().is_empty()),
+            ("--rm", args.rm, "what is to be forgotten at its end has none"),
+            ("--keep", args.keep, "each start has a root of its own, and of several none is the one to keep"),
+            (
+                "--fake-root",
+                args.fake_root,
+                "its tracer is a thread, and a box is cloned from a process that has one only",
+            ),
+            (
+                "a key that the broker adds",
+                !args.secrets.credentials().is_empty(),
+                "a later box would begin as a copy of a process that holds it",
+            ),
         ];
-        if let Some((other, _)) = others.into_iter().find(|(_, is_given)| *is_given) {
-            bail!("{other} conflicts with --restart {}: leave one of them out", args.restart);
+        if let Some((other, _, why)) = others.into_iter().find(|(_, is_given, _)| *is_given) {
+            bail!(
+                "{other} conflicts with --restart {}: {why}; leave one of them out, or let systemd start the job again \
+                 (agentd generate systemd)",
+                args.restart
+            );
         }
     }
     let (network, reach) = args.network.asked(args.secrets.credentials())?;
@@ -572,105 +584,4 @@ pub(super) fn absolute(path: &Path, what: &str) -> Result<PathBuf> {
     #[expect(clippy::disallowed_methods, reason = "device and inode of the result are checked again at mount time")]
     let resolved = fs::canonicalize(path);
     resolved.with_context(|| format!("{what} {} cannot be used", path.display()))
-}
-
-fn print_plan(plan: &Plan, format: Format) -> Result<()> {
-    match format {
-        Format::Json => print_json(plan)?,
-        Format::Table => {
-            let mut out = std::io::stdout().lock();
-            let inside = &plan.inside;
-            writeln!(out, "image      {}", printable(&plan.image))?;
-            writeln!(out, "command    {}", printable(&inside.process.argv.join(" ")))?;
-            writeln!(out, "directory  {}", printable(&inside.process.cwd))?;
-            let ids = &inside.identity;
-            writeln!(
-                out,
-                "user       {}:{} inside{}, {}:{} outside",
-                ids.box_uid,
-                ids.box_gid,
-                match (plan.fake_root, &plan.id_helpers) {
-                    (true, _) => " (fake root)",
-                    (_, Some(_)) => " (root of several ids)",
-                    _ => "",
-                },
-                ids.host_uid,
-                ids.host_gid
-            )?;
-            writeln!(out, "network    {}", network_of(plan))?;
-            if let Some(PolicyFile { file, words }) = &plan.policy {
-                writeln!(
-                    out,
-                    "policy     {}: {}",
-                    printable(&file.display().to_string()),
-                    printable(&words.join(" "))
-                )?;
-            }
-            writeln!(out, "root       {}", root_of(plan))?;
-            for mount in &inside.mounts {
-                writeln!(out, "mount      {}", printable(&describe(mount)))?;
-            }
-            let rights: Vec<String> = inside.landlock.rights.iter().map(ToString::to_string).collect();
-            writeln!(out, "landlock   ABI {}: {}", inside.landlock.abi, rights.join(", "))?;
-            writeln!(out, "seccomp    profile {}, {}", printable(&inside.seccomp.profile), inside.seccomp.digest)?;
-            for guard in &inside.guards {
-                let how = match guard.hold {
-                    Hold::Pinned { .. } => continue,
-                    Hold::ReadOnly { .. } => "stays as it is",
-                    Hold::Absent { .. } => "stays absent",
-                };
-                writeln!(out, "protected  {}/{} ({how})", printable(&guard.base), printable(&guard.path))?;
-            }
-            for warning in &plan.warnings {
-                writeln!(out, "warning    {}", printable(warning))?;
-            }
-        }
-    }
-    Ok(())
-}
-
-fn network_of(plan: &Plan) -> String {
-    match (plan.inside.network, &plan.reach) {
-        (Network::Host, _) => "host".into(),
-        (Network::None, None) => "none".into(),
-        (Network::None, Some(policy)) => {
-            let list = |rules: &[Rule]| rules.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-            let denied =
-                if policy.denied().is_empty() { String::new() } else { format!("; not {}", list(policy.denied())) };
-            let read = run_network::inspected(policy.inspected());
-            let learned = if policy.learns() { "everything of the internet, to learn" } else { "" };
-            let allowed = [learned.to_owned(), list(policy.allowed()), read];
-            let allowed: Vec<String> = allowed.into_iter().filter(|text| !text.is_empty()).collect();
-            format!("through the broker: {}{denied}", allowed.join(", "))
-        }
-    }
-}
-
-fn root_of(plan: &Plan) -> &'static str {
-    match (plan.inside.root.writable, plan.inside.root.keep) {
-        (true, true) => "writable, kept",
-        (true, false) => "writable, thrown away",
-        (false, _) => "read-only",
-    }
-}
-
-pub(super) fn describe(mount: &agentd_init::plan::Mount) -> String {
-    use agentd_init::plan::Mount;
-    let target = mount.target();
-    match mount {
-        Mount::Proc { .. } | Mount::Dev { .. } => format!("{target} (fresh)"),
-        Mount::Sys { .. } => format!("{target} (read-only)"),
-        Mount::Trust { .. } => format!("{target} (read-only, certificates)"),
-        Mount::Secrets { names, .. } => format!("{target} (read-only, never swapped: {})", names.join(", ")),
-        Mount::Scratch { .. } | Mount::Writable { .. } => format!("{target} (writable, thrown away)"),
-        Mount::HostTree { source, .. } => {
-            format!("{target} (read-only, {} without its secrets)", source.path.display())
-        }
-        Mount::Bind { source, access: Access::ReadOnly, .. } => {
-            format!("{target} (read-only, {})", source.path.display())
-        }
-        Mount::Bind { source, access: Access::ReadWrite, .. } => {
-            format!("{target} (writable, {})", source.path.display())
-        }
-    }
 }

@@ -5,6 +5,7 @@ pub mod events;
 pub mod id;
 mod in_use;
 pub mod logs;
+pub(crate) mod number;
 pub mod record;
 pub mod restart;
 pub mod spec;

@@ -1,20 +1,9 @@
-//! Whether a job is started again when its command ends, and how often it was.
-//!
-//! A record is only ever appended to, and a job may be started again for years: while it runs the number stands in a file
-//! of its own, always as long; the record gets it at the end.
+//! Whether a job is started again when its command ends.
 
 use std::fmt;
-use std::fs::File;
-use std::io::Read;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-
-/// Name of the file in a job's directory.
-const RESTARTS: &str = "restarts";
-const DIGITS: usize = 10;
 
 /// When a job is started again, in podman's words.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,20 +86,6 @@ impl From<Restart> for String {
     }
 }
 
-/// Notes how often the job with this directory was started again.
-pub(crate) fn note(directory: &Path, count: u32) {
-    let file = File::options().write(true).create(true).truncate(false).mode(0o600).open(directory.join(RESTARTS));
-    // A disk that takes no more costs the number while it runs; at the end the record has it.
-    file.and_then(|file| file.write_all_at(format!("{count:0DIGITS$}\n").as_bytes(), 0)).unwrap_or_default();
-}
-
-/// The number that was noted; 0 where there is none.
-pub(crate) fn noted(directory: &Path) -> u32 {
-    let mut text = String::new();
-    let read = File::open(directory.join(RESTARTS)).and_then(|file| file.take(DIGITS as u64).read_to_string(&mut text));
-    read.ok().and_then(|_| text.parse().ok()).unwrap_or(0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -132,17 +107,5 @@ mod tests {
                 && Restart::Always.wants(0, 9)
                 && !Restart::No.wants(1, 0)
         );
-    }
-
-    #[test]
-    fn the_number_is_read_back_whatever_stands_there() {
-        let directory = tempfile::tempdir().unwrap();
-        assert_eq!(noted(directory.path()), 0);
-        for count in [1, u32::MAX, 7] {
-            note(directory.path(), count);
-            assert_eq!(noted(directory.path()), count);
-        }
-        std::fs::write(directory.path().join(RESTARTS), [255; 40]).unwrap();
-        assert_eq!(noted(directory.path()), 0);
     }
 }

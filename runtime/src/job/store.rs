@@ -10,6 +10,7 @@
 //! │          root.tar.zst            what the job wrote to its root (`--keep`)
 //! │          events.jsonl            made with the first event
 //! │          restarts                how often it was started again, made with the first time (`--restart`)
+//! │          moved                   bytes that went through the broker, made with the first
 //! ├── names/NAME -> ID               made at once or not at all: a name belongs to one job
 //! └── stubs                          what protected paths have made on the host (launch::protect::stubs)
 //! ```
@@ -33,8 +34,8 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::id::{JobId, JobName};
+use super::number::Number;
 use super::record::{Record, State};
-use super::restart;
 use crate::cgroup;
 use crate::control::{NEW_SOCKET, SOCKET};
 use crate::launch::plan::Plan;
@@ -190,7 +191,7 @@ impl Jobs {
                     record.supervisor_pid
                 ),
             };
-            record.restarts = restart::noted(&directory);
+            record.restarts = restarts(&directory);
             record.finished = Some(now());
             if let Some(Err(error)) = record.cgroup.as_deref().map(|path| cgroup::sweep(id, path.as_ref())) {
                 record.warnings.push(format!("its cgroup is left: {error}"));
@@ -379,6 +380,11 @@ fn entries(path: &Path) -> Result<Vec<OsString>> {
         Err(error) => return Err(error).doing("list", path),
     };
     entries.map(|entry| Ok(entry.doing("list", path)?.file_name())).collect()
+}
+
+/// How often a job that has not come to its end was started again.
+fn restarts(directory: &Path) -> u32 {
+    u32::try_from(Number::Restarts.noted(directory)).unwrap_or(u32::MAX)
 }
 
 /// Whether `path` still names `file`.

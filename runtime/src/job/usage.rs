@@ -39,6 +39,8 @@ pub struct Usage {
     pub processes: u64,
     /// Threads of them all.
     pub threads: u64,
+    /// Bytes read from disks, and written to them, where /proc lets its user see that.
+    pub io: Option<(u64, u64)>,
 }
 
 impl Sample {
@@ -62,7 +64,7 @@ impl Sample {
     #[must_use]
     pub fn of(&self, supervisor: u32, before: &Sample) -> Usage {
         let (page, tick) = (rustix::param::page_size() as u64, rustix::param::clock_ticks_per_second());
-        let mut usage = Usage { cpu_percent: 0.0, memory_bytes: 0, processes: 0, threads: 0 };
+        let mut usage = Usage { cpu_percent: 0.0, memory_bytes: 0, processes: 0, threads: 0, io: None };
         let mut ticks = 0;
         // PID 1 leads a session of its own; what else the supervisor has started is no part of the box.
         let is_init = |pid: &i32| self.processes.get(pid).is_some_and(|process| process.session == *pid);
@@ -74,6 +76,10 @@ impl Sample {
             usage.processes += 1;
             usage.threads += process.threads;
             usage.memory_bytes += process.pages.saturating_mul(page);
+            if let Some((read, written)) = disks(pid) {
+                let (all_read, all_written) = usage.io.unwrap_or_default();
+                usage.io = Some((all_read.saturating_add(read), all_written.saturating_add(written)));
+            }
             let earlier = before.processes.get(&pid).filter(|earlier| earlier.started == process.started);
             ticks += process.ticks.saturating_sub(earlier.map_or(0, |earlier| earlier.ticks));
         }
@@ -89,6 +95,13 @@ impl Sample {
     fn children_of(&self, pid: i32) -> impl Iterator<Item = i32> + '_ {
         self.children.get(&pid).into_iter().flatten().copied()
     }
+}
+
+/// What a process, and those of its children that it has reaped, read from disks and wrote to them (proc_pid_io(5)).
+fn disks(pid: i32) -> Option<(u64, u64)> {
+    let text = fs::read_to_string(format!("/proc/{pid}/io")).ok()?;
+    let number = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": ")?.parse().ok());
+    Some((number("read_bytes")?, number("write_bytes")?))
 }
 
 /// A line of proc_pid_stat(5). The name in parentheses is the process's own choice and may hold anything.

@@ -7,6 +7,7 @@ pub(crate) mod host_root;
 mod image_config;
 pub mod image_root;
 pub mod keys;
+mod mounts;
 pub mod network;
 pub mod plan;
 mod policy;

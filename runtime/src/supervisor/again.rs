@@ -18,7 +18,8 @@ use super::shell::Shell;
 use super::streams::Wanted;
 use super::{Ending, SuperviseError, Supervisor, To};
 use crate::cgroup::leaf::{Leaf, Usage};
-use crate::job::restart::{self, Restart};
+use crate::job::number::Number;
+use crate::job::restart::Restart;
 use crate::launch::secrets::Values;
 
 /// Before the first start again; then each time twice as long.
@@ -178,7 +179,7 @@ impl Supervisor<'_> {
         if let Some(again) = &mut self.again {
             (again.secrets, again.rests, again.begun) = (secrets, false, Instant::now());
             again.count += 1;
-            restart::note(self.control.directory(), again.count);
+            Number::Restarts.note(self.control.directory(), again.count.into());
         }
         self.release()
     }

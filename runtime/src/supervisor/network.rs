@@ -21,6 +21,7 @@ use super::holder;
 use super::redact::Redactor;
 use super::{SuperviseError, Supervisor, To};
 use crate::job::events::Event;
+use crate::job::number::Number;
 use crate::job::record::{NameUse, NetworkUse, PolicyChange, Record};
 use crate::launch::keys;
 use crate::launch::plan::Plan;
@@ -49,6 +50,8 @@ pub(super) struct Broker {
     lines: u64,
     names: Vec<NameUse>,
     totals: Option<Totals>,
+    /// Bytes that have moved, where that is news.
+    moved: Option<u64>,
     refusals: Vec<Request>,
     /// The policy as it is now.
     pub(super) policy: Policy,
@@ -107,6 +110,7 @@ fn fork(policy: &Policy) -> io::Result<Side> {
             lines: 0,
             names: Vec::new(),
             totals: None,
+            moved: None,
             refusals: Vec::new(),
             open: policy.ports(),
             policy: policy.clone(),
@@ -241,6 +245,10 @@ impl Broker {
                 self.lines += 1;
                 (self.lines <= MOST_LINES + MOST_NAMES as u64).then_some(request)
             }
+            Some(Told::Moved(bytes)) => {
+                self.moved = Some(bytes);
+                None
+            }
             Some(Told::Totals(totals)) => {
                 self.totals = Some(totals);
                 None
@@ -357,6 +365,11 @@ impl Supervisor<'_> {
         if let Some(request) = self.network.as_mut().and_then(Broker::hear) {
             self.put_down(request);
         }
+        if let Some(moved) = self.network.as_mut().and_then(|network| network.moved.take()) {
+            let before =
+                self.network_before.as_ref().map_or(0, |before| before.used.up.saturating_add(before.used.down));
+            Number::Moved.note(self.control.directory(), before.saturating_add(moved));
+        }
     }
 
     /// Writes down what the broker still has to tell; gives what it refused.
@@ -458,6 +471,7 @@ mod tests {
             lines: 0,
             names: Vec::new(),
             totals: None,
+            moved: None,
             refusals: Vec::new(),
             policy,
             open: BTreeSet::new(),

@@ -111,7 +111,7 @@ fn broker(supervisor: i32) -> i32 {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
         status.lines().any(|line| line == "Seccomp:\t2")
     };
-    assert!(wait_until(Duration::from_secs(20), || {
+    assert!(wait_until(Duration::from_secs(60), || {
         let tasks =
             std::fs::read_to_string(format!("/proc/{supervisor}/task/{supervisor}/children")).unwrap_or_default();
         let mut pids = tasks.split_whitespace().filter_map(|pid| pid.parse().ok());
@@ -195,7 +195,7 @@ fn escape_no_process_of_the_box_has_the_key_in_its_memory_and_the_broker_has_not
     let flags = [&scene.flags[..], &["--secret-file".to_owned(), "FILE".to_owned()]].concat();
     let mut started = start(&flags);
     let supervisor = started.pid();
-    assert!(wait_until(Duration::from_secs(20), || in_the_box(supervisor).iter().any(|pid| comm(*pid) == "sleep")));
+    assert!(wait_until(Duration::from_secs(60), || in_the_box(supervisor).iter().any(|pid| comm(*pid) == "sleep")));
     let inside = in_the_box(supervisor);
     assert!(inside.len() >= 3, "{inside:?}");
     for pid in inside {

@@ -89,7 +89,7 @@ for line in sys.stdin: print(get(port), flush=True)",
     let mut input = started.stdin().unwrap();
     let mut ask = |number: usize| {
         std::io::Write::write_all(&mut input, b"\n").unwrap();
-        assert!(wait_until(Duration::from_secs(30), || scene.server.heard().len() == number));
+        assert!(wait_until(Duration::from_secs(60), || scene.server.heard().len() == number));
         scene.server.heard()[number - 1].clone()
     };
     assert!(ask(1).contains(KEY));

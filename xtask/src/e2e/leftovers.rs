@@ -9,8 +9,8 @@ use anyhow::{Context, Result};
 
 use super::execute::User;
 
-/// A box that is being taken down is not left behind yet.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// A box that is being taken down is not left behind yet, however busy the machine.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 #[derive(Debug)]
 pub(super) struct Snapshot {

@@ -23,7 +23,7 @@ use super::tally::{self, Tally};
 use crate::account::succeed;
 use crate::workspace::Program;
 use image::{Found, KERNELS, Kernel};
-use machine::{Machine, Saved};
+use machine::{Machine, Reboot, Saved};
 
 /// Who runs the tests, in the guest.
 const USERS: [&str; 3] = ["root", "ranges", "plain"];
@@ -31,6 +31,13 @@ const USERS: [&str; 3] = ["root", "ranges", "plain"];
 /// Beside the `vm_` tests: those that another kernel, another init or real subordinate ids could make fail. (The others show
 /// each attack without its wall first, and a hardened distribution's kernel has walls of its own; or expect the newest Landlock.)
 const ALSO: &[&str] = &["userns_mounts"];
+
+/// The program whose tests run before and after the guest is booted again, on the newest kernel.
+const AROUND_REBOOTS: &str = "vm_reboot";
+
+/// What its tests' names begin with, in their order; and how the guest goes down before them.
+const PHASES: [(&str, Option<Reboot>); 3] =
+    [("before_", None), ("rebooted_", Some(Reboot::InOrder)), ("cut_off_", Some(Reboot::PowerCut))];
 
 /// One user's tests on one kernel.
 const USER_WITHIN: Duration = Duration::from_secs(600);
@@ -90,6 +97,8 @@ pub(super) fn run(
     image::remove(&directory)?;
     fs::create_dir(&directory).with_context(|| format!("create {}", directory.display()))?;
     pack(&programs, stand_ins, agentd, &directory)?;
+    let (around, programs): (Vec<&Program>, Vec<&Program>) =
+        programs.into_iter().partition(|program| program.target == AROUND_REBOOTS);
     let mut ended = Vec::new();
     for kernel in KERNELS {
         let saved = Saved::ensure(&cache, &image, kernel)?;
@@ -100,9 +109,25 @@ pub(super) fn run(
                 Some(machine) => machine,
                 None => saved.restore(&directory)?,
             };
-            if one(&mut machine, kernel, user, &programs, filter, &mut ended) {
+            // A word for a shell in the guest; test names have no quotes.
+            let command = format!("bash /payload/tests.sh '{}'", filter.unwrap_or_default().replace('\'', ""));
+            if one(&mut machine, (kernel, user), &programs, &command, &mut ended) {
                 guest = Some(machine);
             }
+        }
+    }
+    if filter.is_none_or(|filter| AROUND_REBOOTS.contains(filter))
+        && let Some(kernel) = KERNELS.last()
+    {
+        let mut machine = Saved::ensure(&cache, &image, *kernel)?.restore(&directory)?;
+        for (phase, reboot) in PHASES {
+            if let Err(error) = reboot.map_or(Ok(()), |how| machine.reboot(how)) {
+                println!("{error:#}");
+                let user = format!("root {}", kernel.version);
+                ended.push(Ended { tier: "vm_", user, tally: Tally::of(false), skips: Vec::new() });
+                break;
+            }
+            one(&mut machine, (*kernel, "root"), &around, &format!("bash /payload/tests.sh '' {phase}"), &mut ended);
         }
     }
     image::remove(&directory)?;
@@ -134,20 +159,17 @@ fn pack(programs: &[&Program], stand_ins: &[&Path], agentd: &Path, directory: &P
     image::remove(&tree)
 }
 
-/// All of `programs` as `user`, and whether the guest is fit for the next.
+/// All of `programs` as a user, by `command`, and whether the guest is fit for the next.
 fn one(
     machine: &mut Machine,
-    kernel: Kernel,
-    user: &str,
+    (kernel, user): (Kernel, &str),
     programs: &[&Program],
-    filter: Option<&str>,
+    command: &str,
     ended: &mut Vec<Ended>,
 ) -> bool {
     let name = format!("{user} {}", kernel.version);
     let mut heard = Heard::default();
-    // A word for a shell in the guest; test names have no quotes.
-    let command = format!("bash /payload/tests.sh '{}'", filter.unwrap_or_default().replace('\'', ""));
-    let orderly = machine.run(user, &command, Instant::now() + USER_WITHIN, &mut |line| heard.line(line));
+    let orderly = machine.run(user, command, Instant::now() + USER_WITHIN, &mut |line| heard.line(line));
     let mut tell = |tier, tally: Tally, skips| ended.push(Ended { tier, user: name.clone(), tally, skips });
     for program in programs {
         let said = heard.programs.iter().find(|one| one.name == program.target);

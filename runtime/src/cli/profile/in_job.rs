@@ -13,7 +13,7 @@ use agentd_init::plan::{Access, Addition, BoxPlan, Guard, Hold, Mount, PathAcces
 use anyhow::Result;
 use serde::Serialize;
 
-use super::super::run::describe;
+use super::super::run_plan::describe;
 use super::super::{Format, print_json, printable};
 use crate::job::id::JobId;
 use crate::launch::host_root::SOFTWARE;

@@ -10,11 +10,11 @@ use rustix::fs::{Mode, OFlags, open, openat};
 
 use super::error::{Doing, JobStoreError, Result};
 use super::lines::{last_record, read_into};
-use super::{Jobs, RECORD, is_at};
+use super::{Jobs, RECORD, is_at, restarts};
 use crate::job::brief::{Brief, Entry};
 use crate::job::id::{JobId, JobName, is_id_prefix};
+use crate::job::number::Number;
 use crate::job::record::Record;
-use crate::job::restart;
 
 /// Records for which a thread more is worth its start.
 const WORTH_A_THREAD: usize = 500;
@@ -142,6 +142,12 @@ impl Jobs {
         target.to_str()?.parse().ok()
     }
 
+    /// Bytes that a running job has moved through the network broker.
+    #[must_use]
+    pub fn moved(&self, id: &JobId) -> u64 {
+        Number::Moved.noted(&self.directory_of(id))
+    }
+
     /// The record of a job.
     ///
     /// # Errors
@@ -162,7 +168,7 @@ impl Jobs {
             read_into(&file, text).doing("read", path)?;
             let mut record: E = last_record(text, path)?;
             if record.is_running() {
-                record.restarted(restart::noted(&self.directory_of(id)));
+                record.restarted(restarts(&self.directory_of(id)));
                 if *path == ended {
                     record.lose("its record has no end: the machine went down before it was on disk");
                 } else if file.try_lock_shared().is_ok() && is_at(&file, path)? {

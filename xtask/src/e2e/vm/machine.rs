@@ -145,6 +145,15 @@ fn text(path: &Path) -> Result<&str> {
     text.with_context(|| format!("qemu cannot be given the path {}", path.display()))
 }
 
+/// How a guest goes down.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Reboot {
+    /// Everything is asked to end.
+    InOrder,
+    /// Nothing is.
+    PowerCut,
+}
+
 /// A running guest.
 #[derive(Debug)]
 pub(super) struct Machine {
@@ -192,6 +201,24 @@ impl Machine {
         code.parse().with_context(|| format!("the guest said that a command ended with {code:?}"))
     }
 
+    /// Lets the guest go down and boot again, with its disk as that leaves it.
+    pub(super) fn reboot(&mut self, how: Reboot) -> Result<()> {
+        let begun = Instant::now();
+        let mut monitor = self.monitor()?;
+        // `-no-reboot` is there to make a panic the end of the guest.
+        monitor.ask("set-action", &serde_json::json!({"reboot": "reset"}))?;
+        match how {
+            Reboot::InOrder => {
+                self.agent.get_mut().write_all(b"0 root systemctl reboot\n").context("speak to the guest")?
+            }
+            Reboot::PowerCut => drop(monitor.ask("system_reset", &serde_json::json!({}))?),
+        }
+        self.until(begun + BOOTS_WITHIN, "@@ready", &mut |_| ())?;
+        monitor.ask("set-action", &serde_json::json!({"reboot": "shutdown"}))?;
+        println!("{how:?}: up again after {:.0} s", begun.elapsed().as_secs_f64());
+        Ok(())
+    }
+
     /// What follows `mark` in the line that begins with it; `hear` gets the lines before.
     fn until(&mut self, deadline: Instant, mark: &str, hear: &mut dyn FnMut(&str)) -> Result<String> {
         let mut line = Vec::new();
@@ -218,10 +245,7 @@ impl Machine {
 
     /// Saves the running guest to `path` and ends it.
     fn save(mut self, path: &Path) -> Result<()> {
-        let monitor = connect(&mut self.process, &self.directory, "qmp")?;
-        monitor.set_read_timeout(Some(Duration::from_secs(60))).context("set a time for qemu")?;
-        let mut monitor = Monitor { stream: BufReader::new(monitor) };
-        monitor.ask("qmp_capabilities", &serde_json::json!({}))?;
+        let mut monitor = self.monitor()?;
         // The guest is stopped for it anyway.
         let limits = serde_json::json!({"max-bandwidth": 1_000_000_000_000_u64, "downtime-limit": 30_000});
         monitor.ask("migrate-set-parameters", &limits)?;
@@ -238,6 +262,14 @@ impl Machine {
         monitor.ask("quit", &serde_json::json!({}))?;
         self.process.wait().context("wait for qemu")?;
         fs::rename(self.directory.join("state.part"), path).context("name the saved guest")
+    }
+
+    fn monitor(&mut self) -> Result<Monitor> {
+        let stream = connect(&mut self.process, &self.directory, "qmp")?;
+        stream.set_read_timeout(Some(Duration::from_secs(60))).context("set a time for qemu")?;
+        let mut monitor = Monitor { stream: BufReader::new(stream) };
+        monitor.ask("qmp_capabilities", &serde_json::json!({}))?;
+        Ok(monitor)
     }
 
     fn last_words(&self) -> String {

@@ -17,6 +17,15 @@ fn read_keeping(
     partial: Option<&File>,
     script: impl Fn(usize, &Asked) -> Reply + Send + Sync + 'static,
 ) -> (Result<Vec<u8>, String>, Vec<usize>) {
+    read_within(quick(), image, partial, script)
+}
+
+fn read_within(
+    patience: Patience,
+    image: &Image,
+    partial: Option<&File>,
+    script: impl Fn(usize, &Asked) -> Reply + Send + Sync + 'static,
+) -> (Result<Vec<u8>, String>, Vec<usize>) {
     let requests = AtomicUsize::new(0);
     let server = Server::start(move |asked| {
         script(requests.fetch_add(usize::from(asked.target != "/v2/"), Ordering::SeqCst), asked)
@@ -24,7 +33,7 @@ fn read_keeping(
     let (name, config) = (format!("{}/a/b:tag", server.host()), RegistryConfig::default());
     let partial = |_: &Digest| partial.map(|file| file.try_clone().unwrap());
     let remote = Remote { config: &config, partial: &partial, stop: &GO_ON };
-    let registry = Registry::with_patience(&name.parse().unwrap(), &remote, quick()).unwrap();
+    let registry = Registry::with_patience(&name.parse().unwrap(), &remote, patience).unwrap();
     let bytes =
         layer(&registry, image).map_err(|error| message(error.get_ref().unwrap()).replace(&server.host(), "HOST"));
     (bytes, server.asked().iter().map(Asked::from).collect())
@@ -47,7 +56,8 @@ fn content(file: &File) -> Vec<u8> {
 fn a_broken_transfer_goes_on_where_it_ended() {
     let image = Image::new(1 << 20);
     let serves = image.clone();
-    let (bytes, from) = read(&image, move |number, asked| {
+    let patience = Patience { read: Duration::from_secs(1), ..quick() };
+    let (bytes, from) = read_within(patience, &image, None, move |number, asked| {
         let part = serves.part(asked.from());
         match number {
             0 => part.cut(1000, Then::Close),
@@ -138,7 +148,8 @@ fn no_more_is_read_than_the_manifest_says() {
 fn a_trickle_is_a_stall_however_often_it_begins_anew() {
     let image = Image::new(1 << 20);
     let length = image.layer.len();
-    let (error, from) = read(&image, move |_, asked| {
+    let patience = Patience { window: Duration::from_millis(200), ..quick() };
+    let (error, from) = read_within(patience, &image, None, move |_, asked| {
         let range = format!("bytes {}-{}/{length}", asked.from(), length - 1);
         let status = if asked.from() == 0 { 200 } else { 206 };
         reply(status, "").header("content-range", range).unbounded(Then::Drip)

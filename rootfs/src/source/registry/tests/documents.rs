@@ -3,8 +3,12 @@
 use super::*;
 
 fn failure(script: impl Fn(&Asked) -> Reply + Send + Sync + 'static) -> (String, usize) {
+    failure_within(quick(), script)
+}
+
+fn failure_within(patience: Patience, script: impl Fn(&Asked) -> Reply + Send + Sync + 'static) -> (String, usize) {
     let server = Server::start(script);
-    let error = manifest(&server, &RegistryConfig::default()).unwrap_err();
+    let error = manifest_within(patience, &server, &RegistryConfig::default()).unwrap_err();
     let message = message(&error).replace(&server.host(), "HOST");
     (message, server.asked().len())
 }
@@ -120,7 +124,9 @@ fn passing_trouble_is_waited_out() {
             }
             image.answer(asked)
         });
-        manifest(&server, &RegistryConfig::default()).unwrap_or_else(|error| panic!("{trouble:?}: {error}"));
+        let read = if trouble.then == Then::Stall { Duration::from_secs(1) } else { quick().read };
+        let found = manifest_within(Patience { read, ..quick() }, &server, &RegistryConfig::default());
+        found.unwrap_or_else(|error| panic!("{trouble:?}: {error}"));
         assert_eq!(server.asked().len(), 4, "{trouble:?}");
     }
 }
@@ -141,11 +147,13 @@ fn documents_are_bounded() {
         (reply(200, "").cut(0, Then::Flood), ""),
         (reply(200, "").unbounded(Then::Flood), "sends more than 4194304 bytes for image `a/b:tag`"),
         (Reply { promised: Some(5 << 20), ..reply(200, "") }, "sends more than 4194304 bytes"),
-        (reply(200, "").unbounded(Then::Drip), "has all but stopped sending"),
     ] {
         let (message, _) = failure(move |_| answer.clone());
         assert!(message.contains(want), "{message}");
     }
+    let impatient = Patience { document: Duration::from_millis(300), ..quick() };
+    let (message, _) = failure_within(impatient, |_| reply(200, "").unbounded(Then::Drip));
+    assert!(message.contains("has all but stopped sending"), "{message}");
     let (message, _) = failure(|_| reply(200, "{}").header("x", "y".repeat(1 << 17)));
     assert!(message.contains("cannot reach registry"), "{message}");
 }
@@ -237,7 +245,8 @@ fn a_server_that_is_not_there_is_named() {
 
 #[test]
 fn a_silent_server_is_given_up_and_a_pull_can_be_stopped() {
-    let (message, _) = failure(|_| reply(200, "{}").cut(0, Then::Stall));
+    let impatient = Patience { read: Duration::from_millis(300), ..quick() };
+    let (message, _) = failure_within(impatient, |_| reply(200, "{}").cut(0, Then::Stall));
     assert!(message.contains("cannot reach registry `HOST`") && message.contains("timeout"), "{message}");
 
     let server = Server::start(|_| reply(200, "{}{}").cut(1, Then::Stall));

@@ -103,16 +103,10 @@ impl Image {
     }
 }
 
-/// Times of which a test waits for few.
+/// Nothing is waited for before the next try. The other times are the usual ones: a machine that is busy is no server that
+/// is silent, and a test of one sets the time that it waits for.
 fn quick() -> Patience {
-    Patience {
-        first: Duration::from_millis(1),
-        read: Duration::from_millis(300),
-        answer: Duration::from_millis(300),
-        document: Duration::from_millis(300),
-        window: Duration::from_millis(200),
-        ..Patience::default()
-    }
+    Patience { first: Duration::from_millis(1), ..Patience::default() }
 }
 
 fn kept_nowhere(_digest: &Digest) -> Option<File> {
@@ -123,14 +117,27 @@ static GO_ON: AtomicBool = AtomicBool::new(false);
 
 /// Opens `name` and does `work` with it.
 fn with<T>(name: &str, config: &RegistryConfig, work: impl FnOnce(&Registry<'_>) -> T) -> Result<T, RegistryError> {
+    with_patience(quick(), name, config, work)
+}
+
+fn with_patience<T>(
+    patience: Patience,
+    name: &str,
+    config: &RegistryConfig,
+    work: impl FnOnce(&Registry<'_>) -> T,
+) -> Result<T, RegistryError> {
     let remote = Remote { config, partial: &kept_nowhere, stop: &GO_ON };
-    Registry::with_patience(&name.parse().unwrap(), &remote, quick()).map(|registry| work(&registry))
+    Registry::with_patience(&name.parse().unwrap(), &remote, patience).map(|registry| work(&registry))
 }
 
 /// The manifest of `a/b:tag` at `server`.
 fn manifest(server: &Server, config: &RegistryConfig) -> Result<Manifest, SourceError> {
+    manifest_within(quick(), server, config)
+}
+
+fn manifest_within(patience: Patience, server: &Server, config: &RegistryConfig) -> Result<Manifest, SourceError> {
     let name = format!("{}/a/b:tag", server.host());
-    with(&name, config, |registry| registry.manifest(&Limits::default()))?
+    with_patience(patience, &name, config, |registry| registry.manifest(&Limits::default()))?
 }
 
 /// All bytes of the image's layer, read as the pull reads them.
