@@ -65,6 +65,14 @@ pub fn traced(program: &Command, options: &[&str], home: &Home) -> Option<String
     }
 }
 
+/// Makes a program at `path`. Another process writes it: what is open for writing cannot be executed (ETXTBSY), and what one
+/// thread of a test has open, a process that another thread starts has too, until it executes something.
+#[track_caller]
+pub fn install(path: &Path, program: &[u8]) {
+    let mut command = Command::new("install");
+    drop(run_with_input(command.args(["-m", "755", "/dev/stdin"]).arg(path), program).expect_success());
+}
+
 /// Runs git on the host in `directory` and gives its standard output; a panic unless it succeeds.
 #[track_caller]
 pub fn git(directory: &Path, arguments: &[&str]) -> String {

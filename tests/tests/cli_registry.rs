@@ -3,7 +3,6 @@
 #![expect(clippy::unwrap_used, reason = "a test ends by a panic")]
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -11,7 +10,7 @@ use std::time::{Duration, Instant};
 use agentd_tests::oci::{self, Compression, Entry, Image, Layer};
 use agentd_tests::registry::{Access, Authority, PASSWORD, Registry, TokenService, USER, Wire};
 use agentd_tests::unpackers::installed;
-use agentd_tests::{Feature, Home, Started, Terminal, busybox, require, run, wait_until};
+use agentd_tests::{Feature, Home, Started, Terminal, busybox, install, require, run, wait_until};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use rustix::process::Signal;
@@ -189,8 +188,9 @@ fn a_credential_helper_is_asked() {
         registry.host,
         json!({ "ServerURL": registry.host, "Username": USER, "Secret": PASSWORD })
     );
-    let helper = site.write("bin/docker-credential-of-the-test", helper);
-    fs::set_permissions(&helper, fs::Permissions::from_mode(0o755)).unwrap();
+    let bin = site.home.path().join("bin");
+    fs::create_dir(&bin).unwrap();
+    install(&bin.join("docker-credential-of-the-test"), helper.as_bytes());
     let path = std::env::var("PATH").unwrap();
     let docker = |config: Value| site.write(".docker/config.json", config.to_string());
     let podman = |text: &str| site.write("config/containers/registries.conf", text);
@@ -204,7 +204,7 @@ fn a_credential_helper_is_asked() {
             fs::remove_file(site.home.path().join(".docker/config.json")).unwrap();
         }
         let mut pull = site.pull(&registry.host);
-        pull.env("PATH", format!("{}:{path}", helper.parent().unwrap().display()));
+        pull.env("PATH", format!("{}:{path}", bin.display()));
         assert_eq!(run(&mut pull).expect_silent_success().stdout, site.digest());
         let without = run(&mut site.pull(&registry.host)).expect_code(125);
         without.expect_one_error_line(&["docker-credential-of-the-test", "cannot be started"]);

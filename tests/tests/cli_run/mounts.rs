@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use agentd_tests::oci::{Compression, Entry, Layer};
-use agentd_tests::{Home, busybox, run};
+use agentd_tests::{Home, busybox, install, run};
 
 use crate::{busybox_home, busybox_sh, home, sh, write};
 
@@ -148,7 +148,7 @@ fn a_directory_is_an_image_and_is_not_written() {
     let Some(home) = busybox_home() else { return };
     let root = home.path().join("config/root");
     fs::create_dir_all(root.join("bin")).unwrap();
-    fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
+    install(&root.join("bin/busybox"), &fs::read("/bin/busybox").unwrap());
     let before = state(&root);
     let image = format!("--image=dir:{}", root.display());
     let script = "echo x > /new; /bin/busybox cat /new";

@@ -138,6 +138,6 @@ for line in sys.stdin:
     drop(input);
     let ran = started.finish().expect_success();
     assert!(!ran.stdout.contains(KEY));
-    assert!(wait_until(std::time::Duration::from_secs(10), || scene.server.heard().len() == 3));
+    assert!(wait_until(std::time::Duration::from_secs(60), || scene.server.heard().len() == 3));
     assert_eq!(scene.home.jobs()[0]["network"]["changes"].as_array().map(Vec::len), Some(2));
 }
