@@ -114,7 +114,7 @@ fn enter(
         // New credentials make a process as dumpable as fs.suid_dumpable says.
         hide()?;
     }
-    lockdown::limits(plan)?;
+    lockdown::limits(&plan.limits)?;
     lockdown::drop_bounding_set(plan.ids())?;
     lockdown::no_new_privileges()?;
     let terminal = match plan.process.terminal {

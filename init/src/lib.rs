@@ -109,7 +109,7 @@ fn start(network: Network, ids: Ids, mut secrets: Secrets, channel: &OwnedFd) ->
         unshare(CloneFlags::CLONE_NEWCGROUP).at(Step::CgroupNamespace, "unshare")?;
     }
     rustix::system::sethostname(plan.hostname.as_bytes()).at(Step::SetHostname, &plan.hostname)?;
-    lockdown::limits(&plan)?;
+    lockdown::limits(&plan.limits)?;
 
     let sys = match sys {
         Some(sys) => sys,

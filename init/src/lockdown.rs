@@ -3,20 +3,16 @@
 //! Invariant: each function either did all of its step, as the kernel says when asked again, or fails.
 
 use caps::{CapSet, Capability, CapsHashSet};
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{Rlimit, setrlimit};
 use rustix::thread::{no_new_privs, set_no_new_privs};
 
-use crate::plan::{BoxPlan, Ids, LimitedResource};
+use crate::plan::{Ids, Limit};
 use crate::step::{At, Failure, Step};
 
 /// Resource limits.
-pub(crate) fn limits(plan: &BoxPlan) -> Result<(), Failure> {
-    for limit in &plan.limits {
-        let (resource, name) = match limit.resource {
-            LimitedResource::Core => (Resource::Core, "core"),
-            LimitedResource::OpenFiles => (Resource::Nofile, "open files"),
-            LimitedResource::Processes => (Resource::Nproc, "processes"),
-        };
+pub(crate) fn limits(limits: &[Limit]) -> Result<(), Failure> {
+    for limit in limits {
+        let (resource, name) = limit.resource.names();
         setrlimit(resource, Rlimit { current: limit.soft, maximum: limit.hard }).at(Step::SetLimits, name)?;
     }
     Ok(())

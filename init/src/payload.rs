@@ -106,6 +106,8 @@ fn become_payload(
     landlock::restrict(&plan.landlock, links)?;
     lockdown::clear_capabilities(lockdown::of_payload(plan.ids()))?;
     agentd_sys::signal::reset().at(Step::ResetSignals, "sigaction")?;
+    // Not earlier: few open files or small ones would keep the box from being made.
+    lockdown::limits(&plan.ulimits)?;
     load(&plan.seccomp, channel)?;
     Err(program.execute())
 }

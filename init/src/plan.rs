@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 pub use agentd_profiles::{BuiltIn, LandlockRight, PathAccess, PathRight};
+use rustix::process::Resource;
 use serde::{Deserialize, Serialize};
 
 /// A box, ready to be built.
@@ -35,6 +36,9 @@ pub struct BoxPlan {
     pub own_cgroup: bool,
     /// Resource limits of every process of the box.
     pub limits: Vec<Limit>,
+    /// Those of the payload's processes alone, which they are given last: what was asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub ulimits: Vec<Limit>,
     /// Landlock rules for the payload.
     pub landlock: Landlock,
     /// The system-call filter of the payload.
@@ -397,7 +401,7 @@ pub struct Limit {
     pub hard: Option<u64>,
 }
 
-/// The resources that agentd limits.
+/// What can be limited (getrlimit(2)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LimitedResource {
@@ -407,6 +411,54 @@ pub enum LimitedResource {
     OpenFiles,
     /// Processes and threads of the box (counted per user namespace since Linux 5.14).
     Processes,
+    /// Seconds of processor time of a process.
+    CpuTime,
+    /// Bytes of a process's data.
+    Data,
+    /// Bytes of a file that it writes.
+    FileSize,
+    /// Locks of files.
+    Locks,
+    /// Bytes of memory that is kept from being swapped.
+    LockedMemory,
+    /// Bytes of POSIX message queues.
+    MessageQueues,
+    /// 20 less the lowest nice value.
+    Nice,
+    /// Real-time priority.
+    RealTimePriority,
+    /// Microseconds of real-time scheduling without a pause.
+    RealTimeTime,
+    /// Bytes of resident memory; Linux does not enforce it.
+    ResidentSet,
+    /// Signals that wait.
+    PendingSignals,
+    /// Bytes of a stack.
+    Stack,
+}
+
+impl LimitedResource {
+    /// Which it is for getrlimit(2), and its name in docker's and podman's words, which are limits.conf(5)'s.
+    #[must_use]
+    pub fn names(self) -> (Resource, &'static str) {
+        match self {
+            Self::Core => (Resource::Core, "core"),
+            Self::OpenFiles => (Resource::Nofile, "nofile"),
+            Self::Processes => (Resource::Nproc, "nproc"),
+            Self::CpuTime => (Resource::Cpu, "cpu"),
+            Self::Data => (Resource::Data, "data"),
+            Self::FileSize => (Resource::Fsize, "fsize"),
+            Self::Locks => (Resource::Locks, "locks"),
+            Self::LockedMemory => (Resource::Memlock, "memlock"),
+            Self::MessageQueues => (Resource::Msgqueue, "msgqueue"),
+            Self::Nice => (Resource::Nice, "nice"),
+            Self::RealTimePriority => (Resource::Rtprio, "rtprio"),
+            Self::RealTimeTime => (Resource::Rttime, "rttime"),
+            Self::ResidentSet => (Resource::Rss, "rss"),
+            Self::PendingSignals => (Resource::Sigpending, "sigpending"),
+            Self::Stack => (Resource::Stack, "stack"),
+        }
+    }
 }
 
 /// Landlock rules (landlock(7)); what no rule grants is refused.

@@ -293,35 +293,38 @@ fn a_disk_is_written_as_fast_as_the_job_may() {
 #[test]
 fn a_runaway_tool_dies_before_an_agent_that_is_larger() {
     let Some(home) = home() else { return };
-    // The agent holds more than half of what there is: whatever the tool has when the limit is reached, it is the smaller.
-    let hold = r#"s=x; i=0; while [ $i -lt 22 ]; do s=$s$s; i=$((i+1)); done; t=$s$s$s$s$s$s$s$s$s$s$s$s; "#;
+    // The agent holds some 40 MiB. To come by them takes more: what there is for both is bounded when it has.
+    let hold = r#"s=x; i=0; while [ $i -lt 22 ]; do s=$s$s; i=$((i+1)); done; t=$s$s$s$s$s$s$s$s; "#;
     let tool = r#"s=x; while :; do s=$s$s; done"#;
-    let script = format!(
-        "{hold} echo held; until [ -e go ]; do sleep 0.05; done
-         sh -c '{tool}' 2>/dev/null; echo tool $?; sh -c '{tool}' 2>/dev/null; echo tool $?; echo ${{#t}}"
-    );
+    let growing = "dd if=/dev/zero of=/dev/null bs=128M count=1 2>/dev/null; echo tool $?; ";
+    let script = format!("{hold} echo held; until [ -e go ]; do sleep 0.05; done; {growing} {growing} echo ${{#t}}");
     let workspace = home.workspace().display().to_string();
-    let flags = ["--memory", "96m", "--workspace", &workspace];
     let go = home.workspace().join("go");
-    fs::write(&go, "").unwrap();
-    let ran = sh(&home, &flags, &script).expect_success();
-    assert_eq!(ran.stdout, "held\ntool 137\ntool 137\n50331648\n", "{ran}");
+    let has_supervisor = |is_stopped: bool| {
+        fs::remove_file(&go).unwrap_or_default();
+        let mut job = Started::new(&mut command(&home, &["--memory", "96m", "--workspace", &workspace], &script));
+        job.wait_for("held");
+        let cgroup = cgroup_of_running(&home);
+        fs::write(cgroup.join("memory.max"), "72M").unwrap();
+        if is_stopped {
+            job.signal(Signal::STOP);
+            let stat = format!("/proc/{}/stat", job.pid());
+            assert!(wait_until(PATIENCE, || fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") T "))));
+        }
+        fs::write(&go, "").unwrap();
+        let events = cgroup.join("memory.events");
+        let has_killed = || fs::read_to_string(&events).map_or(true, |text| !text.contains("oom_kill 0\n"));
+        assert!(wait_until(PATIENCE, has_killed), "nothing was killed");
+        job.signal(Signal::CONT);
+        job.finish()
+    };
+    let ran = has_supervisor(false).expect_success();
+    assert_eq!(ran.stdout, "held\ntool 137\ntool 137\n33554432\n", "{ran}");
     assert_eq!(usage(&home, "oom_kills"), 2);
     let killed = &home.jobs()[0]["usage"]["oom_killed"];
-    assert!(killed.is_null() || killed.as_array().unwrap().iter().all(|name| name == "sh"), "{killed}");
-    // Without the supervisor, which rates who may die, the kernel takes the larger: the agent.
-    fs::remove_file(&go).unwrap();
-    let mut job = Started::new(&mut command(&home, &flags, &script));
-    job.wait_for("held");
-    let events = cgroup_of_running(&home).join("memory.events");
-    job.signal(Signal::STOP);
-    let stat = format!("/proc/{}/stat", job.pid());
-    assert!(wait_until(PATIENCE, || fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") T "))));
-    fs::write(&go, "").unwrap();
-    let killed = || fs::read_to_string(&events).is_ok_and(|text| !text.contains("oom_kill 0\n"));
-    assert!(wait_until(PATIENCE, killed), "nothing was killed");
-    job.signal(Signal::CONT);
-    let ran = job.finish().expect_code(137);
+    assert!(killed.is_null() || killed.as_array().unwrap().iter().all(|name| name == "dd"), "{killed}");
+    // While the supervisor, which rates who may die, stands still, the kernel takes the larger: the agent.
+    let ran = has_supervisor(true).expect_code(137);
     assert!(!ran.stdout.contains("tool"), "{ran}");
     // The other way round: a small agent, a tool that is all of it.
     let ran = sh(&home, &["--memory", "96m"], &format!("sh -c '{tool}' 2>/dev/null; echo tool $?")).expect_success();

@@ -86,8 +86,8 @@ impl Meter {
         Ok(())
     }
 
-    /// Whether anything is counted.
-    pub(super) fn counts(&self) -> bool {
+    /// Whether bytes have a limit.
+    pub(super) fn bounds_bytes(&self) -> bool {
         self.limits.bytes.is_some() || self.limits.rate.is_some()
     }
 

@@ -36,6 +36,7 @@ mod run_io;
 mod run_network;
 mod run_plan;
 mod run_secrets;
+mod run_ulimit;
 mod secret;
 mod stats;
 mod stop;

@@ -112,7 +112,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     if let (false, Listing::Json) = (args.quiet, &args.format) {
         return print_json(&whole(&jobs, &records)?);
     }
-    let mut out = BufWriter::new(std::io::stdout().lock());
+    let mut out = BufWriter::with_capacity(OUTPUT, std::io::stdout().lock());
     match (args.quiet, &args.format) {
         (true, _) => records.iter().try_for_each(|record| writeln!(out, "{}", record.id))?,
         (false, Listing::Template(template)) => {
@@ -156,25 +156,65 @@ fn value(field: &str, record: &Brief) -> Option<String> {
     })
 }
 
+/// What the columns of all rows hold, in one piece of memory: of thousands of rows each cell alone would be one.
+#[derive(Default)]
+struct Rows {
+    text: String,
+    /// Where each cell ends.
+    ends: Vec<[usize; 7]>,
+    /// Characters of the widest cell of each column.
+    widths: [usize; 7],
+}
+
+impl Rows {
+    fn push(&mut self, cells: [String; 7]) {
+        let mut ends = [0; 7];
+        for ((cell, end), width) in cells.iter().zip(&mut ends).zip(&mut self.widths) {
+            self.text.push_str(cell);
+            *end = self.text.len();
+            *width = (*width).max(cell.chars().count());
+        }
+        self.ends.push(ends);
+    }
+
+    fn cells(&self) -> impl Iterator<Item = [&str; 7]> {
+        let mut begin = 0;
+        self.ends.iter().map(move |ends| {
+            ends.map(|end| {
+                let cell = self.text.get(begin..end).unwrap_or_default();
+                begin = end;
+                cell
+            })
+        })
+    }
+}
+
 /// Columns two apart. What is wide on a terminal stands last, where nothing has to line up behind it.
 fn table(out: &mut impl Write, records: &[Brief]) -> Result<()> {
-    let mut rows: Vec<[String; 7]> = records.iter().map(row).collect();
-    let widths: [usize; 7] = std::array::from_fn(|column| {
-        let cells = rows.iter().map(|row| row[column].chars().count());
-        cells.chain([HEADER[column].len()]).max().unwrap_or_default()
-    });
+    let mut rows = Rows::default();
+    rows.push(HEADER.map(str::to_owned));
+    records.iter().for_each(|record| rows.push(row(record)));
     // On a terminal the command gets what the other columns leave of a line.
-    let taken: usize = widths[..6].iter().map(|width| width + 2).sum::<usize>() + 2;
+    let taken: usize = rows.widths[..6].iter().map(|width| width + 2).sum::<usize>() + 2;
     let width = tcgetwinsize(std::io::stdout()).ok().map(|size| usize::from(size.ws_col)).filter(|width| *width > 0);
     let most = width.map_or(usize::MAX, |width| width.saturating_sub(taken).max(LEAST_OF_A_COMMAND));
-    for row in &mut rows {
-        row[6] = shortened(&row[6], most);
-    }
-    for row in std::iter::once(&HEADER.map(str::to_owned)).chain(&rows) {
-        for (cell, width) in row.iter().zip(widths).take(6) {
-            write!(out, " {cell:width$} ")?;
+    let mut line = String::new();
+    for cells in rows.cells() {
+        line.clear();
+        for (cell, width) in cells.iter().zip(rows.widths).take(6) {
+            line.push(' ');
+            line.push_str(cell);
+            let missing = (width + 1).saturating_sub(cell.chars().count());
+            line.extend(std::iter::repeat_n(' ', missing));
         }
-        writeln!(out, " {}", row[6])?;
+        line.push(' ');
+        if most == usize::MAX {
+            line.push_str(cells[6])
+        } else {
+            line.push_str(&shortened(cells[6], most))
+        }
+        line.push('\n');
+        out.write_all(line.as_bytes())?;
     }
     Ok(())
 }
@@ -199,6 +239,9 @@ fn state(record: &Brief) -> String {
     let is_paused = freeze.is_some_and(|freeze| fs::read_to_string(freeze).is_ok_and(|text| text.trim() == "1"));
     if is_paused { "paused".into() } else { state.summary() }
 }
+
+/// Bytes that are written at once.
+const OUTPUT: usize = 64 << 10;
 
 const HEADER: [&str; 7] = ["JOB", "NAME", "STATE", "CREATED", "TOOK", "IMAGE", "COMMAND"];
 const LEAST_OF_A_COMMAND: usize = 12;

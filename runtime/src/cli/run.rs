@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use agentd_init::plan::{Access, Ids, Network};
+use agentd_init::plan::{Access, Ids, Limit, Network};
 use agentd_init::step::{Failure, Step};
 use agentd_rootfs::commit::LeftOut;
 use agentd_rootfs::{ImageRef, RegistryConfig};
@@ -25,6 +25,7 @@ use super::run_io::IoArgs;
 use super::run_network::{self, NetworkArgs};
 use super::run_plan;
 use super::run_secrets::{self, SecretArgs};
+use super::run_ulimit;
 use super::wanted::{self, Asked, Policy, Wanted};
 use super::{FAILED, Format, printable, rm, say};
 use crate::cgroup::{self, Limits};
@@ -174,6 +175,9 @@ pub(super) struct Args {
     pids: Option<u64>,
     #[command(flatten)]
     io: IoArgs,
+    /// Limit of each process, as in setrlimit(2): nofile, fsize (bytes of a file), core, stack, memlock, … ; -1 is none
+    #[arg(long, value_name = "NAME=SOFT[:HARD]", value_parser = run_ulimit::parse)]
+    ulimit: Vec<Limit>,
     /// Go without a limit that cannot be enforced here; the record says so
     #[arg(long)]
     best_effort_limits: bool,
@@ -519,6 +523,7 @@ fn spec_of(args: Args, image: ImageRef) -> Result<JobSpec> {
             pids: args.pids,
             io: args.io.limits()?,
         },
+        ulimits: args.ulimit,
         best_effort_limits: args.best_effort_limits,
         profile,
         learn: false,

@@ -37,12 +37,8 @@ pub(super) fn print(plan: &Plan, format: Format) -> Result<()> {
             )?;
             writeln!(out, "network    {}", network_of(plan))?;
             if let Some(PolicyFile { file, words }) = &plan.policy {
-                writeln!(
-                    out,
-                    "policy     {}: {}",
-                    printable(&file.display().to_string()),
-                    printable(&words.join(" "))
-                )?;
+                let (file, words) = (file.display().to_string(), words.join(" "));
+                writeln!(out, "policy     {}: {}", printable(&file), printable(&words))?;
             }
             writeln!(out, "root       {}", root_of(plan))?;
             for mount in &inside.mounts {

@@ -184,6 +184,7 @@ fn spec(command: Vec<String>) -> JobSpec {
         terminal: false,
         interactive: false,
         limits: crate::cgroup::Limits::default(),
+        ulimits: Vec::new(),
         best_effort_limits: false,
         profile: ProfileChoice::BuiltIn(BuiltIn::Default),
         learn: false,

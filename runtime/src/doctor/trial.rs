@@ -119,6 +119,7 @@ pub(super) fn least() -> BoxPlan {
         mounts: Vec::new(),
         guards: Vec::new(),
         limits: Vec::new(),
+        ulimits: Vec::new(),
         landlock: Landlock {
             abi: 1,
             rights: vec![LandlockRight::Files],

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use agentd_init::plan::{Access, Network};
+use agentd_init::plan::{Access, Limit, Network};
 use agentd_profiles::BuiltIn;
 use agentd_rootfs::ImageRef;
 use serde::{Deserialize, Serialize};
@@ -72,6 +72,8 @@ pub struct JobSpec {
     pub terminal: bool,
     /// Whether standard input is passed on.
     pub interactive: bool,
+    /// Limits that each process has for itself.
+    pub ulimits: Vec<Limit>,
     /// Limits that need a cgroup.
     pub limits: Limits,
     /// Whether such a limit that cannot be enforced is a warning instead of an error.

@@ -15,6 +15,7 @@ pub mod profile;
 pub mod protect;
 pub mod secrets;
 pub mod subids;
+mod ulimit;
 pub(crate) mod write_back;
 
 use std::io;
@@ -79,6 +80,9 @@ pub enum PlanError {
         /// Why not, and what would help.
         why: cgroup::Unenforceable,
     },
+    /// A limit of each process that cannot be.
+    #[error(transparent)]
+    Ulimit(#[from] ulimit::UlimitError),
     /// A process for what nobody waits for.
     #[error("cannot write the image store back")]
     WriteBack(#[source] io::Error),

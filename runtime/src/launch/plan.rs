@@ -5,18 +5,16 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use agentd_egress::Policy;
-use agentd_init::plan::{
-    Access, Addition, BoxPlan, Identity, Landlock, Limit, LimitedResource, Mount, Network, PathGrant, Process, Root,
-};
+use agentd_init::plan::{Access, Addition, BoxPlan, Identity, Landlock, Mount, Network, PathGrant, Process, Root};
 use agentd_profiles::{Place, Profile, SeccompRules};
 use agentd_rootfs::{Fetch, ImageRef, Places};
-use rustix::process::{Resource, getegid, geteuid, getrlimit};
+use rustix::process::{getegid, geteuid};
 use serde::{Deserialize, Serialize};
 
 use super::image_root::{ImageRoot, InStore};
 use super::protect::{self, Protection};
 use super::{
-    PlanError, fake_root, host_root, image_config, image_root, keys, mounts, network, policy, profile, subids,
+    PlanError, fake_root, host_root, image_config, image_root, keys, mounts, network, policy, profile, subids, ulimit,
 };
 use crate::cgroup::{self, Cgroup, Limits};
 use crate::job::id::{JobId, JobName};
@@ -37,10 +35,7 @@ pub(super) const HOME: &str = "/home/agent";
 pub const NEWEST_ABI: u32 = 7;
 
 /// Processes and threads of a box, where nothing else bounds them.
-const PROCESSES: u64 = 4096;
-
-/// Open descriptors of a process, soft and at most.
-const OPEN_FILES: (u64, u64) = (65_536, 1_048_576);
+pub(super) const PROCESSES: u64 = 4096;
 
 /// A job, fully resolved.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -137,6 +132,7 @@ impl Plan {
         let mut warnings = Vec::new();
         keep_apart(&spec, &surroundings.own)?;
         let cgroup = cgroup(&spec, &mut warnings)?;
+        ulimit::check(&spec.ulimits)?;
         let chosen = profile::find(&spec, abi, &mut warnings)?;
         let image = image_root::find(&spec.image, &surroundings.store, fetch)?;
         if let Some(dropped) = image.as_ref().map(|image| image.config.dropped_env).filter(|dropped| *dropped > 0) {
@@ -219,7 +215,8 @@ impl Plan {
             mounts: Vec::new(),
             guards: Vec::new(),
             own_cgroup: cgroup.is_some(),
-            limits: limits()?,
+            limits: ulimit::usual(&spec.ulimits),
+            ulimits: spec.ulimits.clone(),
             landlock: Landlock { abi, rights: chosen.rights, paths: Vec::new() },
             seccomp: chosen.seccomp,
             process,
@@ -488,18 +485,6 @@ fn grants(profile: &Profile, inside: &mut BoxPlan) {
         };
         grant(mount.target(), profile.access(&place));
     }
-}
-
-fn limits() -> Result<Vec<Limit>, PlanError> {
-    let most = |resource, bound: u64| getrlimit(resource).maximum.map_or(bound, |maximum| maximum.min(bound));
-    let (soft, hard) = OPEN_FILES;
-    let open_files = most(Resource::Nofile, hard);
-    let processes = most(Resource::Nproc, PROCESSES);
-    Ok(vec![
-        Limit { resource: LimitedResource::Core, soft: Some(0), hard: Some(0) },
-        Limit { resource: LimitedResource::OpenFiles, soft: Some(soft.min(open_files)), hard: Some(open_files) },
-        Limit { resource: LimitedResource::Processes, soft: Some(processes), hard: Some(processes) },
-    ])
 }
 
 /// The default bound of the box's tmpfs: half of the machine's memory, as tmpfs(5) has it.

@@ -11,7 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use agentd_init::guest::{self, Joined};
-use agentd_init::plan::Network;
+use agentd_init::plan::{BoxPlan, Network};
 use agentd_init::reaper::RELAYED;
 use agentd_init::report::{self, Report};
 use agentd_init::step::Failure;
@@ -22,7 +22,7 @@ use nix::sys::signalfd::SignalFd;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
-use rustix::process::{Resource, WaitId, WaitIdOptions, getrlimit, waitid};
+use rustix::process::{WaitId, WaitIdOptions, getrlimit, waitid};
 use rustix::thread::LinkNameSpaceType;
 
 use super::ending::Ending;
@@ -87,12 +87,9 @@ pub fn run(mut plan: Plan, payload: &OwnedFd, caller: &Caller, leaf: Option<&Pat
     if ids.host_uid != rustix::process::geteuid().as_raw() {
         return Err(GuestError::NotOurs(ids.host_uid));
     }
-    for limit in &mut plan.inside.limits {
-        let resource = match limit.resource {
-            agentd_init::plan::LimitedResource::Core => Resource::Core,
-            agentd_init::plan::LimitedResource::OpenFiles => Resource::Nofile,
-            agentd_init::plan::LimitedResource::Processes => Resource::Nproc,
-        };
+    let BoxPlan { limits, ulimits, .. } = &mut plan.inside;
+    for limit in limits.iter_mut().chain(ulimits) {
+        let (resource, _name) = limit.resource.names();
         // This shell's may be lower than those of the one that started the job, and cannot be raised.
         if let Some(most) = getrlimit(resource).maximum {
             let bounded = |value: Option<u64>| Some(value.map_or(most, |value| value.min(most)));

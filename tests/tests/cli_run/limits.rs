@@ -49,6 +49,36 @@ fn limits_that_cannot_be_enforced_are_refused_or_recorded() {
     assert_eq!(warnings.as_array().map_or(0, Vec::len), usize::from(agentd_tests::is_root()), "{warnings}");
 }
 
+#[test]
+fn a_process_has_the_limits_that_were_asked_for() {
+    let Some(home) = home() else { return };
+    let script = "ulimit -Sn; ulimit -Hn; ulimit -c; head -c 10000 /dev/zero >/tmp/x; echo $?; stat -c %s /tmp/x";
+    let flags = ["--ulimit", "nofile=100:200", "--ulimit", "fsize=4096", "--ulimit", "core=0"];
+    let ran = sh(&home, &flags, script).expect_success();
+    // SIGXFSZ is 25.
+    assert_eq!(ran.stdout, "100\n200\n0\n153\n4096\n", "{ran}");
+    assert!(sh(&home, &[], script).expect_success().stdout.ends_with("\n0\n10000\n"), "without it is written");
+    // A command beside it has them too.
+    let id = home.detached(&["--ulimit", "nofile=100"], "exec sleep 1000");
+    assert_eq!(home.say(&["exec", &id, "sh", "-c", "ulimit -Hn"]).expect_silent_success().stdout, "100\n");
+    let _ran = home.say(&["rm", "-f", &id]).expect_success();
+    for (asked, words) in [
+        ("nofile", "NAME=SOFT[:HARD]"),
+        ("bogus=1", "memlock"),
+        ("nofile=2:1", "above the hard one"),
+        ("nofile=18446744073709551615", "your hard limit is"),
+    ] {
+        let refused = sh(&home, &["--ulimit", asked], "true").expect_code(125);
+        assert!(refused.stderr.contains(words), "{asked}: {refused}");
+    }
+    let few = sh(&home, &["--ulimit", "nproc=20"], "for i in $(seq 40); do sleep 1 & done; wait; echo all");
+    if agentd_tests::is_root() {
+        few.expect_code(125).expect_one_error_line(&["nproc", "--pids"]);
+    } else {
+        assert!(!few.stdout.contains("all"), "{few}");
+    }
+}
+
 /// A plan without what is random: the job's id, which is also its default host name.
 fn anonymous(plan: &Value) -> Value {
     let id = plan["id"].as_str().unwrap();

@@ -6,6 +6,7 @@
 //! Invariant: every ratio in the report is of two ways of one round; the order of ways changes from round to round.
 
 pub(super) mod client;
+mod relay;
 mod report;
 mod server;
 mod ways;
@@ -58,6 +59,7 @@ pub(super) fn run(arguments: &Args) -> Result<bool> {
     let load = std::fs::read_to_string("/proc/loadavg").context("read /proc/loadavg")?;
     let place = Place { directory: &scratch.0, account: account.as_ref() };
     let server = Server::start()?;
+    let relay = relay::start(server.port)?;
     let (mut rounds, mut beside) = (Vec::new(), Beside::default());
     for number in 0..arguments.rounds {
         let mut round = Round::default();
@@ -67,7 +69,7 @@ pub(super) fn run(arguments: &Args) -> Result<bool> {
             if beside.left_out.iter().any(|(left_out, _)| left_out == way) {
                 continue;
             }
-            match place.measure(*way, &server) {
+            match place.measure(*way, &server, relay) {
                 Ok((measured, memory)) => {
                     *slot = Some(measured);
                     beside.crowded = beside.crowded.max(memory);
@@ -80,6 +82,10 @@ pub(super) fn run(arguments: &Args) -> Result<bool> {
             beside.starts.push((ways::start(&place, false)?, ways::start(&place, true)?));
         }
         eprintln!("round {} of {}", number + 1, arguments.rounds);
+    }
+    match ways::in_a_row(&place, &server) {
+        Ok(row) => beside.row = Some(row),
+        Err(error) => eprintln!("many connections in a row were not made: {error:#}"),
     }
     match ways::idle(&place) {
         Ok(parts) => beside.idle = Some(parts),

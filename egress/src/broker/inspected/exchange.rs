@@ -322,7 +322,8 @@ impl Body for Passed {
                 None => return Poll::Ready(None),
             };
             let bytes = part.data_ref().map_or(0, Bytes::len);
-            if !self.entry.shared.meter.counts() {
+            if !self.entry.shared.meter.bounds_bytes() {
+                self.entry.shared.meter.moved(bytes);
                 self.count(bytes);
                 return Poll::Ready(Some(Ok(part)));
             }

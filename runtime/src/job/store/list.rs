@@ -70,16 +70,18 @@ impl Jobs {
         let parts: Vec<Listed<E>> = if threads < 2 {
             vec![self.read_some(ids)]
         } else {
+            let (own, others) = ids.split_at(ids.len() / threads);
             std::thread::scope(|scope| {
-                let readers: Vec<_> = ids
-                    .chunks(ids.len().div_ceil(threads))
+                let readers: Vec<_> = others
+                    .chunks(others.len().div_ceil(threads - 1))
                     .map(|part| (part, Builder::new().spawn_scoped(scope, || self.read_some(part))))
                     .collect();
+                let own = self.read_some(own);
                 // A thread that could not be had, or did not come to its end, has its work done here.
                 let join = |(part, reader): (_, io::Result<ScopedJoinHandle<'_, _>>)| {
                     reader.ok().and_then(|reader| reader.join().ok()).unwrap_or_else(|| self.read_some(part))
                 };
-                readers.into_iter().map(join).collect()
+                std::iter::once(own).chain(readers.into_iter().map(join)).collect()
             })
         };
         let (records, troubles): (Vec<_>, Vec<_>) = parts.into_iter().unzip();

@@ -9,7 +9,10 @@ use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 
 use agentd_init::plan::{Hold, Object, Stub};
-use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, Stat, accessat, fstat, openat, readlinkat, statat};
+use rustix::fs::{
+    Access, AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat, accessat, fstat, openat, openat2, readlinkat,
+    statat,
+};
 use rustix::io::Errno;
 
 use super::survey::{Names, Result, Survey};
@@ -122,6 +125,16 @@ impl Survey<'_> {
             && !below.components().any(|name| name == Component::ParentDir)
         {
             return names(below);
+        }
+        if !self.spend(1) {
+            return None;
+        }
+        // Most often there is no link on the way, and the kernel says so at once.
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let is_what_it_says = !path.components().any(|name| name == Component::ParentDir)
+            && !matches!(openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS), Err(Errno::LOOP));
+        if is_what_it_says {
+            return None;
         }
         let mut at = PathBuf::from("/");
         let mut components = path.components();

@@ -15,17 +15,20 @@ use crate::bench::start::memory::{child_of, pss};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Way {
     Direct,
+    /// By a hop that does nothing but hop.
+    Relay,
     Agentd,
     Pasta,
     Slirp,
 }
 
-pub(super) const WAYS: [Way; 4] = [Way::Direct, Way::Agentd, Way::Pasta, Way::Slirp];
+pub(super) const WAYS: [Way; 5] = [Way::Direct, Way::Relay, Way::Agentd, Way::Pasta, Way::Slirp];
 
 impl Way {
     pub(super) fn name(self) -> &'static str {
         match self {
             Way::Direct => "direct",
+            Way::Relay => "bare relay",
             Way::Agentd => "agentd",
             Way::Pasta => "pasta",
             Way::Slirp => "slirp4netns",
@@ -78,19 +81,13 @@ impl Place<'_> {
     }
 
     /// One run over one way; for agentd also the memory of its broker while [`MANY`] connections are open, in KiB.
-    pub(super) fn measure(&self, way: Way, server: &Server) -> Result<(Measured, Option<u64>)> {
+    pub(super) fn measure(&self, way: Way, server: &Server, relay: u16) -> Result<(Measured, Option<u64>)> {
         let myself = self.directory.join("xtask");
-        let port = server.port;
+        let port = if way == Way::Relay { relay } else { server.port };
         let client = |host: &str| [String::from("bench"), "measure-egress".into(), format!("{host}:{port}")];
         let mut command = match way {
-            Way::Direct => self.command(&myself),
-            Way::Agentd => {
-                let mut command = self.agentd();
-                command.args(["--add-host", "bench.test:127.0.0.1", "--allow"]).arg(format!("bench.test:{port}"));
-                command.arg("--mount").arg(format!("type=bind,src={},dst=/mnt/xtask", myself.display()));
-                command.args(["--", "/mnt/xtask"]);
-                command
-            }
+            Way::Direct | Way::Relay => self.command(&myself),
+            Way::Agentd => self.boxed(port),
             Way::Pasta => {
                 let mut command = self.with_tun("pasta");
                 command.args(["-q", "-f", "--config-net", "-a", "10.0.2.15", "-n", "24", "-g", "10.0.2.2", "--"]);
@@ -104,7 +101,7 @@ impl Place<'_> {
             }
         };
         command.args(match way {
-            Way::Direct => client("127.0.0.1"),
+            Way::Direct | Way::Relay => client("127.0.0.1"),
             Way::Agentd => client("bench.test"),
             // What both call this host's loopback.
             Way::Pasta | Way::Slirp => client("10.0.2.2"),
@@ -131,6 +128,16 @@ impl Place<'_> {
         let memory = seen.with_context(|| said.lines().last().unwrap_or("it says nothing").to_owned())?;
         ensure!(output.status.success(), "{}: {}", way.name(), output.status);
         Ok((serde_json::from_slice(&output.stdout).context("read what was measured")?, memory))
+    }
+
+    /// This program in a box that may reach the server.
+    fn boxed(&self, port: u16) -> Command {
+        let myself = self.directory.join("xtask");
+        let mut command = self.agentd();
+        command.args(["--add-host", "bench.test:127.0.0.1", "--allow"]).arg(format!("bench.test:{port}"));
+        command.arg("--mount").arg(format!("type=bind,src={},dst=/mnt/xtask", myself.display()));
+        command.args(["--", "/mnt/xtask"]);
+        command
     }
 
     fn attach(&self, child: &mut Child) -> Result<Child> {
@@ -164,6 +171,30 @@ fn watch(child: &mut Child, server: &Server, way: Way) -> Result<Option<u64>> {
         std::thread::sleep(Duration::from_millis(5));
     }
     bail!("{}: the client ended before it was through", way.name())
+}
+
+/// A hundred thousand connections, one after the other: seconds, and the largest size of the broker meanwhile, in KiB.
+pub(super) fn in_a_row(place: &Place<'_>, server: &Server) -> Result<(f64, Option<u64>)> {
+    let mut command = place.boxed(server.port);
+    command.args(["bench", "measure-egress", "--in-a-row", &format!("bench.test:{}", server.port)]);
+    let mut child = command.stdout(Stdio::null()).spawn().context("start agentd")?;
+    let begun = Instant::now();
+    let mut most = None;
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if let Some(broker) = child_of(child.id(), |name| name == "agentd-net")? {
+            // A user may not look into the broker; root may.
+            most = most.max(pss(broker).ok());
+        }
+        if begun.elapsed() > PATIENCE * 5 {
+            child.kill().context("end agentd")?;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    ensure!(status.success(), "agentd run: {status}");
+    Ok((begun.elapsed().as_secs_f64(), most))
 }
 
 /// KiB of an idle job: supervisor, PID 1 and broker. Only root sees the last two.
