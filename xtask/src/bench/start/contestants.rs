@@ -10,6 +10,8 @@ use crate::bench::prepare::has_program;
 
 pub(super) const FLOOR: &str = "floor";
 pub(super) const AGENTD: &str = "agentd, 3-layer image";
+/// Nothing of the workspace is held, as with every other contestant.
+pub(super) const UNPROTECTED: &str = "agentd, nothing protected";
 pub(super) const BWRAP: &str = "bwrap";
 pub(super) const CRUN_SECCOMP: &str = "crun + seccomp";
 pub(super) const PODMAN: &str = "podman";
@@ -93,6 +95,8 @@ pub(super) fn all(files: &Files, payload: Payload) -> Result<Vec<Contestant>> {
     let image = format!("oci:{}", text(&files.image));
     let agentd = files.directory.join("agentd");
     let in_image = contestant(AGENTD, agentd.clone(), &["run", "--image", &image, "--workspace", &workspace, "--"]);
+    let flags = ["run", "--image", &image, "--workspace", &workspace, "--unprotect", "*", "--"];
+    let unprotected = contestant(UNPROTECTED, agentd.clone(), &flags);
     let on_host = contestant("agentd, host root", agentd, &["run", "--workspace", &workspace, "--"]);
 
     let flags = [
@@ -164,7 +168,7 @@ pub(super) fn all(files: &Files, payload: Payload) -> Result<Vec<Contestant>> {
         *last = last.replace("/workspace", "/tmp/workspace");
     }
 
-    let mut everybody = vec![spawn, floor, in_image, on_host, bare, filtered, fewer, on_bwraps_host];
+    let mut everybody = vec![spawn, floor, in_image, unprotected, on_host, bare, filtered, fewer, on_bwraps_host];
     for (runtime, flags, plain, with_filter) in [
         ("crun", "--cgroup-manager=disabled", "crun", CRUN_SECCOMP),
         ("runc", "--rootless=true", "runc", "runc + seccomp"),
