@@ -200,6 +200,15 @@ impl Home {
         assert!(attached, "{viewer:?} does not attach to {job}");
     }
 
+    /// Waits until what was pulled is on the disk. A process of agentd's own sees to that and then takes the notes of it out of
+    /// the store: until then the store changes by itself.
+    #[track_caller]
+    pub fn wait_until_written_back(&self) {
+        let unsynced = self.path().join("data/agentd/store/unsynced");
+        let notes = || std::fs::read_dir(&unsynced).unwrap_or_else(|e| panic!("{}: {e}", unsynced.display()));
+        assert!(wait_until(ran::LIMIT, || notes().next().is_none()), "{}", unsynced.display());
+    }
+
     /// `agentd run -q` of [`Home::busybox_image`].
     #[must_use]
     pub fn run_busybox(&self) -> Command {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use agentd_tests::kernel::{Process, mounts_at};
 use agentd_tests::{Feature, Home, Started, require, run, wait_until};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, socket_with};
 use rustix::process::{Pid, Signal, kill_process};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -172,8 +173,10 @@ fn a_stale_socket_is_replaced() {
     let Some(home) = home() else { return };
     let id = home.detached(&[], "exec sleep 1000");
     let socket = home.state().join("jobs").join(&id).join("control.sock");
-    // As one that a supervisor left that was killed: nobody listens.
-    drop(UnixListener::bind(&socket).unwrap());
+    // As one that a supervisor left that was killed: nobody listens, whoever else may have it open (a process that another
+    // test starts, until it executes something).
+    let stale = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+    bind(&stale, &SocketAddrUnix::new(&socket).unwrap()).unwrap();
     fs::write(socket.with_extension("sock.new"), "left too").unwrap();
     let _ran = home.say(&["exec", &id, "true"]).expect_silent_success();
     let _ran = home.say(&["stop", &id]).expect_silent_success();

@@ -163,6 +163,7 @@ fn escape_the_store_does_not_change_through_a_root() {
     home.said(&["--image", &image], "true");
     let store = home.path().join("data/agentd/store");
     let state = || run(Command::new("find").arg(&store).args(["-printf", "%p %m %U %s %T@ %n %l\n"])).stdout;
+    home.wait_until_written_back();
     let before = state();
     let script = "echo evil >> /etc/passwd; chmod 4777 /bin/busybox; rm -f /bin/cat; mv /etc /etc2; ln /bin/busybox /b; \
                   echo x > /new; touch -t 200001010000 /bin/sh; truncate -s 0 /bin/busybox; true";

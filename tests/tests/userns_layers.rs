@@ -1,16 +1,11 @@
 //! What a layer costs each start, counted in system calls: a stack of forty starts as one of three does, but for them.
 
-use std::time::Duration;
-
 use agentd_tests::oci::{Compression, Entry, Layer};
-use agentd_tests::{Feature, Home, busybox, require, run, traced, wait_until};
+use agentd_tests::{Feature, Home, busybox, require, run, traced};
 
 /// What is asked of a layer, once a start: what the store knows of it and which directory it is (the plan); that it is
 /// still the same, and that it is the next one of the overlay (PID 1: open, look, enter, add, close).
 const CALLS_PER_LAYER: usize = 7;
-
-/// For layers to be on disk; a machine may be writing much else.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 #[test]
 fn userns_a_layer_costs_a_start_a_handful_of_system_calls() {
@@ -31,9 +26,7 @@ fn userns_a_layer_costs_a_start_a_handful_of_system_calls() {
         let warm = run(home.run().args(["-q", "--image", &image, "--", "ls", "etc"])).expect_success();
         assert_eq!(warm.stdout.lines().filter(|name| name.starts_with("layer-")).count(), layers - 1, "{warm}");
         // Nobody waits for the layers to be on disk, and a start before they are looks after those that are not.
-        let unsynced = home.path().join("data/agentd/store/unsynced");
-        let is_on_disk = || std::fs::read_dir(&unsynced).unwrap().next().is_none();
-        assert!(wait_until(PATIENCE, is_on_disk), "{}", unsynced.display());
+        home.wait_until_written_back();
         let mut agentd = home.run();
         agentd.args(["-q", "--image", &image, "--", "true"]);
         let Some(trace) = traced(&agentd, &[], &home) else { return };
