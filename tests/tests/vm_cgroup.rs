@@ -93,8 +93,9 @@ fn a_fork_bomb_stops_at_its_limit_and_the_host_goes_on() {
     let refused = || fs::read_to_string(cgroup.join("pids.events")).is_ok_and(|text| !text.contains("max 0\n"));
     assert!(wait_until(PATIENCE, refused), "no fork was refused");
     for _ in 0..5 {
-        // A host that hangs does not get there.
+        let begun = Instant::now();
         let _ran = run(&mut Command::new("/bin/true")).expect_success();
+        assert!(begun.elapsed() < Duration::from_secs(10), "the host hangs: {:?}", begun.elapsed());
     }
     job.signal(Signal::TERM);
     let _ran = job.finish();
@@ -121,19 +122,16 @@ fn a_job_gets_the_cpu_time_it_may_have() {
             let line = text.lines().find_map(|line| line.strip_prefix("usage_usec ")).unwrap();
             line.parse::<u128>().unwrap()
         };
-        // The time between is no shorter than what the clock says, however long each look takes.
-        let begun = Instant::now();
-        let first = used();
+        let (first, begun) = (used(), Instant::now());
         std::thread::sleep(Duration::from_secs(6));
-        let last = used();
-        let ended = Instant::now();
+        let (last, ended) = (used(), Instant::now());
         job.signal(Signal::TERM);
         let _ran = job.finish();
         (last - first) * 100_000 / ((ended - begun).as_micros() * milli)
     };
     // Less is possible where the machine is busy.
     let limited = share("0.2", 200);
-    assert!((60..=105).contains(&limited), "{limited} % of 0.2 CPUs");
+    assert!((95..=105).contains(&limited), "{limited} % of 0.2 CPUs");
     let free = share("2", 2000);
     assert!(free > 20, "{free} % of two CPUs: it is the limit that holds the first back");
 }
@@ -168,7 +166,7 @@ fn a_paused_job_stands_still_and_can_be_stopped() {
 }
 
 #[test]
-fn what_hides_from_signals_ends_with_the_job() {
+fn what_hides_from_signals_ends_with_the_job_within_a_second() {
     let Some(home) = home() else { return };
     let hidden = "trap '' TERM; setsid sh -c 'trap \"\" TERM; (sleep 1000 & sleep 1000) & sleep 1000' & sleep 1000";
     let script = format!("trap '' TERM; ({hidden}) & sleep 1000");
@@ -189,7 +187,9 @@ fn what_hides_from_signals_ends_with_the_job() {
         assert!(inside.lines().any(|line| line == process.pid.to_string()), "{process:?} is not in\n{inside}");
     }
     job.signal(Signal::TERM);
+    let begun = Instant::now();
     assert!(wait_until(PATIENCE, || !all.iter().any(Process::exists)));
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
     let _ran = job.finish();
     assert!(cgroup.metadata().is_err());
 }
@@ -309,6 +309,42 @@ fn a_runaway_tool_dies_before_an_agent_that_is_larger() {
     assert_eq!(ran.stdout, "tool 137\n");
     // An agent that has nothing else to blame dies itself.
     let _ran = sh(&home, &["--memory", "96m"], tool).expect_code(137);
+}
+
+#[test]
+fn the_kernel_has_every_limit_as_it_was_asked_for() {
+    let Some(home) = home() else { return };
+    // What a user's manager hands down is less; what is not there is an error that says so.
+    let mut flags = vec!["--memory", "64m", "--memory-swap", "96m", "--cpu-weight", "50", "--pids", "20"];
+    let cpuset = ["--cpuset-cpus", "0"];
+    if is_root() {
+        flags.extend(cpuset);
+    } else if !delegates("cpuset") {
+        sh(&home, &cpuset, "true").expect_code(125).expect_one_error_line(&["--cpuset-cpus", "cpuset"]);
+    }
+    let mut job =
+        Started::new(&mut command(&home, &flags, "echo on; grep Cpus_allowed_list /proc/self/status; sleep 1000"));
+    job.wait_for("Cpus_allowed_list");
+    let cgroup = cgroup_of_running(&home);
+    let has = |name: &str| fs::read_to_string(cgroup.join(name)).map(|text| text.trim_end().to_owned()).ok();
+    assert_eq!((has("memory.max").as_deref(), has("cpu.weight").as_deref()), (Some("67108864"), Some("50")));
+    // A kernel without swap has no such file.
+    assert!([None, Some("33554432")].contains(&has("memory.swap.max").as_deref()), "{:?}", has("memory.swap.max"));
+    // PID 1 of the box is one more.
+    assert_eq!(has("pids.max").as_deref(), Some("21"));
+    if is_root() {
+        assert_eq!(has("cpuset.cpus.effective").as_deref(), Some("0"));
+    }
+    job.signal(Signal::TERM);
+    let ran = job.finish();
+    assert!(!is_root() || ran.stdout.ends_with("Cpus_allowed_list:\t0\n"), "{ran}");
+}
+
+/// Whether the cgroups of this user's jobs can have that controller.
+fn delegates(controller: &str) -> bool {
+    let place = run(Command::new("sh")
+        .args(["-c", "cat /sys/fs/cgroup/user.slice/user-$(id -u).slice/user@$(id -u).service/cgroup.controllers"]));
+    place.stdout.split_whitespace().any(|name| name == controller)
 }
 
 #[test]
