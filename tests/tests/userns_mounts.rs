@@ -196,7 +196,7 @@ fn userns_etc_is_the_same_where_something_is_mounted_below_it() {
     let home = Home::new();
     let look = "cd /etc; find . -type d -o -type l -printf '%p -> %l\\n' -o -printf '%p\\n' | sort; \
         find . -type f ! -name hostname ! -name hosts | sort | xargs sha256sum; \
-        echo x >new || echo refused; echo x >services || echo refused; echo x >ssl/new || echo refused; head -n1 ssl/new /dev/null; true";
+        echo x >new || echo refused; echo x >profile || echo refused; echo x >ssl/new || echo refused; head -n1 ssl/new /dev/null; true";
     fs::write(home.path().join("look"), look).unwrap();
     let script = r#"
         look() { "$A" run -q --mount type=bind,src="$HOME/look",dst=/mnt/look "$@" -- sh /mnt/look 2>"$HOME/said"; }
@@ -204,7 +204,7 @@ fn userns_etc_is_the_same_where_something_is_mounted_below_it() {
         look --writable >"$HOME/writable" || exit 91
         echo mounted >"$HOME/file"; mkdir "$HOME/directory"; echo secret >"$HOME/directory/below"
         chmod 600 "$HOME/directory/below"; echo shown >"$HOME/directory/shown"
-        hash=$(sha256sum /etc/services)
+        hash=$(sha256sum /etc/profile)
         for name in resolv.conf hosts hostname; do
             [ -e /etc/$name ] || continue
             mount --bind "$HOME/file" /etc/$name || exit 92
@@ -214,7 +214,7 @@ fn userns_etc_is_the_same_where_something_is_mounted_below_it() {
         mount --bind "$HOME/directory" /etc/systemd && mount --bind "$HOME/directory" /etc/default || exit 94
         look >"$HOME/sealed.mounted" || { cat "$HOME/said"; exit 95; }
         look --writable >"$HOME/writable.mounted" || { cat "$HOME/said"; exit 96; }
-        [ "$hash" = "$(sha256sum /etc/services)" ] && [ ! -e /etc/new ] && [ ! -e /etc/ssl/new ] || exit 97
+        [ "$hash" = "$(sha256sum /etc/profile)" ] && [ ! -e /etc/new ] && [ ! -e /etc/ssl/new ] || exit 97
         # The control: these mounts are what no overlay goes over.
         mkdir -p "$HOME/o/u" "$HOME/o/w" "$HOME/o/m"; mount -t tmpfs none "$HOME/o" && mkdir "$HOME/o/u" "$HOME/o/w" "$HOME/o/m"
         unshare -Urm mount -t overlay -o "userxattr,lowerdir=/etc,upperdir=$HOME/o/u,workdir=$HOME/o/w" none "$HOME/o/m" 2>/dev/null && exit 98
@@ -231,7 +231,7 @@ fn userns_etc_is_the_same_where_something_is_mounted_below_it() {
     };
     for name in ["sealed", "writable"] {
         let (plain, mounted) = (read(name), read(&format!("{name}.mounted")));
-        assert!(plain.contains("./services\n") && !plain.contains("./shadow\n"), "{plain}");
+        assert!(plain.contains("./profile\n") && !plain.contains("./shadow\n"), "{plain}");
         assert!(mounted.contains("./default/shown\n") && !mounted.contains("./default/below"), "{mounted}");
         let (plain, mounted) = (others(&plain), others(&mounted));
         let gone: Vec<_> = plain.iter().filter(|line| !mounted.contains(line)).collect();
