@@ -241,7 +241,9 @@ fn userns_etc_is_the_same_where_something_is_mounted_below_it() {
         assert_eq!(differ.len(), 1, "{differ:?}");
     }
     assert_eq!(read("sealed.mounted").matches("refused").count(), 3);
-    for name in ["writable", "writable.mounted"] {
+    // A small machine has no certificates, and then no such directory.
+    let has_certificates = fs::exists("/etc/ssl").unwrap();
+    for name in ["writable", "writable.mounted"].iter().filter(|_| has_certificates) {
         assert!(read(name).contains("==> ssl/new <==\nx\n"), "{}", read(name));
     }
 }
