@@ -10,8 +10,6 @@ use crate::bench::prepare::has_program;
 
 pub(super) const FLOOR: &str = "floor";
 pub(super) const AGENTD: &str = "agentd, 3-layer image";
-/// Nothing of the workspace is held, as with every other contestant.
-pub(super) const UNPROTECTED: &str = "agentd, nothing protected";
 pub(super) const BWRAP: &str = "bwrap";
 pub(super) const CRUN_SECCOMP: &str = "crun + seccomp";
 pub(super) const PODMAN: &str = "podman";
@@ -95,8 +93,9 @@ pub(super) fn all(files: &Files, payload: Payload) -> Result<Vec<Contestant>> {
     let image = format!("oci:{}", text(&files.image));
     let agentd = files.directory.join("agentd");
     let in_image = contestant(AGENTD, agentd.clone(), &["run", "--image", &image, "--workspace", &workspace, "--"]);
+    // What holding the names of a workspace costs; no other contestant does.
     let flags = ["run", "--image", &image, "--workspace", &workspace, "--unprotect", "*", "--"];
-    let unprotected = contestant(UNPROTECTED, agentd.clone(), &flags);
+    let unprotected = contestant("agentd, nothing protected", agentd.clone(), &flags);
     let on_host = contestant("agentd, host root", agentd, &["run", "--workspace", &workspace, "--"]);
 
     let flags = [

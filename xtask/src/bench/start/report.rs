@@ -2,20 +2,14 @@
 
 use anyhow::Result;
 
-use super::contestants::{AGENTD, BWRAP, CRUN_SECCOMP, FLOOR, PODMAN, UNPROTECTED};
+use super::contestants::{AGENTD, BWRAP, CRUN_SECCOMP, FLOOR, PODMAN};
 use super::measure::{Measured, REPETITIONS, STARTS, Series};
 use super::memory::Memory;
 use crate::bench::document::Document;
 use crate::bench::statistics::{Ratio, mean, percentile, ratio};
 
-/// Ratios, at most (docs/benchmarks.md, "Budgets"): whose, to whom.
-const BUDGETS: [(&str, &str, f64); 5] = [
-    (AGENTD, FLOOR, 1.4),
-    (AGENTD, BWRAP, 0.9),
-    (AGENTD, CRUN_SECCOMP, 0.35),
-    (AGENTD, PODMAN, 0.05),
-    (UNPROTECTED, BWRAP, 1.0),
-];
+/// agentd's ratio to each, at most (docs/benchmarks.md, "Budgets").
+const BUDGETS: [(&str, f64); 4] = [(FLOOR, 1.4), (BWRAP, 0.9), (CRUN_SECCOMP, 0.35), (PODMAN, 0.05)];
 /// agentd's rate by the floor's, at least, [`WIDE`] at a time.
 const WIDE_RATE: f64 = 0.75;
 const WIDE: u32 = 32;
@@ -76,16 +70,13 @@ fn wide(report: &mut Document, measured: &Measured) {
 }
 
 fn ratios(report: &mut Document, measured: &Measured) {
-    for (whose, name, limit) in BUDGETS {
-        let both = find(measured, whose).zip(find(measured, name));
+    for (name, limit) in BUDGETS {
+        let both = find(measured, AGENTD).zip(find(measured, name));
         let found: Option<Ratio> = both.and_then(|(agentd, by)| ratio(&agentd.samples, &by.samples));
         // Both must hold: a mean hides nothing rare, a median nothing usual.
         let held = found.map(|ratio| ratio.means.max(ratio.medians) <= limit);
         let shown = found.map(|ratio| format!("{:.3} / {:.3}", ratio.means, ratio.medians));
-        let budget = match whose {
-            UNPROTECTED => format!("nothing protected: ≤ {limit} × {name} (proposed)"),
-            _ => format!("≤ {limit} × {name}"),
-        };
+        let budget = format!("≤ {limit} × {name}");
         // Few machines let podman run rootless.
         if name == PODMAN {
             report.verdict_where_measured(&budget, shown, held);
@@ -128,13 +119,7 @@ mod tests {
         let series = |name: &str, time: f64| Series { name: name.into(), samples: vec![Some(time); 4], failures: 0 };
         let wide = |name: &str, total: f64| Wide { name: name.into(), width: 32, totals: vec![total; 3], failures: 0 };
         Measured {
-            series: vec![
-                series(FLOOR, 3.0),
-                series(AGENTD, agentd),
-                series(UNPROTECTED, agentd),
-                series(BWRAP, 5.0),
-                series(CRUN_SECCOMP, 15.0),
-            ],
+            series: vec![series(FLOOR, 3.0), series(AGENTD, agentd), series(BWRAP, 5.0), series(CRUN_SECCOMP, 15.0)],
             left_out: vec![(PODMAN.into(), "not here".into())],
             wide: vec![wide(FLOOR, 300.0), wide(AGENTD, 310.0)],
         }
