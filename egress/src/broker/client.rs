@@ -23,7 +23,7 @@ use crate::told::Told;
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Connections a second that are asked about although they are allowed, and how many of them at once.
-const A_SECOND: u32 = 32;
+const A_SECOND: u32 = 8;
 const AT_ONCE: u32 = 64;
 
 /// Questions that wait for an answer.
