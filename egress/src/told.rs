@@ -85,6 +85,28 @@ fn one() -> u64 {
 }
 
 impl Request {
+    /// One that begins at `time`, as long as nothing else is known of it.
+    #[must_use]
+    pub fn begun(time: String, untrusted_host: String, port: Option<u16>) -> Self {
+        Request {
+            time,
+            untrusted_host,
+            port,
+            untrusted_request: None,
+            untrusted_program: None,
+            pid: None,
+            address: None,
+            rule: None,
+            up: 0,
+            down: 0,
+            duration_ms: 0,
+            verdict: Verdict::Allowed,
+            why: None,
+            allow: None,
+            count: 1,
+        }
+    }
+
     /// The same, asked by `program`.
     #[must_use]
     pub fn by(self, program: Option<Program>) -> Self {

@@ -16,7 +16,7 @@ use crate::pieces::Tree;
 use crate::plan::{Access, BoxPlan, Guard, Kind, Mount};
 use crate::protect;
 use crate::report::{self, Report};
-use crate::root::{self, Stage, attach_new, clone_mount, overlay};
+use crate::root::{self, Stage, attach_new, clone_mount};
 use crate::secrets::{self, Secrets};
 use crate::step::{At, Failure, Step};
 use crate::tree;
@@ -68,17 +68,7 @@ pub(crate) fn build(
                 place
             }
             Mount::HostTree { source, target, writable, additions } => {
-                match overlay(stage, std::slice::from_ref(source), additions, Step::MountHostTree) {
-                    Err(failure) if failure.errno == libc::EINVAL => {
-                        Tree { source, writable: *writable, additions }.mount(stage, root, target)?
-                    }
-                    made => {
-                        let (tree, _upper) = made?;
-                        let attributes = if *writable { CONFINED } else { READ_ONLY };
-                        set_attributes(tree.as_fd(), attributes, false).at(Step::MountHostTree, target)?;
-                        attach(&tree, root, target, Kind::Directory, Step::MountHostTree)?
-                    }
-                }
+                Tree { source, writable: *writable, additions }.mount(stage, root, target)?
             }
             Mount::Bind { source, target, kind, access } => {
                 let object = || format!("{} on {target}", source.path.display());

@@ -1,4 +1,4 @@
-//! A tree of the host that no overlay can be laid over, put together of its pieces.
+//! A tree of the host, with additions: an overlay, or, where none can be laid over it, put together of its pieces.
 //!
 //! The kernel clones no part of a mount for an overlay without what was mounted on it before a user namespace was made, for
 //! that would uncover it (`has_locked_children` in fs/namespace.c). A container has its own resolv.conf, hosts and hostname
@@ -12,12 +12,12 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use agentd_sys::mount::set_attributes;
+use agentd_sys::mount::{Attributes, set_attributes};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, openat, readlinkat, statat, symlinkat};
 use rustix::io::Errno;
 
 use crate::mounts::{CONFINED, READ_ONLY, attach, attach_to};
-use crate::plan::{Addition, Kind, Source};
+use crate::plan::{Addition, Kind, Source, is_for_everybody};
 use crate::root::{Stage, clone_mount, overlay};
 use crate::step::{At, Failure, Step};
 use crate::tree;
@@ -34,6 +34,10 @@ pub(crate) struct Tree<'a> {
 impl Tree<'_> {
     /// Mounts the tree at `target` inside `root`; gives its place.
     pub(crate) fn mount(&self, stage: &Stage, root: &OwnedFd, target: &str) -> Result<String, Failure> {
+        if let Some(tree) = self.overlay(stage)? {
+            set_attributes(tree.as_fd(), self.attributes(), false).at(AT, target)?;
+            return attach(&tree, root, target, Kind::Directory, AT);
+        }
         let own = stage.own_directory(0o755).at(AT, target)?;
         let tree = clone_mount(own.as_fd(), false).at(AT, target)?;
         // Nothing can be mounted on what is not attached.
@@ -43,6 +47,18 @@ impl Tree<'_> {
             set_attributes(tree.as_fd(), READ_ONLY, false).at(AT, target)?;
         }
         Ok(place)
+    }
+
+    /// The tree as one overlay, if one can be laid over it.
+    fn overlay(&self, stage: &Stage) -> Result<Option<OwnedFd>, Failure> {
+        match overlay(stage, std::slice::from_ref(self.source), self.additions, AT) {
+            Err(failure) if failure.errno == libc::EINVAL => Ok(None),
+            made => made.map(|(tree, _upper)| Some(tree)),
+        }
+    }
+
+    fn attributes(&self) -> Attributes {
+        if self.writable { CONFINED } else { READ_ONLY }
     }
 
     /// Makes in `here`, an empty directory of the stage, what the tree has.
@@ -68,8 +84,7 @@ impl Tree<'_> {
             };
             // A link is. What is not for everybody, and is not hidden by the plan, came since: the plan would hide it.
             let kind = FileType::from_raw_mode(stat.st_mode);
-            let for_everybody = if kind == FileType::Directory { 0o005 } else { 0o004 };
-            if stat.st_mode & for_everybody != for_everybody {
+            if !is_for_everybody(kind, stat.st_mode) {
                 continue;
             }
             match kind {
@@ -93,16 +108,15 @@ impl Tree<'_> {
     fn attach(&self, stage: &Stage, parent: &OwnedFd, name: &str) -> Result<(), Failure> {
         let here = tree::find_or_make(parent.as_fd(), name, Kind::Directory, AT)?;
         let whole = if self.writable || !self.additions.is_empty() {
-            match overlay(stage, std::slice::from_ref(self.source), self.additions, AT) {
-                Err(failure) if failure.errno == libc::EINVAL => return self.fill(stage, &here),
-                made => made?.0,
+            match self.overlay(stage)? {
+                Some(tree) => tree,
+                None => return self.fill(stage, &here),
             }
         } else {
             let source = tree::open_source(self.source, AT)?;
             clone_mount(source.as_fd(), true).at(AT, object(&self.source.path))?
         };
-        let attributes = if self.writable { CONFINED } else { READ_ONLY };
-        set_attributes(whole.as_fd(), attributes, true).at(AT, object(&self.source.path))?;
+        set_attributes(whole.as_fd(), self.attributes(), true).at(AT, object(&self.source.path))?;
         attach_to(&whole, here.as_fd()).at(AT, object(&self.source.path))
     }
 }

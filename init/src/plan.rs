@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 pub use agentd_profiles::{BuiltIn, LandlockRight, PathAccess, PathRight};
+use rustix::fs::{FileType, RawMode};
 use rustix::process::Resource;
 use serde::{Deserialize, Serialize};
 
@@ -194,6 +195,13 @@ pub enum Addition {
         /// Path relative to the root.
         path: String,
     },
+}
+
+/// Whether everybody may read what has this mode: of the host's /etc nothing else is shown.
+#[must_use]
+pub fn is_for_everybody(kind: FileType, mode: RawMode) -> bool {
+    let wanted = if kind == FileType::Directory { 0o005 } else { 0o004 };
+    mode & wanted == wanted
 }
 
 impl Addition {

@@ -225,10 +225,11 @@ impl<'a> Compiler<'a> {
 
     /// Code that decides by the number, which is in the accumulator and most often below `end`.
     fn search(&mut self, spans: &[Span<'a>], end: u32) {
-        let (low, high) = spans.split_at(if spans.len() > 1 { middle(spans, end) } else { 0 });
-        let Some((pivot, _)) = high.split_first().filter(|_| !low.is_empty()) else {
-            return spans.iter().for_each(|span| self.span(span));
-        };
+        if let [only] = spans {
+            return self.span(only);
+        }
+        let (low, high) = spans.split_at(middle(spans, end));
+        let Some(pivot) = high.first() else { return };
         let entries = [(low, pivot.start), (high, end)].map(|half| match half.0 {
             [whole] if whole.except.is_empty() => (self.decision(whole.branches), None),
             _ => (self.asm.label(), Some(half)),

@@ -41,25 +41,9 @@ struct Kept {
     totals: Totals,
 }
 
-/// What is told of a request that begins now, as long as nothing else is known of it.
+/// What is told of a request that begins now.
 pub(in crate::broker) fn begun(untrusted_host: String, port: Option<u16>) -> Request {
-    Request {
-        time: now(),
-        untrusted_host,
-        port,
-        untrusted_request: None,
-        untrusted_program: None,
-        pid: None,
-        address: None,
-        rule: None,
-        up: 0,
-        down: 0,
-        duration_ms: 0,
-        verdict: Verdict::Allowed,
-        why: None,
-        allow: None,
-        count: 1,
-    }
+    Request::begun(now(), untrusted_host, port)
 }
 
 fn refused(untrusted_host: &str, port: Option<u16>, refusal: &Refusal) -> Request {

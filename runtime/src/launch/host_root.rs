@@ -11,7 +11,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use agentd_init::plan::{Access, Addition, Kind, Mount, Source};
+use agentd_init::plan::{Access, Addition, Kind, Mount, Source, is_for_everybody};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, openat, readlinkat, statat};
 use rustix::io::Errno;
 
@@ -158,11 +158,10 @@ fn etc(replacements: Vec<Addition>) -> io::Result<Vec<Addition>> {
                 Err(Errno::NOENT) => continue,
                 Err(errno) => return Err(errno.into()),
             };
-            let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-            let for_everybody = if is_directory { 0o005 } else { 0o004 };
-            if is_hidden(&path) || stat.st_mode & for_everybody != for_everybody {
+            let kind = FileType::from_raw_mode(stat.st_mode);
+            if is_hidden(&path) || !is_for_everybody(kind, stat.st_mode) {
                 additions.push(Addition::Hidden { path });
-            } else if is_directory {
+            } else if kind == FileType::Directory {
                 if path.split('/').count() > MAX_DEPTH || entries > MAX_ENTRIES {
                     return Err(io::Error::other(format!("/etc/{path}: more than agentd looks through")));
                 }

@@ -441,23 +441,8 @@ mod tests {
         let (ours, theirs) = channel::pair().unwrap();
         let process = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
         let process = pidfd_open(Pid::from_child(&process), PidfdFlags::empty()).unwrap();
-        let mut refused = Request {
-            time: "2026-11-21T15:38:40.649Z".into(),
-            untrusted_host: "a.org".into(),
-            port: None,
-            untrusted_request: None,
-            untrusted_program: None,
-            pid: None,
-            address: None,
-            rule: None,
-            up: 0,
-            down: 0,
-            duration_ms: 0,
-            verdict: Verdict::Refused,
-            why: None,
-            allow: None,
-            count: 1,
-        };
+        let begun = Request::begun("2026-11-21T15:38:40.649Z".into(), "a.org".into(), None);
+        let mut refused = Request { verdict: Verdict::Refused, ..begun };
         channel::send(theirs.as_fd(), &Told::Request(refused.clone()).encode(), None).unwrap();
         refused.count = 7;
         let talking = std::thread::spawn(move || {

@@ -289,7 +289,7 @@ pub(super) struct Passed {
 }
 
 struct Held {
-    part: Option<Frame<Bytes>>,
+    part: Frame<Bytes>,
     paid: Pin<Box<dyn Future<Output = Result<(), Refusal>>>>,
 }
 
@@ -329,19 +329,19 @@ impl Body for Passed {
             }
             let entry = Rc::clone(&self.entry);
             let paid = Box::pin(async move { entry.shared.meter.pay(bytes).await });
-            self.held = Some(Held { part: Some(part), paid });
+            self.held = Some(Held { part, paid });
         }
-        let Some(held) = &mut self.held else { return Poll::Ready(None) };
-        let paid = ready!(held.paid.as_mut().poll(cx));
-        let part = held.part.take();
-        self.held = None;
-        match (paid, part) {
-            (Ok(()), Some(part)) => {
-                self.count(part.data_ref().map_or(0, Bytes::len));
-                Poll::Ready(Some(Ok(part)))
+        let Some(mut held) = self.held.take() else { return Poll::Ready(None) };
+        match held.paid.as_mut().poll(cx) {
+            Poll::Pending => {
+                self.held = Some(held);
+                Poll::Pending
             }
-            (Ok(()), None) => Poll::Ready(None),
-            (Err(refusal), _) => {
+            Poll::Ready(Ok(())) => {
+                self.count(held.part.data_ref().map_or(0, Bytes::len));
+                Poll::Ready(Some(Ok(held.part)))
+            }
+            Poll::Ready(Err(refusal)) => {
                 let why = refusal.why.clone();
                 self.entry.exhausted.set(Some(refusal));
                 Poll::Ready(Some(Err(why.into())))
@@ -355,7 +355,7 @@ impl Body for Passed {
 
     fn size_hint(&self) -> SizeHint {
         // Of what is still in the body; what is held comes on top.
-        let held = self.held.as_ref().and_then(|held| held.part.as_ref()?.data_ref()).map_or(0, Bytes::len);
+        let held = self.held.as_ref().and_then(|held| held.part.data_ref()).map_or(0, Bytes::len);
         let held = u64::try_from(held).unwrap_or(u64::MAX);
         let of_body = self.body.size_hint();
         let mut hint = SizeHint::new();
