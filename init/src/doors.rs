@@ -28,7 +28,7 @@ pub(crate) fn open(doors: &Doors, channel: &OwnedFd) -> Result<(), Failure> {
             Ok(()) => has_v6 |= address.is_ipv6(),
             // A kernel, or a machine, that goes without IPv6: so does the box.
             Err(error) if address.is_ipv6() && is_absence(&error) => {}
-            Err(error) => return Err(error).at(AT, address.to_string()),
+            Err(error) => return Err(error).at(AT, address),
         }
     }
     for Net { address, prefix } in doors.local.iter().filter(|net| has_v6 || net.address.is_ipv4()) {
@@ -36,7 +36,7 @@ pub(crate) fn open(doors: &Doors, channel: &OwnedFd) -> Result<(), Failure> {
             Ok(()) => {}
             // The box's own already, as 127.0.0.0/8 is.
             Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
-            Err(error) => return Err(error).at(AT, format!("{address}/{prefix}")),
+            Err(error) => return Err(error).at(AT, format_args!("{address}/{prefix}")),
         }
     }
     let any: IpAddr = if has_v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
@@ -63,7 +63,7 @@ fn is_absence(error: &io::Error) -> bool {
 }
 
 fn send(address: SocketAddr, kind: SocketType, channel: &OwnedFd) -> Result<(), Failure> {
-    let socket = make(address, kind).at(AT, address.to_string())?;
+    let socket = make(address, kind).at(AT, address)?;
     report::send(channel, &Report::Door, Some(socket.as_fd())).at(AT, "the supervisor")
 }
 

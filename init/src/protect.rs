@@ -7,6 +7,7 @@
 //! Invariant: every name is looked up in a directory that is held already, through no link, and what is found is what the
 //! plan was made for; else the start ends.
 
+use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, Stat, fstat, openat};
@@ -42,21 +43,21 @@ pub(crate) fn hold(guards: &[Guard]) -> Result<(), Failure> {
     let mut cover: Option<OwnedFd> = None;
     let mut held: Vec<Held<'_>> = Vec::new();
     for guard in guards {
-        let name = || format!("{}/{}", guard.base, guard.path);
+        let name = fmt::from_fn(|f| write!(f, "{}/{}", guard.base, guard.path));
         let (parent, last) = guard.path.rsplit_once('/').unwrap_or(("", &guard.path));
         while held.last().is_some_and(|above| above.base != guard.base || !is_at_or_below(parent, above.path)) {
             held.pop();
         }
         if held.is_empty() {
-            let directory = tree::in_root(root.as_fd(), &guard.base, Kind::Directory).at(AT, name())?;
+            let directory = tree::in_root(root.as_fd(), &guard.base, Kind::Directory).at(AT, &name)?;
             held.push(Held { base: &guard.base, path: "", directory });
         }
         let above = held.last().filter(|above| above.path == parent);
-        let above = above.ok_or_else(|| Failure::new(AT, name(), libc::EINVAL))?;
-        let found = openat(&above.directory, last, link, Mode::empty()).at(AT, name())?;
-        let stat = fstat(&found).at(AT, name())?;
+        let above = above.ok_or_else(|| Failure::new(AT, name.to_string(), libc::EINVAL))?;
+        let found = openat(&above.directory, last, link, Mode::empty()).at(AT, &name)?;
+        let stat = fstat(&found).at(AT, &name)?;
         if !is_planned(&stat, &guard.hold) {
-            return Err(Failure::new(AT, format!("{}: replaced since it was looked up", name()), libc::ESTALE));
+            return Err(Failure::new(AT, format!("{name}: replaced since it was looked up"), libc::ESTALE));
         }
         let is_covered = matches!(guard.hold, Hold::Absent { stub: Stub::Socket });
         let mount = match (&cover, is_covered) {
@@ -65,13 +66,13 @@ pub(crate) fn hold(guards: &[Guard]) -> Result<(), Failure> {
             // With what the host has mounted below it.
             (_, false) => clone_mount(found.as_fd(), true),
         };
-        let mount = mount.at(AT, name())?;
+        let mount = mount.at(AT, &name)?;
         let is_pinned = matches!(guard.hold, Hold::Pinned { .. });
         let is_copy = is_covered && cover.is_some();
         if !(is_pinned || is_copy) {
-            set_attributes(mount.as_fd(), READ_ONLY, true).at(AT, name())?;
+            set_attributes(mount.as_fd(), READ_ONLY, true).at(AT, &name)?;
         }
-        mounts::attach_to(&mount, found.as_fd()).at(AT, name())?;
+        mounts::attach_to(&mount, found.as_fd()).at(AT, &name)?;
         if is_pinned {
             held.push(Held { base: &guard.base, path: &guard.path, directory: mount });
         } else if is_covered && !is_copy {

@@ -13,9 +13,10 @@
 use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 
 use agentd_sys::mount::{Attributes, set_attributes};
-use rustix::fs::{CWD, Mode, OFlags, XattrFlags, lsetxattr, mkdirat, openat};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, XattrFlags, lsetxattr, mkdirat, openat, openat2};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
@@ -136,22 +137,23 @@ pub(crate) fn overlay(
     tree::lay(upper.as_fd(), additions, at)?;
     let overlay = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).at(at, "overlay")?;
     // The topmost layer comes first.
-    let mut opened = layers.iter().rev().map(|layer| tree::open_source(layer, at));
+    let topmost_first = layers.iter().rev();
     // Open until the overlay is made: before Linux 6.5 it looks for them only then.
     let mut held: Vec<OwnedFd> = Vec::new();
     if layers.len() <= LAYERS_IN_ONE_OPTION {
         // By descriptor, through /proc: however deep the store lies, and whatever its path holds, the options stay short
         // and plain.
-        held = opened.collect::<Result<_, _>>()?;
+        held = topmost_first.map(|layer| tree::open_source(layer, at)).collect::<Result<_, _>>()?;
         let lowers: Vec<String> = held.iter().map(by_descriptor).collect();
         fsconfig_set_string(&overlay, "lowerdir", lowers.join(":")).at(at, "lowerdir")?;
     } else {
         close(&upper, additions).at(at, "upperdir")?;
         // One option a layer: Linux 6.8. By where this process is, which takes half as long as by way of /proc.
-        opened.try_for_each(|layer| {
-            fchdir(layer?).at(at, "fchdir")?;
-            fsconfig_set_string(&overlay, "lowerdir+", ".").at(at, "lowerdir+")
-        })?;
+        let mut store = Shelf::default();
+        for layer in topmost_first {
+            fchdir(store.open(layer, at)?).at(at, "fchdir")?;
+            fsconfig_set_string(&overlay, "lowerdir+", ".").at(at, "lowerdir+")?;
+        }
         chdir("/").at(at, "/")?;
     }
     fsconfig_set_string(&overlay, "upperdir", by_descriptor(&upper)).at(at, "upperdir")?;
@@ -163,6 +165,29 @@ pub(crate) fn overlay(
     let mount = attach_new(&overlay, attributes).at(at, "overlay")?;
     drop(held);
     Ok((mount, upper))
+}
+
+/// The directory of a store in which its layers are, `KEY/fs` each: from there a layer is two components away, not ten.
+#[derive(Default)]
+struct Shelf<'p>(Option<(&'p [u8], OwnedFd)>);
+
+impl<'p> Shelf<'p> {
+    fn open(&mut self, layer: &'p Source, at: Step) -> Result<OwnedFd, Failure> {
+        let path = layer.path.as_os_str().as_bytes();
+        let Some(above) = path.rsplitn(3, |byte| *byte == b'/').nth(2).filter(|above| !above.is_empty()) else {
+            return tree::open_source(layer, at);
+        };
+        let below = path.get(above.len() + 1..).unwrap_or_default();
+        let (_, directory) = match self.0.take() {
+            Some(held) if held.0 == above => self.0.insert(held),
+            _ => {
+                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                let opened = openat2(CWD, above, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS);
+                self.0.insert((above, opened.at(at, layer.path.display())?))
+            }
+        };
+        tree::open_source_from(directory, below, layer, at)
+    }
 }
 
 /// Marks what is mounted over as opaque: else the kernel asks every layer for a directory to merge with it.

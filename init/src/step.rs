@@ -6,6 +6,7 @@
 //! opened; capabilities go when nothing needs them any more;
 //! seccomp is last, so that it need not allow what only the set-up needs.
 
+use std::fmt;
 use std::io;
 
 use serde::{Deserialize, Serialize};
@@ -133,15 +134,15 @@ impl Failure {
 
 /// Names the step and object of an error on its way up.
 pub(crate) trait At<T> {
-    /// Turns the error into a [`Failure`] of `step` on `object`.
-    fn at(self, step: Step, object: impl Into<String>) -> Result<T, Failure>;
+    /// Turns the error into a [`Failure`] of `step` on `object`, which is put into words only then.
+    fn at(self, step: Step, object: impl fmt::Display) -> Result<T, Failure>;
 }
 
 impl<T, E: Into<io::Error>> At<T> for Result<T, E> {
-    fn at(self, step: Step, object: impl Into<String>) -> Result<T, Failure> {
+    fn at(self, step: Step, object: impl fmt::Display) -> Result<T, Failure> {
         self.map_err(|error| {
             let errno = error.into().raw_os_error().unwrap_or(libc::EIO);
-            Failure::new(step, object, errno)
+            Failure::new(step, object.to_string(), errno)
         })
     }
 }

@@ -5,6 +5,7 @@
 //! CVE-2025-31133).
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use rustix::fs::{
@@ -111,12 +112,22 @@ pub(crate) fn lay(tree: BorrowedFd<'_>, additions: &[Addition], step: Step) -> R
 
 /// Opens a host object by its path and proves that it is the one the plan was made for.
 pub(crate) fn open_source(source: &Source, step: Step) -> Result<OwnedFd, Failure> {
-    let name = || source.path.display().to_string();
+    open_source_from(CWD, source.path.as_os_str().as_bytes(), source, step)
+}
+
+/// The same by `path`, relative to `directory`.
+pub(crate) fn open_source_from(
+    directory: impl AsFd,
+    path: &[u8],
+    source: &Source,
+    step: Step,
+) -> Result<OwnedFd, Failure> {
+    let name = source.path.display();
     let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let opened = openat2(CWD, &source.path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS).at(step, name())?;
-    let stat = fstat(&opened).at(step, name())?;
+    let opened = openat2(directory, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS).at(step, &name)?;
+    let stat = fstat(&opened).at(step, &name)?;
     if stat.st_dev != source.device || stat.st_ino != source.inode {
-        return Err(Failure::new(step, format!("{}: replaced since it was looked up", name()), libc::ESTALE));
+        return Err(Failure::new(step, format!("{name}: replaced since it was looked up"), libc::ESTALE));
     }
     Ok(opened)
 }
