@@ -93,7 +93,7 @@ pub fn index(untrusted: &[u8]) {
     }
     fs::write(place.path().join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
     fs::write(place.path().join("index.json"), untrusted).unwrap();
-    check(Layout::open(place.path(), &Selector::Default).and_then(|layout| layout.manifest(&LIMITS)));
+    check(Layout::open(place.path(), &Selector::Default, &LIMITS).and_then(|layout| layout.manifest(&LIMITS)));
 }
 
 /// A manifest or an index that a registry sends, the digests in it leading to [`CONFIG`] or to itself.

@@ -47,15 +47,32 @@ pub enum LayoutError {
     },
 }
 
-/// An opened layout, and which of its images is meant.
+/// An opened layout, and where in it the image that is meant begins.
 pub(crate) struct Layout {
+    directory: Directory,
+    first: Pointer,
+}
+
+/// Its files.
+struct Directory {
     dir: OwnedFd,
     path: PathBuf,
-    select: Selector,
 }
 
 impl Layout {
-    pub(crate) fn open(path: &Path, select: &Selector) -> Result<Layout, SourceError> {
+    pub(crate) fn open(path: &Path, select: &Selector, limits: &Limits) -> Result<Layout, SourceError> {
+        let directory = Directory::open(path)?;
+        let place = directory.place();
+        check_version(&place, &directory.file("oci-layout", limits)?)?;
+        let index = directory.file("index.json", limits)?;
+        let index: ImageIndex = document::parse(&format!("index.json of {place}"), &index)?;
+        let first = index::choose(&index, select, &place, || format!("oci:{}:TAG", directory.shown()))?;
+        Ok(Layout { first: Pointer::from_descriptor(first, "index.json")?, directory })
+    }
+}
+
+impl Directory {
+    fn open(path: &Path) -> Result<Directory, SourceError> {
         let shown = printable(path.as_os_str().as_encoded_bytes());
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = match rustix::fs::open(path, flags, Mode::empty()) {
@@ -64,7 +81,7 @@ impl Layout {
             Err(Errno::NOTDIR) => return Err(LayoutError::NotALayout { layout: shown, file: "oci-layout" }.into()),
             Err(e) => return Err(SourceError::Io { object: format!("image layout `{shown}`"), source: e.into() }),
         };
-        Ok(Layout { dir, path: path.to_owned(), select: select.clone() })
+        Ok(Directory { dir, path: path.to_owned() })
     }
 
     fn shown(&self) -> String {
@@ -118,21 +135,21 @@ impl Layout {
 }
 
 impl Source for Layout {
+    fn digest(&self) -> Option<&Digest> {
+        Some(&self.first.digest)
+    }
+
     fn manifest(&self, limits: &Limits) -> Result<Manifest, SourceError> {
-        let place = self.place();
-        check_version(&place, &self.file("oci-layout", limits)?)?;
-        let index: ImageIndex = document::parse(&format!("index.json of {place}"), &self.file("index.json", limits)?)?;
-        let first = index::choose(&index, &self.select, &place, || format!("oci:{}:TAG", self.shown()))?;
         let fetch = |_, digest: &Digest, size: Option<u64>| {
-            let (file, size) = self.open_blob(digest, size)?;
+            let (file, size) = self.directory.open_blob(digest, size)?;
             SourceError::limit("bytes of a document", size, limits.document_bytes, || format!("blob {digest}"))?;
             read(file, size).map_err(|source| SourceError::Io { object: format!("blob {digest}"), source })
         };
-        document::resolve(Pointer::from_descriptor(first, "index.json")?, &fetch, limits)
+        document::resolve(self.first.clone(), &fetch, limits)
     }
 
     fn layer(&self, layer: &Layer) -> Result<Box<dyn Read + Send + '_>, SourceError> {
-        let (file, _size) = self.open_blob(layer.name(), Some(layer.size))?;
+        let (file, _size) = self.directory.open_blob(layer.name(), Some(layer.size))?;
         Ok(Box::new(file))
     }
 }

@@ -31,6 +31,11 @@ pub(crate) use registry::{Registry, Remote, is_stopped};
 
 /// One image at its source.
 pub(crate) trait Source: Sync {
+    /// The digest of the manifest, or of the index that leads to it, where that is known before it is read.
+    fn digest(&self) -> Option<&Digest> {
+        None
+    }
+
     /// The image's manifest for this machine, with its config, both verified.
     fn manifest(&self, limits: &Limits) -> Result<Manifest, SourceError>;
 
@@ -42,10 +47,14 @@ pub(crate) trait Source: Sync {
 }
 
 /// Opens what `reference` names; `None` for what is no image of layers.
-pub(crate) fn open<'r>(reference: &ImageRef, remote: &Remote<'r>) -> Result<Option<Box<dyn Source + 'r>>, SourceError> {
+pub(crate) fn open<'r>(
+    reference: &ImageRef,
+    remote: &Remote<'r>,
+    limits: &Limits,
+) -> Result<Option<Box<dyn Source + 'r>>, SourceError> {
     match reference {
         ImageRef::Host | ImageRef::Dir(_) => Ok(None),
-        ImageRef::Oci { layout, select } => Ok(Some(Box::new(Layout::open(layout, select)?))),
+        ImageRef::Oci { layout, select } => Ok(Some(Box::new(Layout::open(layout, select, limits)?))),
         ImageRef::OciArchive { file, select } => Ok(Some(Box::new(OciArchive::open(file, select)?))),
         ImageRef::DockerArchive { file, name } => Ok(Some(Box::new(DockerArchive::open(file, name.as_ref())?))),
         ImageRef::Registry(name) => Ok(Some(Box::new(Registry::open(name, remote)?))),

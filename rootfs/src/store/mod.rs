@@ -216,7 +216,7 @@ impl Store {
 
     /// The image that `reference` names, its missing layers unpacked in parallel.
     ///
-    /// When all layers are here this reads three small documents at most and looks at each layer once.
+    /// When all layers are here this reads four small documents at most and looks at each layer once.
     ///
     /// # Errors
     /// [`ImageError`]. Layers that were finished stay in the store.
@@ -241,8 +241,16 @@ impl Store {
         }
         let partial = |digest: &Digest| partial::open(&self.tmp, digest).ok().flatten();
         let remote = Remote { config: fetch.registries, partial: &partial, stop: fetch.stop };
-        let source = source::open(reference, &remote)?;
+        let source = source::open(reference, &remote, fetch.limits)?;
         let source = source.ok_or_else(|| ImageError::NothingToPull(printable(name.as_bytes())))?;
+        // What has the digest was verified when it was pulled.
+        if fetch.pull == Pull::Missing
+            && let Some(digest) = source.digest()
+            && let Some(named) = self.named(&name)?.filter(|named| named.digest == *digest)
+            && let Some(image) = self.known(&named)?
+        {
+            return Ok(image);
+        }
         let manifest = source.manifest(fetch.limits)?;
         self.provide(&name, &*source, manifest, fetch)
     }

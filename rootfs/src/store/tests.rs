@@ -181,6 +181,17 @@ fn layers_are_unpacked_once_and_shared() {
     }
     let again = place.pull(&Selector::Default, Pull::Missing, &mut |_| panic!("nothing to do")).unwrap();
     assert_eq!(again.layers, image.layers);
+
+    // Nor what leads to them, when the index names what is known; `always` looks again, and so does who lost it.
+    fs::remove_file(place.blob_path(manifest["digest"].as_str().unwrap())).unwrap();
+    let again = place.pull(&Selector::Default, Pull::Missing, &mut |_| panic!("nothing to do")).unwrap();
+    assert_eq!((again.layers, again.manifest_digest), (image.layers, image.manifest_digest));
+    assert_eq!(again.config.cmd, ["sh"]);
+    let is_looked_for =
+        |found: Result<Image, ImageError>| message(&found.unwrap_err()).contains("is not in the image layout");
+    assert!(is_looked_for(place.pull(&Selector::Default, Pull::Always, &mut |_| {})));
+    fs::remove_dir_all(place.dir.path().join("data/store/blobs")).unwrap();
+    assert!(is_looked_for(place.get(&Selector::Default)));
 }
 
 #[test]
