@@ -10,6 +10,9 @@ mod start;
 mod statistics;
 mod unpack;
 
+pub(crate) use prepare::Scratch;
+pub(crate) use start::Files;
+
 use anyhow::Result;
 
 #[derive(Debug, clap::Subcommand)]

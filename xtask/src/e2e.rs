@@ -16,7 +16,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::account::{self, Account};
 use crate::checks::{self, Outcome};
-use crate::{fuzz, tidy, workspace};
+use crate::{fuzz, order, tidy, workspace};
 use execute::{Ended, User};
 use leftovers::Snapshot;
 use tally::Tally;
@@ -54,7 +54,11 @@ pub(crate) fn run(arguments: &Args) -> Result<bool> {
     }
 
     println!("== building agentd and the tests");
-    let agentd = workspace::release_program("agentd", "agentd", &target_directory)?;
+    let (agentd, map) = workspace::release_program_with_map("agentd", "agentd", &target_directory)?;
+    if filter.is_none() && !arguments.vm {
+        *table.entry(("checks", users[0].name.to_owned())).or_default() +=
+            Tally::of(order::is_current(map.as_deref())?);
+    }
     let mut build = workspace::cargo();
     build.args(["test", "--workspace", "--no-run"]).arg("--target-dir").arg(&target_directory);
     let programs = workspace::programs(&mut build)?;

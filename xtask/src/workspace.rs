@@ -63,6 +63,9 @@ pub(crate) struct Program {
 struct Message {
     #[serde(default)]
     executable: Option<PathBuf>,
+    /// Of a build script that was run, now or before.
+    #[serde(default)]
+    out_dir: Option<PathBuf>,
     #[serde(default)]
     manifest_path: PathBuf,
     #[serde(default)]
@@ -77,6 +80,11 @@ struct Target {
 
 /// Runs `build`, a cargo command that builds, and lists the programs it made or found fresh.
 pub(crate) fn programs(build: &mut Command) -> Result<Vec<Program>> {
+    Ok(outcome(build)?.0)
+}
+
+/// Runs `build`, and lists the programs and the directories of build scripts.
+fn outcome(build: &mut Command) -> Result<(Vec<Program>, Vec<PathBuf>)> {
     let output = build
         .arg("--message-format=json-render-diagnostics")
         .stderr(Stdio::inherit())
@@ -85,30 +93,43 @@ pub(crate) fn programs(build: &mut Command) -> Result<Vec<Program>> {
     if !output.status.success() {
         bail!("{build:?} failed");
     }
-    let mut programs = Vec::new();
+    let (mut programs, mut out_directories) = (Vec::new(), Vec::new());
     for line in output.stdout.split(|byte| *byte == b'\n').filter(|line| line.starts_with(b"{")) {
         let message: Message = serde_json::from_slice(line).context("read a message of cargo")?;
+        out_directories.extend(message.out_dir);
         let Some(path) = message.executable else { continue };
         let package_directory = message.manifest_path.parent().unwrap_or(Path::new("/")).to_path_buf();
         let kind = message.target.kind.first().cloned().unwrap_or_default();
         programs.push(Program { package_directory, target: message.target.name, kind, path });
     }
-    Ok(programs)
+    Ok((programs, out_directories))
 }
 
 /// Builds the program `name` of `package` in release and returns where it is.
 pub(crate) fn release_program(package: &str, name: &str, target_directory: &Path) -> Result<PathBuf> {
-    release(package, "--bin", name, target_directory)
+    Ok(release(package, "--bin", name, target_directory)?.0)
+}
+
+/// The same with the map that the linker made of it, where it is one that makes maps.
+pub(crate) fn release_program_with_map(
+    package: &str,
+    name: &str,
+    target_directory: &Path,
+) -> Result<(PathBuf, Option<PathBuf>)> {
+    let (program, out_directories) = release(package, "--bin", name, target_directory)?;
+    let mut maps = out_directories.iter().map(|directory| directory.join(format!("{name}.map")));
+    Ok((program, maps.find(|map| map.metadata().is_ok())))
 }
 
 /// Builds the example `name` of `package` in release and returns where it is.
 pub(crate) fn release_example(package: &str, name: &str, target_directory: &Path) -> Result<PathBuf> {
-    release(package, "--example", name, target_directory)
+    Ok(release(package, "--example", name, target_directory)?.0)
 }
 
-fn release(package: &str, kind: &str, name: &str, target_directory: &Path) -> Result<PathBuf> {
+fn release(package: &str, kind: &str, name: &str, target_directory: &Path) -> Result<(PathBuf, Vec<PathBuf>)> {
     let mut build = cargo();
     build.args(["build", "--release", "--package", package, kind, name]).arg("--target-dir").arg(target_directory);
-    let built = programs(&mut build)?.into_iter().find(|program| program.target == name);
-    Ok(built.with_context(|| format!("cargo built no program {name}"))?.path)
+    let (programs, out_directories) = outcome(&mut build)?;
+    let built = programs.into_iter().find(|program| program.target == name);
+    Ok((built.with_context(|| format!("cargo built no program {name}"))?.path, out_directories))
 }

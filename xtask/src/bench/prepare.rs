@@ -34,11 +34,11 @@ pub(super) fn install(peers: &[(&str, &str)]) -> Result<()> {
 }
 
 /// A directory of the measuring user that goes away with the value.
-pub(super) struct Scratch(pub(super) PathBuf);
+pub(crate) struct Scratch(pub(crate) PathBuf);
 
 impl Scratch {
     /// Makes it in `parent`.
-    pub(super) fn new(parent: &str, account: Option<&Account>) -> Result<Self> {
+    pub(crate) fn new(parent: &str, account: Option<&Account>) -> Result<Self> {
         let path = Path::new(parent).join(format!("agentd-bench.{}", std::process::id()));
         std::fs::create_dir(&path).with_context(|| format!("create {}", path.display()))?;
         let scratch = Self(path);

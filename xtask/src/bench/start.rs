@@ -17,6 +17,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+pub(crate) use files::Files;
+
 use super::document::Document;
 use super::prepare::{self, Scratch};
 use crate::account::{self, Account};

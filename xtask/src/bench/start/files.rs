@@ -13,22 +13,22 @@ use crate::account::succeed;
 
 /// The paths, all inside one directory of the measuring user.
 #[derive(Debug, Clone)]
-pub(super) struct Files {
-    pub(super) directory: PathBuf,
+pub(crate) struct Files {
+    pub(crate) directory: PathBuf,
     /// Lowest first.
-    pub(super) layers: [PathBuf; 3],
+    pub(crate) layers: [PathBuf; 3],
     /// The layers flattened, with mount points.
-    pub(super) root: PathBuf,
-    pub(super) image: PathBuf,
-    pub(super) workspace: PathBuf,
-    pub(super) filter: PathBuf,
+    pub(crate) root: PathBuf,
+    pub(crate) image: PathBuf,
+    pub(crate) workspace: PathBuf,
+    pub(crate) filter: PathBuf,
 }
 
 /// Where the profile that podman gives to crun lies, in Debian's containers-common.
 const SECCOMP_PROFILE: &str = "/usr/share/containers/seccomp.json";
 
 impl Files {
-    pub(super) fn at(directory: &Path) -> Self {
+    pub(crate) fn at(directory: &Path) -> Self {
         let at = |name: &str| directory.join(name);
         Self {
             directory: directory.to_path_buf(),
@@ -40,7 +40,7 @@ impl Files {
         }
     }
 
-    pub(super) fn make(&self) -> Result<()> {
+    pub(crate) fn make(&self) -> Result<()> {
         let [programs, settings, application] = &self.layers;
         fs::create_dir_all(programs.join("bin"))?;
         fs::copy("/bin/busybox", programs.join("bin/busybox")).context("copy /bin/busybox")?;
