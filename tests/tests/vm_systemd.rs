@@ -260,6 +260,24 @@ fn a_command_joins_the_job_of_a_unit_in_its_cgroup() {
     assert!(wait_until(PATIENCE, || names(&unit.cgroup()) == before), "{} {before}", names(&unit.cgroup()));
 }
 
+/// Its job is in the unit's own cgroup, and what the unit may use at most holds whatever joins it.
+#[test]
+fn a_command_joins_the_unit_of_a_job_without_limits() {
+    if !require(Feature::Guest) {
+        return;
+    }
+    let unit = Unit::of_file("bare", "command = [\"sleep\", \"1000\"]");
+    unit.start();
+    let before = pids(&unit.cgroup()).len();
+    let mut beside = Started::new(&mut of_units(&["exec", "bare", "sh", "-c", "echo ready; exec tail -f /dev/null"]));
+    beside.wait_for("ready\n");
+    let is_there = |pid: String| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "tail\n");
+    assert!(wait_until(PATIENCE, || pids(&unit.cgroup()).into_iter().any(is_there)), "{}", unit.status());
+    beside.signal(Signal::TERM);
+    let _ran = beside.finish().expect_code(143);
+    assert!(wait_until(PATIENCE, || pids(&unit.cgroup()).len() == before), "{}", unit.status());
+}
+
 #[test]
 fn the_unit_of_a_job_starts_what_the_job_was() {
     if !require(Feature::Guest) {

@@ -121,20 +121,19 @@ pub fn run(mut plan: Plan, payload: &OwnedFd, caller: &Caller, leaf: Option<&Pat
     let wanted = Wanted { terminal: process.terminal, input: process.input, own: Own::Standard, kept: None };
     let (streams, stdio) = Streams::new(&wanted).to("set the streams up")?;
     let leaf = leaf.map(leaf::open).transpose()?;
-    let usher = match (clone_into(0, leaf.as_ref().map(AsFd::as_fd)), &leaf) {
-        (Ok(Cloned::Child), _) => {
+    let usher = match clone_beside(payload, leaf.as_ref().map(AsFd::as_fd))? {
+        Some(Cloned::Child) => {
             agentd_sys::memory::forget_environment();
             guest::run(&plan.inside, namespaces, guest::Descriptors { channel: inside, stdio })
         }
-        (Ok(Cloned::Parent { pidfd, .. }), _) => Some(pidfd),
-        // Not from the cgroup that this process is in, or from its cgroup namespace: from the supervisor's.
-        (Err(error), Some(leaf)) if matches!(error.raw_os_error(), Some(libc::EACCES | libc::ENOENT)) => {
+        Some(Cloned::Parent { pidfd, .. }) => Some(pidfd),
+        None => {
             caller.ask(Request::Porter, Some(inside.as_fd()))?;
-            porter::send(&channel, &plan.inside, stdio.each_ref().map(AsFd::as_fd), leaf.as_fd(), &namespaces)
+            let stdio = stdio.each_ref().map(AsFd::as_fd);
+            porter::send(&channel, &plan.inside, stdio, leaf.as_ref().map(AsFd::as_fd), &namespaces)
                 .to("tell the supervisor's process what to start")?;
             None
         }
-        (Err(error), _) => return Err(error).to("start a process in the job's cgroup"),
     };
     drop((namespaces, inside, stdio));
     let mut guest = Guest { caller, signals, channel: Some(channel), streams, failure: None, status: None };
@@ -237,12 +236,40 @@ impl Guest<'_> {
     }
 }
 
-/// Those of [`NAMESPACES`] that are wanted, of the box that `payload` is in.
-fn namespaces(payload: &OwnedFd, wanted: impl Fn(&str) -> bool) -> Result<Vec<Joined>, GuestError> {
+/// Clones this process into the cgroup that the box is in; `None` where only its supervisor can.
+fn clone_beside(payload: &OwnedFd, leaf: Option<BorrowedFd<'_>>) -> Result<Option<Cloned>, GuestError> {
+    if leaf.is_none() {
+        // The job is in its supervisor's cgroup, which may be a unit with limits of its own.
+        let cgroup = |pid: &str| fs::read_to_string(format!("/proc/{pid}/cgroup"));
+        let of_box = match cgroup(&number(payload)?) {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {
+                return Err(GuestError::Ended);
+            }
+            read => read.to("look at the box's cgroup")?,
+        };
+        let own = cgroup("self").to("look at this process's cgroup")?;
+        if crate::cgroup::own(&of_box) != crate::cgroup::own(&own) {
+            return Ok(None);
+        }
+    }
+    match clone_into(0, leaf) {
+        // Not from the cgroup that this process is in, or not from its cgroup namespace.
+        Err(error) if leaf.is_some() && matches!(error.raw_os_error(), Some(libc::EACCES | libc::ENOENT)) => Ok(None),
+        cloned => cloned.map(Some).to("start a process in the job's cgroup"),
+    }
+}
+
+/// The process id of the payload.
+fn number(payload: &OwnedFd) -> Result<String, GuestError> {
     let info = format!("/proc/self/fdinfo/{}", payload.as_raw_fd());
     let info = fs::read_to_string(info).to("look at the payload")?;
     let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")).map(str::trim).filter(|pid| *pid != "-1");
-    let path = format!("/proc/{}/ns", pid.ok_or(GuestError::Ended)?);
+    pid.map(str::to_owned).ok_or(GuestError::Ended)
+}
+
+/// Those of [`NAMESPACES`] that are wanted, of the box that `payload` is in.
+fn namespaces(payload: &OwnedFd, wanted: impl Fn(&str) -> bool) -> Result<Vec<Joined>, GuestError> {
+    let path = format!("/proc/{}/ns", number(payload)?);
     // To list it takes its owner, and a payload may have become another id of the box.
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let opened = |opened: Result<OwnedFd, Errno>| match opened {

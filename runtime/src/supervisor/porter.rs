@@ -1,4 +1,4 @@
-//! The way into a job's cgroup for a command of `agentd exec` whose caller may not start a process there.
+//! The way into a job's cgroup for a command of `agentd exec` whose caller is in another and may not start a process there.
 //!
 //! The kernel lets only those do so who may write to the lowest cgroup that is above both, the one they are in and the one
 //! they start a process in (cgroup-v2.rst, "Delegation Containment"). Out of a login session nobody but root gets into what
@@ -61,7 +61,8 @@ impl Porters {
     }
 }
 
-/// Tells the porter at the other end of `channel` what the caller would have done itself.
+/// Tells the porter at the other end of `channel` what the caller would have done itself. Without a `leaf` the command begins
+/// in the supervisor's cgroup.
 ///
 /// # Errors
 /// The errno of `memfd_create(2)`, `write(2)` or `sendmsg(2)`.
@@ -69,12 +70,12 @@ pub(super) fn send(
     channel: &OwnedFd,
     plan: &BoxPlan,
     stdio: [BorrowedFd<'_>; 3],
-    leaf: BorrowedFd<'_>,
+    leaf: Option<BorrowedFd<'_>>,
     namespaces: &[Joined],
 ) -> io::Result<()> {
     let told = || {
         brief::send(channel, plan, stdio)?;
-        channel::send(channel.as_fd(), b"L", Some(leaf))?;
+        channel::send(channel.as_fd(), b"L", leaf)?;
         for Joined { descriptor, name, .. } in namespaces {
             channel::send(channel.as_fd(), name.as_bytes(), Some(descriptor.as_fd()))?;
         }
@@ -91,7 +92,7 @@ pub(super) fn send(
 struct Told {
     plan: BoxPlan,
     stdio: [OwnedFd; 3],
-    leaf: OwnedFd,
+    leaf: Option<OwnedFd>,
     namespaces: Vec<Joined>,
 }
 
@@ -99,7 +100,7 @@ fn hear(channel: &OwnedFd) -> io::Result<Told> {
     let invalid = || io::Error::from(io::ErrorKind::InvalidData);
     let next = || channel::receive(channel)?.ok_or_else(|| io::Error::from(io::ErrorKind::BrokenPipe));
     let (plan, stdio) = brief::receive(channel)?;
-    let leaf = next()?.descriptor.ok_or_else(invalid)?;
+    let leaf = next()?.descriptor;
     let mut namespaces = Vec::new();
     while let Message { bytes, descriptor: Some(descriptor) } = next()? {
         let known = NAMESPACES.iter().find(|(name, _)| name.as_bytes() == bytes);
@@ -133,7 +134,7 @@ fn carry() -> Result<(), Failure> {
         Ok((hear(&channel)?, channel))
     };
     let (Told { plan, stdio, leaf, namespaces }, channel) = begin().map_err(at(Step::HearPlan, "agentd exec"))?;
-    match clone_into(0, Some(leaf.as_fd())).map_err(at(Step::JoinBox, "the job's cgroup"))? {
+    match clone_into(0, leaf.as_ref().map(AsFd::as_fd)).map_err(at(Step::JoinBox, "the job's cgroup"))? {
         Cloned::Child => guest::run(&plan, namespaces, Descriptors { channel, stdio }),
         Cloned::Parent { pidfd, .. } => {
             // What it has to say it says itself.
@@ -164,9 +165,9 @@ mod tests {
     fn what_is_told_is_heard() {
         let (ours, theirs) = channel::pair().unwrap();
         let (plan, null) = (trial::least(), null());
-        send(&ours, &plan, [null.as_fd(); 3], null.as_fd(), &namespaces()).unwrap();
+        send(&ours, &plan, [null.as_fd(); 3], Some(null.as_fd()), &namespaces()).unwrap();
         let told = hear(&theirs).unwrap();
-        assert_eq!(told.plan, plan);
+        assert!(told.plan == plan && told.leaf.is_some());
         let names: Vec<&str> = told.namespaces.iter().map(|joined| joined.name).collect();
         assert_eq!(names, ["user", "mnt", "pid", "ipc", "uts", "cgroup", "net"]);
     }
@@ -176,7 +177,7 @@ mod tests {
         let (ours, theirs) = channel::pair().unwrap();
         drop(theirs);
         let null = null();
-        send(&ours, &trial::least(), [null.as_fd(); 3], null.as_fd(), &namespaces()).unwrap();
+        send(&ours, &trial::least(), [null.as_fd(); 3], None, &namespaces()).unwrap();
     }
 
     proptest! {
