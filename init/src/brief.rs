@@ -29,7 +29,10 @@ pub fn send(channel: impl AsFd, plan: &BoxPlan, streams: [BorrowedFd<'_>; 3]) ->
 }
 
 /// Waits for what [`send`] sends.
-pub(crate) fn receive(channel: impl AsFd) -> io::Result<(BoxPlan, [OwnedFd; 3])> {
+///
+/// # Errors
+/// `EPIPE` when the sender is gone; `InvalidData` for what is no plan, or comes without its descriptor.
+pub fn receive(channel: impl AsFd) -> io::Result<(BoxPlan, [OwnedFd; 3])> {
     let descriptor = || match channel::receive(channel.as_fd())? {
         Some(Message { descriptor: Some(descriptor), .. }) => Ok(descriptor),
         Some(_) => Err(io::Error::from(io::ErrorKind::InvalidData)),

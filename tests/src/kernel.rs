@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
 
 /// A process that was seen; its number alone may mean another one later.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +54,46 @@ impl Process {
         let entries = fs::read_dir(format!("/proc/{}/fd", self.pid)).into_iter().flatten().flatten();
         let targets = entries.filter_map(|entry| fs::read_link(entry.path()).ok());
         targets.filter(|target| target.to_string_lossy().starts_with("pipe:")).collect()
+    }
+}
+
+/// A cgroup beside everybody's, without limits: as a service has one. Only root can make it.
+#[derive(Debug)]
+pub struct Cgroup(PathBuf);
+
+impl Cgroup {
+    /// Makes it; `None` where there is no cgroup v2 that could be divided.
+    #[must_use]
+    pub fn new() -> Option<Self> {
+        let places = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(Path::new);
+        let place = places.into_iter().find(|place| fs::metadata(place.join("cgroup.procs")).is_ok())?;
+        let directory = tempfile::Builder::new().prefix("test-").tempdir_in(place).ok()?;
+        Some(Self(directory.keep()))
+    }
+
+    /// `command`, as it runs in this cgroup.
+    #[must_use]
+    pub fn around(&self, command: &Command) -> Command {
+        let mut around = Command::new("sh");
+        around.args(["-c", r#"echo $$ >"$0/cgroup.procs" && exec "$@""#]).arg(&self.0);
+        around.arg(command.get_program()).args(command.get_args()).env_clear();
+        around.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        around
+    }
+
+    /// Whether that process is in it.
+    #[must_use]
+    pub fn holds(&self, process: &Process) -> bool {
+        fs::read_to_string(self.0.join("cgroup.procs"))
+            .is_ok_and(|pids| pids.lines().any(|pid| pid == process.pid.to_string()))
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // What was killed in it is still on its way out.
+        let gone = crate::wait_until(Duration::from_secs(60), || fs::remove_dir(&self.0).is_ok());
+        assert!(gone || std::thread::panicking(), "{} is not empty", self.0.display());
     }
 }
 

@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{Termios, Winsize, tcgetattr, tcsetwinsize};
 
-use crate::{Ran, Started, agentd, ran::LIMIT, wait_until};
+use crate::{Ran, Started, ran::LIMIT, wait_until};
 
 /// The terminal.
 #[derive(Debug)]
@@ -48,13 +48,13 @@ impl Terminal {
         self.user.try_clone().unwrap_or_else(|e| panic!("pty: {e}")).into()
     }
 
-    /// Starts `command` (of `agentd`) with all its streams on the terminal, in a session of its own that the terminal
+    /// Starts `command` with all its streams on the terminal, in a session of its own that the terminal
     /// controls.
     #[must_use]
     pub fn start(&self, command: &Command) -> Started {
         // setsid(1) becomes the command. Doing the same in the child by hand would need unsafe code.
         let mut on_terminal = Command::new("setsid");
-        on_terminal.arg("--ctty").arg(agentd()).args(command.get_args()).env_clear();
+        on_terminal.arg("--ctty").arg(command.get_program()).args(command.get_args()).env_clear();
         on_terminal.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
         on_terminal.stdin(self.stream()).stdout(self.stream()).stderr(self.stream());
         Started::with_streams(&mut on_terminal)

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use agentd_tests::kernel::Process;
+use agentd_tests::kernel::{Cgroup, Process};
 use agentd_tests::{Feature, Home, Started, Terminal, require, run, run_with_input, wait_until};
 use rustix::process::Signal;
 
@@ -128,6 +128,50 @@ fn a_command_ends_with_the_job() {
     let _ran = home.say(&["kill", "j"]).expect_silent_success();
     let ran = command.finish().expect_code(137);
     ran.expect_one_error_line(&["ended"]);
+}
+
+/// A job that a service started is in the service's cgroup, and what joins it is too, wherever its caller is.
+#[test]
+fn a_command_is_in_the_cgroup_of_a_job_without_limits() {
+    if !require(Feature::Userns) || !require(Feature::Root) {
+        return;
+    }
+    let Some(cgroup) = Cgroup::new() else { return };
+    let home = Home::new();
+    let mut job = home.run();
+    job.args(["-q", "-d", "--name", "j", "--", "sleep", "1000"]);
+    let _ran = run(&mut cgroup.around(&job)).expect_success();
+    // On a host of cgroup v2 root's jobs have cgroups of their own, limits or not.
+    if !cgroup.holds(&home.supervisor("j").descendants()[0]) {
+        return;
+    }
+    let mut command = Started::new(home.agentd().args(["exec", "j", "sh", "-c", "echo ready; exec tail -f /dev/null"]));
+    command.wait_for("ready\n");
+    assert!(wait_until(PATIENCE, || inside(&home).contains(&"tail\n".to_owned())), "{:?}", inside(&home));
+    let outside = home.supervisor("j").descendants().into_iter().filter(|process| !cgroup.holds(process));
+    assert_eq!(outside.collect::<Vec<_>>(), []);
+    command.signal(Signal::TERM);
+    let _ran = command.finish().expect_code(143);
+    assert!(wait_until(PATIENCE, || inside(&home).len() == 2), "{:?}", inside(&home));
+    // What fails in there is told as it is anywhere.
+    home.say(&["exec", "j", "no-such-program"]).expect_code(127).expect_one_error_line(&["no-such-program"]);
+    home.say(&["exec", "-w", "/no/such", "j", "true"]).expect_code(125).expect_one_error_line(&["/no/such"]);
+    // Twenty at once; and the supervisor has let go of every process that it has started.
+    let commands: Vec<_> = (0..20)
+        .map(|i| Started::new(home.agentd().args(["exec", "j", "sh", "-c", &format!("echo {i}; exit {i}")])))
+        .collect();
+    for (i, command) in (0..).zip(commands) {
+        assert_eq!(command.finish().expect_code(i).stdout, format!("{i}\n"));
+    }
+    assert!(wait_until(PATIENCE, || inside(&home).len() == 2), "{:?}", inside(&home));
+    // One that asks and is stopped holds nothing up.
+    let mut command = Started::new(home.agentd().args(["exec", "j", "sh", "-c", "echo ready; exec sleep 1000"]));
+    command.wait_for("ready\n");
+    command.signal(Signal::STOP);
+    let _ran = home.say(&["stop", "-t", "1s", "j"]).expect_silent_success();
+    assert_eq!(home.record("j")["state"], "exited");
+    command.signal(Signal::CONT);
+    let _ran = command.finish().expect_code(137);
 }
 
 /// A zombie in the box that only somebody outside can reap would hold up the end of its PID 1.

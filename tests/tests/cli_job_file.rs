@@ -51,6 +51,26 @@ fn the_command_line_has_the_last_word() {
     assert!(ran.stderr.contains("--rm") && ran.stderr.contains("--keep"), "{ran}");
 }
 
+/// Of the same limit the last word counts, and it comes from the line; other names stay as the files have them.
+#[test]
+fn limits_of_a_process_may_stand_in_files() {
+    let Some(home) = home() else { return };
+    let policy = home.path().join("policy.toml");
+    fs::write(&policy, "ulimit = [\"nofile=50\", \"core=0\", \"fsize=8192\"]\n").unwrap();
+    let text = format!(
+        "policy = \"{}\"\nulimit = [\"nofile=100:200\", \"fsize=4096\"]\n\
+         command = [\"sh\", \"-c\", \"ulimit -Sn; ulimit -Hn; ulimit -Sf; ulimit -c\"]",
+        policy.display()
+    );
+    // Files are in blocks of 512 bytes there.
+    assert_eq!(run_job(&home, &text, &[]).expect_success().stdout, "100\n200\n8\n0\n");
+    let more = ["--ulimit", "nofile=300"];
+    assert_eq!(run_job(&home, &text, &more).expect_success().stdout, "300\n300\n8\n0\n");
+    run_job(&home, "rm = true\nulimit = [\"bogus=1\"]", &["--", "true"])
+        .expect_code(125)
+        .expect_one_error_line(&["job.toml", "line 2", "bogus", "nofile"]);
+}
+
 #[test]
 fn a_bad_job_file_is_refused_with_its_line_and_nothing_runs() {
     let Some(home) = home() else { return };

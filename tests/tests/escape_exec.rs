@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use agentd_tests::attack::{INSIDE, in_namespaces, natively, outcomes, program};
+use agentd_tests::kernel::Cgroup;
 use agentd_tests::{Feature, Home, Started, require, run, wait_until};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, SocketAddrUnix, SocketFlags,
@@ -101,14 +102,21 @@ fn escape_exec_cannot_be_grabbed_on_its_way_in() {
     if !require(Feature::Userns) {
         return;
     }
-    for user in ["1000", "root"] {
+    // In another cgroup than its callers are in, it is the supervisor that starts what enters.
+    let elsewhere = agentd_tests::is_root().then(Cgroup::new).flatten();
+    for (user, cgroup) in [("1000", None), ("root", None), ("1000", elsewhere)] {
         let home = Home::new();
         let workspace = home.workspace().display().to_string();
         let flags = ["--user", user, "--workspace", &workspace];
         let mut words = vec!["run", "-d"];
         words.extend(flags);
         words.extend(["--", "sh", "-c", GRAB, "sh", "/workspace"]);
-        let id = run(home.agentd().args(words)).expect_silent_success().stdout.trim_end().to_owned();
+        let mut job = home.agentd();
+        job.args(words);
+        if let Some(cgroup) = &cgroup {
+            job = cgroup.around(&job);
+        }
+        let id = run(&mut job).expect_silent_success().stdout.trim_end().to_owned();
         for _ in 0..60 {
             let mut exec = home.agentd();
             exec.env("CANARY", "of the host");

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use agentd_tests::{Feature, Ran, agentd, is_root, require, run, wait_until};
+use agentd_tests::{Feature, Ran, Started, Terminal, agentd, is_root, require, run, wait_until};
+use rustix::process::Signal;
 use serde_json::Value;
 
 /// Emulated, on a busy machine.
@@ -201,6 +202,80 @@ fn a_killed_supervisor_takes_its_job_along_and_the_next_has_the_name() {
     assert_ne!(after["id"], before["id"]);
     assert_eq!(after["state"], "running");
     assert!(cgroup.symlink_metadata().is_err(), "{cgroup:?}");
+}
+
+/// The one who asks is in a session, or in a service of the system: nobody who is there may start a process in the unit.
+#[test]
+fn a_command_joins_the_job_of_a_unit_in_its_cgroup() {
+    if !require(Feature::Guest) {
+        return;
+    }
+    let unit = Unit::of_file("joined", "memory = \"64m\"\npids = 20\ncommand = [\"sleep\", \"1000\"]");
+    unit.start();
+    let leaf = PathBuf::from(record("joined")["cgroup"].as_str().unwrap());
+    assert!(leaf.starts_with(unit.cgroup()), "{leaf:?}");
+    let names = |cgroup: &Path| {
+        let name = |pid: &String| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        let mut names: Vec<String> = pids(cgroup).iter().map(name).collect();
+        names.sort();
+        names.concat()
+    };
+    let before = names(&unit.cgroup());
+    let ran = run(&mut of_units(&["exec", "joined", "sh", "-c", "cat /proc/self/cgroup; echo told >&2; exit 7"]));
+    assert_eq!(ran.expect_code(7).stderr, "told\n");
+    let mut beside = Started::new(&mut of_units(&["exec", "joined", "sh", "-c", "echo ready; exec tail -f /dev/null"]));
+    beside.wait_for("ready\n");
+    // Born there: the kernel counts it, the host sees it there, and it sees nothing above.
+    assert!(wait_until(PATIENCE, || names(&leaf).contains("tail\n")), "{}", names(&leaf));
+    let tail = pids(&leaf)
+        .into_iter()
+        .find(|pid| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "tail\n"));
+    let seen = fs::read_to_string(format!("/proc/{}/cgroup", tail.unwrap())).unwrap();
+    assert_eq!(Path::new("/sys/fs/cgroup").join(seen.trim_end().trim_start_matches("0::/")), leaf);
+    let inside = run(&mut of_units(&["exec", "joined", "cat", "/proc/self/cgroup"])).expect_success();
+    assert_eq!(inside.stdout, "0::/\n");
+    // The job's limits hold it.
+    let greedy = r#"BEGIN { s = "x"; while (length(s) < 67108864) s = s s }"#;
+    let _ran = run(&mut of_units(&["exec", "joined", "awk", greedy])).expect_code(137);
+    let counted = fs::read_to_string(leaf.join("memory.events")).unwrap();
+    assert!(counted.contains("oom_kill 1\n"), "{counted}");
+    // A terminal and signals are as they are beside any job.
+    let mut terminal = Terminal::new();
+    let shell = of_units(&["exec", "-it", "joined", "sh", "-c", "stty size; tty; read line; exit 6"]);
+    terminal.resize(37, 111);
+    let shell = terminal.start(&shell);
+    terminal.wait_for("/dev/pts/");
+    terminal.press(b"\r");
+    assert!(terminal.finish(shell).expect_code(6).stdout.contains("37 111"));
+    beside.signal(Signal::TERM);
+    let _ran = beside.finish().expect_code(143);
+    // Nothing is left of it, neither in the job nor beside it.
+    assert!(wait_until(PATIENCE, || names(&unit.cgroup()) == before), "{} {before}", names(&unit.cgroup()));
+    assert_eq!(record("joined")["state"], "running");
+    // Killed, the one who asked takes the command along.
+    let mut killed = Started::new(&mut of_units(&["exec", "joined", "sh", "-c", "echo ready; exec tail -f /dev/null"]));
+    killed.wait_for("ready\n");
+    killed.signal(Signal::KILL);
+    let _ran = killed.finish().expect_code(-9);
+    assert!(wait_until(PATIENCE, || names(&unit.cgroup()) == before), "{} {before}", names(&unit.cgroup()));
+}
+
+/// Its job is in the unit's own cgroup, and what the unit may use at most holds whatever joins it.
+#[test]
+fn a_command_joins_the_unit_of_a_job_without_limits() {
+    if !require(Feature::Guest) {
+        return;
+    }
+    let unit = Unit::of_file("bare", "command = [\"sleep\", \"1000\"]");
+    unit.start();
+    let before = pids(&unit.cgroup()).len();
+    let mut beside = Started::new(&mut of_units(&["exec", "bare", "sh", "-c", "echo ready; exec tail -f /dev/null"]));
+    beside.wait_for("ready\n");
+    let is_there = |pid: String| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "tail\n");
+    assert!(wait_until(PATIENCE, || pids(&unit.cgroup()).into_iter().any(is_there)), "{}", unit.status());
+    beside.signal(Signal::TERM);
+    let _ran = beside.finish().expect_code(143);
+    assert!(wait_until(PATIENCE, || pids(&unit.cgroup()).len() == before), "{}", unit.status());
 }
 
 #[test]

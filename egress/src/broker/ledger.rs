@@ -25,8 +25,8 @@ const MOST_KINDS: usize = 100;
 /// Messages that wait for the supervisor.
 const MOST_WAITING: usize = 1024;
 
-/// For how long the supervisor is waited for at the end, between two messages.
-const PATIENCE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+/// For how long the supervisor is waited for at the end, between two messages: as long as it listens, on a busy machine.
+const PATIENCE: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 
 #[derive(Debug, Default)]
 pub(super) struct Ledger {

@@ -266,17 +266,7 @@ fn step_aside(directory: &Path) -> Result<(), LeafError> {
 }
 
 /// A descriptor of a running job's cgroup, for a further process of it to begin in.
-///
-/// Nobody may move a process, or clone one, from a session into what systemd has below the user's manager; from one scope
-/// there into another he may. So this process goes into one of its own first.
-pub(crate) fn visit(cgroup: &Cgroup, leaf: &Path) -> Result<OwnedFd, LeafError> {
-    if let Place::Scope { manager, hierarchy } = &cgroup.place {
-        scope::enter(manager, hierarchy, &format!("agentd-exec-{}.scope", std::process::id()))?;
-    }
-    open(leaf)
-}
-
-fn open(directory: &Path) -> Result<OwnedFd, LeafError> {
+pub(crate) fn open(directory: &Path) -> Result<OwnedFd, LeafError> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::open(directory, flags, Mode::empty()).map_err(io::Error::from).doing("open", directory)
 }

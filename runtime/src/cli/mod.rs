@@ -55,6 +55,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
 
 use crate::control::Request;
+use crate::supervisor::porter;
 
 /// Runs coding agents in a locked box, as your plain user: no daemon, no root, no setuid helper.
 ///
@@ -226,6 +227,9 @@ const NOT_FOUND: u8 = 1;
 /// The program: parses, runs the verb, turns what it says into an exit code.
 #[must_use]
 pub fn main() -> ExitCode {
+    if std::env::args_os().next().is_some_and(|name| name == porter::NAME) {
+        return ExitCode::from(porter::run());
+    }
     let shell = run::guess(std::env::args_os());
     let cli = match parse() {
         Ok(cli) => cli,

@@ -38,6 +38,7 @@ pub(super) const KEYS: &[&str] = &[
     "cpu-weight",
     "cpuset-cpus",
     "pids",
+    "ulimit",
     "best-effort-limits",
 ];
 

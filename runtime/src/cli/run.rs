@@ -523,7 +523,7 @@ fn spec_of(args: Args, image: ImageRef) -> Result<JobSpec> {
             pids: args.pids,
             io: args.io.limits()?,
         },
-        ulimits: args.ulimit,
+        ulimits: run_ulimit::last(args.ulimit),
         best_effort_limits: args.best_effort_limits,
         profile,
         learn: false,

@@ -44,6 +44,18 @@ pub(super) fn parse(text: &str) -> Result<Limit, String> {
     Ok(Limit { resource, soft, hard })
 }
 
+/// Of limits on the same resource the last, as docker has it: what a file says comes before what the line says, and a hard
+/// limit that was set cannot be raised again.
+pub(super) fn last(mut limits: Vec<Limit>) -> Vec<Limit> {
+    let all = limits.clone();
+    let mut at = 0;
+    limits.retain(|limit| {
+        at += 1;
+        !all.iter().skip(at).any(|later| later.resource == limit.resource)
+    });
+    limits
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -72,6 +72,9 @@ pub enum Request {
         /// Its name.
         secret: String,
     },
+    /// The far end of a channel to that command comes along, for a process that the supervisor starts: the caller may not start
+    /// one in the job's cgroup.
+    Porter,
     /// The listener of that command's filter comes along: its refused calls are answered and told like the payload's.
     Listen,
     /// What the box may reach. Where it has to be listened to at further ports, nothing changes before they are there.

@@ -18,7 +18,7 @@ mod disk;
 pub(crate) mod host;
 pub mod jobs;
 mod refusal;
-mod trial;
+pub(crate) mod trial;
 mod user;
 
 use std::path::PathBuf;

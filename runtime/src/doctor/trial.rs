@@ -100,7 +100,7 @@ const NO_PROGRAM: &str = "/agentd-doctor";
 const STORAGE: u64 = 16 << 20;
 
 /// The least box, on the host's network.
-pub(super) fn least() -> BoxPlan {
+pub(crate) fn least() -> BoxPlan {
     BoxPlan {
         own_cgroup: false,
         hostname: "doctor".into(),

@@ -26,13 +26,25 @@ use rustix::process::{WaitId, WaitIdOptions, getrlimit, waitid};
 use rustix::thread::LinkNameSpaceType;
 
 use super::ending::Ending;
+use super::porter;
 use super::streams::{Own, Streams, Wanted};
 use crate::cgroup::leaf::{self, LeafError};
-use crate::control::{Caller, Request};
+use crate::control::{Caller, ControlError, Request};
 use crate::launch::plan::Plan;
 
-/// Seconds that a process may be on its way out.
-const MOMENT: i64 = 1;
+/// The namespaces of a box, the user namespace first.
+pub(super) const NAMESPACES: [(&str, LinkNameSpaceType); 7] = [
+    ("user", LinkNameSpaceType::User),
+    ("mnt", LinkNameSpaceType::Mount),
+    ("pid", LinkNameSpaceType::ProcessID),
+    ("ipc", LinkNameSpaceType::InterProcessCommunication),
+    ("uts", LinkNameSpaceType::HostNameAndNISDomainName),
+    ("cgroup", LinkNameSpaceType::ControlGroup),
+    ("net", LinkNameSpaceType::Network),
+];
+
+/// Seconds that a process may be on its way out, on a machine that has much to do.
+const MOMENT: i64 = 10;
 
 /// A command that could not be started in a box. What fails inside is an [`Ending`].
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +61,9 @@ pub enum GuestError {
     /// The job's cgroup.
     #[error("cannot go into the job's cgroup")]
     Cgroup(#[from] LeafError),
+    /// The supervisor.
+    #[error(transparent)]
+    Control(#[from] ControlError),
     /// A port of the box.
     #[error("cannot listen at port {port} of the box; a program in it may do so already")]
     Port {
@@ -105,24 +120,34 @@ pub fn run(mut plan: Plan, payload: &OwnedFd, caller: &Caller, leaf: Option<&Pat
     let process = &plan.inside.process;
     let wanted = Wanted { terminal: process.terminal, input: process.input, own: Own::Standard, kept: None };
     let (streams, stdio) = Streams::new(&wanted).to("set the streams up")?;
-    let leaf = plan.cgroup.as_ref().zip(leaf).map(|(cgroup, leaf)| leaf::visit(cgroup, leaf)).transpose()?;
-    let usher = match clone_into(0, leaf.as_ref().map(AsFd::as_fd)).to("start a process in the job's cgroup")? {
-        Cloned::Child => {
+    let leaf = leaf.map(leaf::open).transpose()?;
+    let usher = match clone_beside(payload, leaf.as_ref().map(AsFd::as_fd))? {
+        Some(Cloned::Child) => {
             agentd_sys::memory::forget_environment();
             guest::run(&plan.inside, namespaces, guest::Descriptors { channel: inside, stdio })
         }
-        Cloned::Parent { pidfd, .. } => pidfd,
+        Some(Cloned::Parent { pidfd, .. }) => Some(pidfd),
+        None => {
+            caller.ask(Request::Porter, Some(inside.as_fd()))?;
+            let stdio = stdio.each_ref().map(AsFd::as_fd);
+            porter::send(&channel, &plan.inside, stdio, leaf.as_ref().map(AsFd::as_fd), &namespaces)
+                .to("tell the supervisor's process what to start")?;
+            None
+        }
     };
     drop((namespaces, inside, stdio));
     let mut guest = Guest { caller, signals, channel: Some(channel), streams, failure: None, status: None };
     let seen = guest.see_through();
     // It has left by now, or goes with the channel.
     guest.channel = None;
-    waitid(WaitId::PidFd(usher.as_fd()), WaitIdOptions::EXITED).to("reap a process")?;
+    if let Some(usher) = usher {
+        waitid(WaitId::PidFd(usher.as_fd()), WaitIdOptions::EXITED).to("reap a process")?;
+    }
     seen?;
     // A box that goes takes no process (ENOMEM, clone(2)) a moment before its payload dies: which step failed for that says
     // nothing to anybody.
-    let patience = i64::from(guest.failure.as_ref().is_some_and(|failure| failure.errno == libc::ENOMEM));
+    let is_its_end = guest.failure.as_ref().is_some_and(|failure| failure.errno == libc::ENOMEM);
+    let patience = if is_its_end { MOMENT } else { 0 };
     if guest.failure.is_some() && has_ended(payload, patience)? {
         return Err(GuestError::Ended);
     }
@@ -211,12 +236,40 @@ impl Guest<'_> {
     }
 }
 
-/// The namespaces of a box, the user namespace first.
-fn namespaces(payload: &OwnedFd, wanted: impl Fn(&str) -> bool) -> Result<Vec<Joined>, GuestError> {
+/// Clones this process into the cgroup that the box is in; `None` where only its supervisor can.
+fn clone_beside(payload: &OwnedFd, leaf: Option<BorrowedFd<'_>>) -> Result<Option<Cloned>, GuestError> {
+    if leaf.is_none() {
+        // The job is in its supervisor's cgroup, which may be a unit with limits of its own.
+        let cgroup = |pid: &str| fs::read_to_string(format!("/proc/{pid}/cgroup"));
+        let of_box = match cgroup(&number(payload)?) {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {
+                return Err(GuestError::Ended);
+            }
+            read => read.to("look at the box's cgroup")?,
+        };
+        let own = cgroup("self").to("look at this process's cgroup")?;
+        if crate::cgroup::own(&of_box) != crate::cgroup::own(&own) {
+            return Ok(None);
+        }
+    }
+    match clone_into(0, leaf) {
+        // Not from the cgroup that this process is in, or not from its cgroup namespace.
+        Err(error) if leaf.is_some() && matches!(error.raw_os_error(), Some(libc::EACCES | libc::ENOENT)) => Ok(None),
+        cloned => cloned.map(Some).to("start a process in the job's cgroup"),
+    }
+}
+
+/// The process id of the payload.
+fn number(payload: &OwnedFd) -> Result<String, GuestError> {
     let info = format!("/proc/self/fdinfo/{}", payload.as_raw_fd());
     let info = fs::read_to_string(info).to("look at the payload")?;
     let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")).map(str::trim).filter(|pid| *pid != "-1");
-    let path = format!("/proc/{}/ns", pid.ok_or(GuestError::Ended)?);
+    pid.map(str::to_owned).ok_or(GuestError::Ended)
+}
+
+/// Those of [`NAMESPACES`] that are wanted, of the box that `payload` is in.
+fn namespaces(payload: &OwnedFd, wanted: impl Fn(&str) -> bool) -> Result<Vec<Joined>, GuestError> {
+    let path = format!("/proc/{}/ns", number(payload)?);
     // To list it takes its owner, and a payload may have become another id of the box.
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let opened = |opened: Result<OwnedFd, Errno>| match opened {
@@ -228,15 +281,7 @@ fn namespaces(payload: &OwnedFd, wanted: impl Fn(&str) -> bool) -> Result<Vec<Jo
     };
     let directory = opened(openat(CWD, path, flags, Mode::empty()))?;
     let mut joined = Vec::new();
-    for (name, kind) in [
-        ("user", LinkNameSpaceType::User),
-        ("mnt", LinkNameSpaceType::Mount),
-        ("pid", LinkNameSpaceType::ProcessID),
-        ("ipc", LinkNameSpaceType::InterProcessCommunication),
-        ("uts", LinkNameSpaceType::HostNameAndNISDomainName),
-        ("cgroup", LinkNameSpaceType::ControlGroup),
-        ("net", LinkNameSpaceType::Network),
-    ] {
+    for (name, kind) in NAMESPACES {
         if !wanted(name) {
             continue;
         }

@@ -19,6 +19,7 @@ pub mod keys;
 mod log;
 mod network;
 mod obey;
+pub mod porter;
 mod reach;
 mod ready;
 mod redact;
@@ -68,6 +69,7 @@ use denials::Denials;
 use detach::Notice;
 use ending::{Reason, Stop};
 use network::{Broker, Early};
+use porter::Porters;
 use redact::Redactor;
 use service::Service;
 use shell::Shell;
@@ -134,6 +136,8 @@ struct Supervisor<'a> {
     /// A pidfd of the payload, once it runs.
     payload: Option<OwnedFd>,
     control: Control,
+    /// What takes commands into the box for callers that may not start a process in its cgroup.
+    porters: Porters,
     init: OwnedFd,
     /// The box's cgroup, where it has limits; after `init`, which has to end before it can be removed.
     leaf: Option<Leaf>,
@@ -206,6 +210,7 @@ impl<'a> Supervisor<'a> {
             notice,
             payload: None,
             control: Control::new(directory.to_owned()),
+            porters: Porters::default(),
             init,
             leaf,
             channel: Some(channel),
@@ -371,7 +376,7 @@ impl<'a> Supervisor<'a> {
             };
             match signal {
                 Signal::SIGWINCH => self.streams.resize(),
-                Signal::SIGCHLD => {}
+                Signal::SIGCHLD => self.porters.reap(),
                 // Somebody looks for the socket.
                 Signal::SIGURG => {
                     if let Err(error) = self.control.open() {

@@ -65,6 +65,10 @@ impl Supervisor<'_> {
                 Ok(()) => Answer::Done,
                 Err(why) => refused(&why),
             },
+            Request::Porter => match self.porters.start(descriptor) {
+                Ok(()) => Answer::Done,
+                Err(reason) => Answer::Refused { reason },
+            },
             Request::Renew { secret } => match self.renew(&secret, descriptor)? {
                 Ok(()) => Answer::Done,
                 Err(reason) => refused(&reason),

@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, write};
+use rustix::pipe::fcntl_setpipe_size;
 
 /// Viewers of one stream at most.
 pub(super) const MOST: usize = 16;
 /// Bytes that are kept for a viewer.
 const BEHIND: usize = 1 << 20;
-/// How long viewers may take for what is left when the job is over.
+/// How long viewers may take for what does not fit their pipes when the job is over.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// One of them.
@@ -61,8 +62,13 @@ impl Viewer {
     }
 }
 
-/// Gives each what still waits for it, for a moment.
+/// Gives each what still waits for it: most of it, or all, at once, for what is in a pipe stays there for a viewer that has not
+/// come to it on a busy machine; and the rest for a moment.
 pub(super) fn flush(mut viewers: Vec<Viewer>) {
+    for viewer in viewers.iter().filter(|viewer| !viewer.waiting.is_empty()) {
+        // Not allowed to everybody (pipe(7), "/proc files"): the moment has to do.
+        fcntl_setpipe_size(&viewer.pipe, BEHIND).map(drop).unwrap_or_default();
+    }
     let until = Instant::now() + PATIENCE;
     loop {
         viewers.retain_mut(|viewer| !viewer.waiting.is_empty() && viewer.write_some() && !viewer.waiting.is_empty());
@@ -107,6 +113,22 @@ mod tests {
         });
         flush(vec![viewer]);
         assert_eq!(reading.join().unwrap(), 300_000);
+    }
+
+    #[test]
+    fn what_waits_at_the_end_is_there_for_a_viewer_that_comes_late() {
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        rustix::fs::fcntl_setfl(&writer, rustix::fs::OFlags::NONBLOCK).unwrap();
+        if fcntl_setpipe_size(&writer, BEHIND).is_err() || fcntl_setpipe_size(&writer, 4096).is_err() {
+            return;
+        }
+        let mut viewer = Viewer::new(writer);
+        assert!(viewer.give(&vec![7; BEHIND / 2]));
+        assert!(!viewer.waiting.is_empty());
+        flush(vec![viewer]);
+        let mut all = Vec::new();
+        std::fs::File::from(reader).read_to_end(&mut all).unwrap();
+        assert_eq!(all.len(), BEHIND / 2);
     }
 
     #[test]

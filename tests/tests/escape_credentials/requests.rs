@@ -1,9 +1,11 @@
 //! Requests that name another host, or another path than they seem to, in the plain and over TLS that ends at the broker.
 
 use std::process::Command;
+use std::time::Duration;
 
+use agentd_tests::server::{OK, Server};
 use agentd_tests::tls::ok;
-use agentd_tests::{Feature, Started, require, run};
+use agentd_tests::{Feature, Started, require, run, wait_until};
 
 use super::{ASK, KEY, Scene, broker};
 
@@ -98,6 +100,15 @@ print('asked')
         let lengths = head.matches("\r\ncontent-length:").count() + head.matches("\r\ntransfer-encoding:").count();
         assert_eq!(lengths, 1, "{heard}");
     }
+    // What the broker only passes on, for there is no key to add, it does not write anew: the request within gets to a server
+    // (but for what has two lengths, which it never takes).
+    let server = Server::at("127.0.0.1", OK);
+    let allowed = format!("api.test:{}", server.port());
+    let mut passed_on = scene.home.run();
+    passed_on.args(["-q", "--allow", &allowed, "--add-host", "api.test:127.0.0.1", "--", "/usr/bin/python3", "-c"]);
+    let _ran = run(passed_on.arg(format!("{ASK}port = {}\n{script}", server.port()))).expect_success();
+    let gets_there = || ["Transfer-Encoding: xchunked", "GET /smuggled"].iter().all(|it| server.heard().contains(it));
+    assert!(wait_until(Duration::from_secs(60), gets_there), "{}", server.heard());
 }
 
 /// Rules for requests, over TLS that ends at the broker and in the plain.
