@@ -15,4 +15,5 @@ pub mod control;
 pub mod doctor;
 pub mod job;
 pub mod launch;
+mod real_path;
 pub mod supervisor;

@@ -10,6 +10,7 @@ use rustix::process::geteuid;
 use super::say;
 use crate::job::store::Jobs;
 use crate::launch::plan::Surroundings;
+use crate::real_path;
 use crate::supervisor::service::Service;
 
 /// Where agentd keeps what it keeps.
@@ -201,9 +202,7 @@ fn spare_store() -> PathBuf {
 /// The path without links, as far as it exists: what is compared with the paths of workspaces, which are resolved too, and
 /// what the plan then opens through no link.
 fn real(path: PathBuf) -> PathBuf {
-    #[expect(clippy::disallowed_methods, reason = "opened later through no link at all")]
-    let resolved = std::fs::canonicalize(&path);
-    match (resolved, path.parent(), path.file_name()) {
+    match (real_path::real(&path), path.parent(), path.file_name()) {
         (Ok(resolved), _, _) => resolved,
         (Err(_not_there), Some(parent), Some(name)) => real(parent.to_owned()).join(name),
         _ => path,

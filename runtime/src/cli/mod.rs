@@ -47,6 +47,7 @@ mod wanted;
 mod which;
 
 use std::io::Write;
+use std::mem::ManuallyDrop;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
@@ -291,7 +292,12 @@ pub fn main() -> ExitCode {
 
 /// The command line. What a flag of it needs may stand in the job file it names, which is looked at later.
 fn parse() -> Result<Cli, clap::Error> {
-    Cli::try_parse().or_else(|error| {
+    // Never taken apart: it holds all that can be said, and this program says it once.
+    let mut command = ManuallyDrop::new(Cli::command());
+    let matches = command.try_get_matches_from_mut(std::env::args_os());
+    let parsed = matches
+        .and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command)));
+    parsed.or_else(|error| {
         if error.kind() != ErrorKind::MissingRequiredArgument {
             return Err(error);
         }

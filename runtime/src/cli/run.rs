@@ -39,6 +39,7 @@ use crate::job::spec::{
 use crate::launch::plan::Plan;
 use crate::launch::secrets::Values;
 use crate::launch::write_back;
+use crate::real_path;
 use crate::supervisor::detach::{self, Apart};
 use crate::supervisor::shell::Shell;
 use crate::supervisor::{self, Ending, Finished, Presence};
@@ -586,7 +587,5 @@ fn workspace(text: &str) -> Result<Workspace> {
 
 /// The path without links and `..`, as the kernel resolves it now; the plan then pins the object itself.
 pub(super) fn absolute(path: &Path, what: &str) -> Result<PathBuf> {
-    #[expect(clippy::disallowed_methods, reason = "device and inode of the result are checked again at mount time")]
-    let resolved = fs::canonicalize(path);
-    resolved.with_context(|| format!("{what} {} cannot be used", path.display()))
+    real_path::real(path).with_context(|| format!("{what} {} cannot be used", path.display()))
 }
