@@ -56,8 +56,9 @@ pub(crate) fn run(arguments: &Args) -> Result<bool> {
     println!("== building agentd and the tests");
     let (agentd, map) = workspace::release_program_with_map("agentd", "agentd", &target_directory)?;
     if filter.is_none() && !arguments.vm {
-        *table.entry(("checks", users[0].name.to_owned())).or_default() +=
-            Tally::of(order::is_current(map.as_deref())?);
+        let is_current = order::is_current(map.as_deref())?;
+        println!("order of functions: {}", if is_current { "ok" } else { "FAILED" });
+        *table.entry(("checks", users[0].name.to_owned())).or_default() += Tally::of(is_current);
     }
     let mut build = workspace::cargo();
     build.args(["test", "--workspace", "--no-run"]).arg("--target-dir").arg(&target_directory);
