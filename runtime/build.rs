@@ -26,7 +26,9 @@ fn main() {
         "--no-demangle".to_owned(),
         format!("-Map={}", out.join("agentd.map").display()),
     ] {
-        println!("cargo::rustc-link-arg-bins=-Wl,{option}");
+        // Not by -Wl, which takes a comma in a path for its own.
+        println!("cargo::rustc-link-arg-bins=-Xlinker");
+        println!("cargo::rustc-link-arg-bins={option}");
     }
 }
 
