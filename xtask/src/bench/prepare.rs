@@ -33,6 +33,12 @@ pub(super) fn install(peers: &[(&str, &str)]) -> Result<()> {
     account::succeed(install.args(packages))
 }
 
+/// What this process mounts from here on is its own, and goes with it however it ends. Root only.
+pub(super) fn mount_apart() -> Result<()> {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).context("make a mount namespace")?;
+    account::succeed(Command::new("mount").args(["--make-rprivate", "/"]))
+}
+
 /// A directory of the measuring user that goes away with the value.
 pub(crate) struct Scratch(pub(crate) PathBuf);
 

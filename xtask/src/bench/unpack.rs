@@ -59,6 +59,7 @@ pub(super) fn run(arguments: &Args) -> Result<bool> {
     let images = image::make(&cache)?;
     ensure!(account.can_enter(&cache)?, "the user that measures cannot enter {}", cache.display());
 
+    prepare::mount_apart()?;
     let scratch = Scratch::new("/dev/shm", Some(&account))?;
     for (program, name) in [(&agentd, "agentd"), (&bound, "unpack-bound")] {
         std::fs::copy(program, scratch.0.join(name)).with_context(|| format!("copy {}", program.display()))?;
