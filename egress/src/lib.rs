@@ -41,7 +41,7 @@ pub use inspected::Inspected;
 pub use limits::{LimitError, Limits};
 pub use name::Name;
 pub use names::{OWN_V4, OWN_V6};
-pub use order::{Change, Order, Program};
+pub use order::{Change, Order, Program, Ruling};
 pub use policy::{NAME_SERVICE, Policy, PolicyError};
 pub use proxy::PROXY;
 pub use rule::{HostEntry, Rule, RuleError};

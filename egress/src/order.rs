@@ -3,11 +3,13 @@
 //! Invariant: an order is read with the channel's bound, and one that is none ends the broker: only the supervisor speaks here.
 
 use std::collections::BTreeSet;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use crate::policy::{Policy, PolicyError};
 use crate::rule::Rule;
+use crate::url::UrlRule;
 
 /// What `agentd allow` and `agentd deny` say of a running job.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,40 +17,96 @@ use crate::rule::Rule;
 pub struct Change {
     /// What is allowed from now on; a denial in the same words is taken back.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
-    pub allow: Vec<Rule>,
+    pub allow: Vec<Ruling>,
     /// What is denied from now on, whatever allows it.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
-    pub deny: Vec<Rule>,
+    pub deny: Vec<Ruling>,
+}
+
+/// A rule for hosts, or one for single requests to a host; its words tell which.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Ruling {
+    /// For hosts.
+    Host(Rule),
+    /// For requests.
+    Request(UrlRule),
+}
+
+impl fmt::Display for Ruling {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Ruling::Host(rule) => rule.fmt(f),
+            Ruling::Request(rule) => rule.fmt(f),
+        }
+    }
 }
 
 impl Policy {
     /// The policy after a change.
     ///
     /// # Errors
-    /// Too many rules or ports.
+    /// Too many rules or ports; a rule for requests to a host that has none since the start.
     pub fn changed(&self, change: &Change) -> Result<Policy, PolicyError> {
         let mut changed = self.clone();
-        changed.deny.retain(|rule| !change.allow.contains(rule));
-        for (rules, more) in [(&mut changed.allow, &change.allow), (&mut changed.deny, &change.deny)] {
-            for rule in more {
-                if !rules.contains(rule) {
-                    rules.push(rule.clone());
+        for rule in &change.allow {
+            match rule {
+                Ruling::Host(rule) => {
+                    changed.deny.retain(|denial| denial != rule);
+                    add(&mut changed.allow, rule);
+                }
+                Ruling::Request(rule) => {
+                    let inspected = changed.inspected_mut();
+                    if !inspected.allow.iter().any(|own| own.is_beside(rule)) {
+                        return Err(PolicyError::NoRequests(rule.to_string()));
+                    }
+                    inspected.deny.retain(|denial| denial != rule);
+                    add(&mut inspected.allow, rule);
                 }
             }
         }
-        changed.checked()
+        for rule in &change.deny {
+            match rule {
+                Ruling::Host(rule) => add(&mut changed.deny, rule),
+                Ruling::Request(rule) => {
+                    let inspected = changed.inspected_mut();
+                    // Else nobody could read what programs ask for by TLS: the box believes no certificate of ours for it.
+                    if !inspected.terminated().contains(&&rule.host) {
+                        return Err(PolicyError::NoRequests(rule.to_string()));
+                    }
+                    add(&mut inspected.deny, rule);
+                }
+            }
+        }
+        let inspected = changed.inspected().clone();
+        let changed = changed.checked()?;
+        if inspected.is_empty() { Ok(changed) } else { changed.inspecting(inspected) }
     }
 
-    /// The denial that keeps `rule` from allowing anything, where one does so at all of its ports.
+    /// The denial that keeps `rule` from allowing anything, where one does so at all of its ports, or for all of its requests.
     #[must_use]
-    pub fn denial_of(&self, rule: &Rule) -> Option<&Rule> {
-        self.deny.iter().find(|denial| denial.covers(rule))
+    pub fn denial_of(&self, rule: &Ruling) -> Option<Ruling> {
+        match rule {
+            Ruling::Host(rule) => self.deny.iter().find(|denial| denial.covers(rule)).cloned().map(Ruling::Host),
+            Ruling::Request(rule) => {
+                let denials = &self.inspected().deny;
+                let of_requests = denials.iter().find(|denial| denial.covers(rule)).cloned().map(Ruling::Request);
+                let host = format!("{}:{}", rule.host, rule.port).parse::<Rule>().ok().map(Ruling::Host);
+                of_requests.or_else(|| self.denial_of(&host?))
+            }
+        }
     }
 
     /// Ports that need a listener and are not among those that have one.
     #[must_use]
     pub fn ports_beyond(&self, open: &BTreeSet<u16>) -> Vec<u16> {
         self.ports().difference(open).copied().collect()
+    }
+}
+
+fn add<R: PartialEq + Clone>(rules: &mut Vec<R>, rule: &R) {
+    if !rules.contains(rule) {
+        rules.push(rule.clone());
     }
 }
 
@@ -100,6 +158,8 @@ impl Order {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::credential::Credential;
+    use crate::inspected::Inspected;
     use crate::name::Name;
     use crate::policy::Target;
     use proptest::prelude::*;
@@ -108,23 +168,89 @@ mod tests {
         texts.iter().map(|text| text.parse().unwrap()).collect()
     }
 
+    /// As it comes over a channel.
+    fn ruling(text: &str) -> Ruling {
+        serde_json::from_value(text.into()).unwrap()
+    }
+
+    fn hosts(texts: &[&str]) -> Vec<Ruling> {
+        texts.iter().map(|text| ruling(text)).collect()
+    }
+
+    #[test]
+    fn requests_are_decided_on_anew_where_they_were_from_the_start() {
+        let inspected = Inspected {
+            credentials: vec![Credential::bound("T", "k.org").unwrap()],
+            allow: vec!["GET https://a.org/x/*".parse().unwrap()],
+            deny: vec!["GET https://a.org/x/no".parse().unwrap()],
+            ..Inspected::default()
+        };
+        let policy = Policy::new(rules(&["h.org"]), Vec::new(), Vec::new()).unwrap().inspecting(inspected).unwrap();
+        let allow = |text: &str| Change { allow: hosts(&[text]), deny: Vec::new() };
+        let deny = |text: &str| Change { allow: Vec::new(), deny: hosts(&[text]) };
+        let a_org = Name::new("a.org").unwrap();
+        let decides =
+            |policy: &Policy, method, path| policy.inspected().decide((&a_org, 443), (method, path), None).is_ok();
+        let terminated = |policy: &Policy| policy.inspected().terminated().into_iter().cloned().collect::<Vec<_>>();
+
+        let more = policy.changed(&allow("POST https://a.org/y")).unwrap();
+        assert!(!decides(&policy, "POST", "/y") && decides(&more, "POST", "/y") && !decides(&more, "POST", "/z"));
+        let back = more.changed(&allow("GET https://a.org/x/no")).unwrap();
+        assert!(!decides(&more, "GET", "/x/no") && decides(&back, "GET", "/x/no"));
+        let less = back.changed(&deny("https://a.org/x/*")).unwrap();
+        assert!(!decides(&less, "GET", "/x/no") && decides(&less, "POST", "/y"));
+        for policy in [&policy, &more, &back, &less] {
+            assert_eq!(terminated(policy), std::slice::from_ref(&a_org), "what the box believes does not change");
+        }
+        // A wider denial is told; so is that of the host.
+        assert_eq!(less.denial_of(&ruling("GET https://a.org/x/y")), Some(ruling("https://a.org/x/*")));
+        assert_eq!(less.denial_of(&ruling("GET https://a.org/*")), None);
+        let none = less.changed(&deny("*.org")).unwrap();
+        assert_eq!(none.denial_of(&ruling("POST https://a.org/y")), Some(ruling("*.org")));
+        // Elsewhere the box believes no certificate of ours, and a first allowance would take away what a key gives.
+        for other in ["GET https://h.org/x", "GET https://k.org/x", "GET https://a.org:8443/x", "GET https://new.org/x"]
+        {
+            assert!(matches!(policy.changed(&allow(other)), Err(PolicyError::NoRequests(_))), "{other}");
+        }
+        for other in ["GET https://h.org/x", "GET https://k.org/x", "GET https://new.org/x"] {
+            assert!(matches!(policy.changed(&deny(other)), Err(PolicyError::NoRequests(_))), "{other}");
+        }
+        assert!(policy.changed(&deny("GET https://a.org:53/x")).is_err());
+    }
+
+    #[test]
+    fn a_denial_of_requests_covers_what_lies_within_it() {
+        for (denial, rule, covers) in [
+            ("https://a.org/x*", "GET https://a.org/x/y", true),
+            ("GET https://a.org/x*", "https://a.org/x/y", false),
+            ("GET,POST https://a.org/x*", "POST https://a.org/x*", true),
+            ("GET https://a.org/x", "GET https://a.org/x*", false),
+            ("GET https://a.org/x", "GET https://a.org/x", true),
+            ("https://a.org/%78*", "GET https://a.org/x", true),
+            ("https://b.org/x*", "GET https://a.org/x", false),
+        ] {
+            let [denial, rule]: [UrlRule; 2] = [denial, rule].map(|text| text.parse().unwrap());
+            assert_eq!(denial.covers(&rule), covers, "{denial} {rule}");
+        }
+    }
+
     #[test]
     fn a_change_adds_and_takes_a_denial_in_the_same_words_back() {
         let policy = Policy::new(rules(&["a.org"]), rules(&["b.org"]), Vec::new()).unwrap();
         let allows = |policy: &Policy, host: &str| policy.decide(&Target::Name(Name::new(host).unwrap()), 443).is_ok();
-        let more = policy.changed(&Change { allow: rules(&["b.org", "a.org"]), deny: Vec::new() }).unwrap();
+        let more = policy.changed(&Change { allow: hosts(&["b.org", "a.org"]), deny: Vec::new() }).unwrap();
         assert!(allows(&more, "a.org") && allows(&more, "b.org"));
         assert_eq!((more.allowed().len(), more.denied().len()), (2, 0));
-        let less = more.changed(&Change { allow: Vec::new(), deny: rules(&["*.org", "b.org"]) }).unwrap();
+        let less = more.changed(&Change { allow: Vec::new(), deny: hosts(&["*.org", "b.org"]) }).unwrap();
         assert!(!allows(&less, "a.org") && !allows(&less, "b.org"));
-        let still = less.changed(&Change { allow: rules(&["b.org"]), deny: Vec::new() }).unwrap();
+        let still = less.changed(&Change { allow: hosts(&["b.org"]), deny: Vec::new() }).unwrap();
         assert!(!allows(&still, "b.org"));
-        assert_eq!(still.denial_of(&rules(&["b.org"])[0]), Some(&rules(&["*.org"])[0]));
-        assert_eq!(still.denial_of(&rules(&["b.net"])[0]), None);
+        assert_eq!(still.denial_of(&hosts(&["b.org"])[0]), hosts(&["*.org"]).pop());
+        assert_eq!(still.denial_of(&hosts(&["b.net"])[0]), None);
         let many: Vec<String> = (0..300).map(|number| format!("a.org:{}", 1000 + number)).collect();
-        let many = Change { allow: many.iter().map(|text| text.parse().unwrap()).collect(), deny: Vec::new() };
+        let many = Change { allow: many.iter().map(|text| ruling(text)).collect(), deny: Vec::new() };
         assert!(policy.changed(&many).is_err());
-        assert!(policy.changed(&Change { allow: rules(&["a.org:53"]), deny: Vec::new() }).is_err());
+        assert!(policy.changed(&Change { allow: hosts(&["a.org:53"]), deny: Vec::new() }).is_err());
     }
 
     #[test]

@@ -45,6 +45,11 @@ pub enum PolicyError {
     /// The port of the proxy, in a box that has one.
     #[error("port {port} of a box with --proxy is the proxy; a program in the box can reach that port of a host through it", port = crate::PROXY.1)]
     Proxy,
+    /// A rule for requests, said of a running job whose requests to that host nobody decides on.
+    #[error(
+        "`{0}` is about single requests, and since its start the job has no such rule for that host: it believes no certificate with which they could be read; start it with such a rule"
+    )]
+    NoRequests(String),
     /// Too many rules.
     #[error("there are {0} rules; a job has {MOST_RULES} at most")]
     Rules(usize),
@@ -179,6 +184,10 @@ impl Policy {
             return Err(PolicyError::Ports(ports.len()));
         }
         Ok(policy)
+    }
+
+    pub(crate) fn inspected_mut(&mut self) -> &mut Inspected {
+        &mut self.inspected
     }
 
     /// The hosts whose requests are read.

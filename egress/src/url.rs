@@ -67,6 +67,21 @@ impl UrlRule {
         text.contains("://")
     }
 
+    /// Whether both are about the same host and port.
+    pub(crate) fn is_beside(&self, other: &UrlRule) -> bool {
+        (&self.host, self.port) == (&other.host, other.port)
+    }
+
+    /// Whether every request of `other` is one of these.
+    pub(crate) fn covers(&self, other: &UrlRule) -> bool {
+        let has_methods = self.methods.is_empty()
+            || !other.methods.is_empty() && other.methods.iter().all(|method| self.methods.contains(method));
+        // A path that exists as a rule can be decoded.
+        let [own, path] = [&self.path, &other.path].map(|path| decode(path).unwrap_or_default());
+        let has_path = if self.is_prefix { path.starts_with(&own) } else { !other.is_prefix && path == own };
+        self.is_beside(other) && has_methods && has_path
+    }
+
     /// Whether a request is one of these; `decoded` is what [`decode`] gave.
     pub(crate) fn matches(&self, name: &Name, port: u16, method: &str, decoded: &[u8]) -> bool {
         let is_for = self.host == *name && self.port == port;

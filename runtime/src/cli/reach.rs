@@ -5,7 +5,7 @@
 
 use std::os::fd::AsFd;
 
-use agentd_egress::{Change, Rule};
+use agentd_egress::{Change, Ruling};
 use anyhow::{Context, Result, bail, ensure};
 
 use super::environment::Directories;
@@ -20,7 +20,8 @@ use crate::supervisor::guest;
 pub(super) struct AllowArgs {
     /// Name, id or beginning of an id
     job: String,
-    /// Hosts, as --allow of `agentd run` takes them, or sets
+    /// Hosts, as --allow of `agentd run` takes them, or sets; single requests ('GET https://HOST/PATH*') where the job has
+    /// rules for requests to that host already
     #[arg(required = true, value_name = "HOST[:PORT[-PORT]]", value_parser = super::run_network::allowance)]
     rules: Vec<Rules>,
 }
@@ -29,34 +30,27 @@ pub(super) struct AllowArgs {
 pub(super) struct DenyArgs {
     /// Name, id or beginning of an id
     job: String,
-    /// Hosts, as --deny of `agentd run` takes them; without a port: all of them
+    /// Hosts, as --deny of `agentd run` takes them; without a port: all of them; single requests where they are read
     #[arg(required = true, value_name = "HOST[:PORT[-PORT]]", value_parser = super::run_network::denial)]
     rules: Vec<Rules>,
 }
 
 /// Runs `agentd allow`.
 pub(super) fn allow(args: AllowArgs) -> Result<()> {
-    change(&args.job, Change { allow: of_hosts(args.rules)?, deny: Vec::new() })
+    change(&args.job, Change { allow: rulings(args.rules), deny: Vec::new() })
 }
 
 /// Runs `agentd deny`.
 pub(super) fn deny(args: DenyArgs) -> Result<()> {
-    change(&args.job, Change { allow: Vec::new(), deny: of_hosts(args.rules)? })
+    change(&args.job, Change { allow: Vec::new(), deny: rulings(args.rules) })
 }
 
-/// The rules, as long as they are about whole hosts: to read requests to a further one, its certificate would have to be
-/// believed in a box whose files are there already.
-fn of_hosts(rules: Vec<Rules>) -> Result<Vec<Rule>> {
-    let mut hosts = Vec::new();
-    for rules in rules {
-        match rules {
-            Rules::Hosts(rules) => hosts.extend(rules),
-            Rules::Requests(rule) => bail!(
-                "`{rule}` is about single requests, which are read only where a job begins with that: start it with such a rule"
-            ),
-        }
-    }
-    Ok(hosts)
+fn rulings(rules: Vec<Rules>) -> Vec<Ruling> {
+    let of = |rules| match rules {
+        Rules::Hosts(rules) => rules.into_iter().map(Ruling::Host).collect(),
+        Rules::Requests(rule) => vec![Ruling::Request(rule)],
+    };
+    rules.into_iter().flat_map(of).collect()
 }
 
 /// Bytes of a change: with what is around it, it fits a message.

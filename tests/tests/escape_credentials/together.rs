@@ -97,7 +97,55 @@ print([get(port, 'X-Big: ' + big)[9:12] for _ in range(5)])";
     assert_eq!(ran.stdout, "['200', '403']\n", "{ran}");
 }
 
-/// A host with a key can be denied while the job runs, and allowed again; rules for requests are for the start.
+/// Where a job has rules for the requests to a host, there are more of them, and fewer, while it runs.
+#[test]
+fn cli_requests_are_allowed_and_denied_while_it_runs() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let scene = Scene::new(|_| ok("answered\n"));
+    let port = scene.server.port();
+    let at = |method: &str, path: &str| format!("{method} https://api.test:{port}{path}");
+    let script = format!(
+        "
+import http.client, sys
+for line in sys.stdin:
+    word, method, path = line.split()
+    asked = http.client.HTTPConnection('api.test', {port})
+    asked.request(method, path); answer = asked.getresponse(); answer.read()
+    print(word, answer.status, flush=True)"
+    );
+    let mut command = scene.boxed();
+    command.args(["-i", "--name", "job", "--allow", &at("GET", "/x/*"), "--", "/usr/bin/python3", "-c", &script]);
+    let mut started = Started::new(command.stdin(std::process::Stdio::piped()));
+    let mut input = started.stdin().unwrap();
+    let mut ask = |started: &mut Started, word: &str, request: &str, answer: &str| {
+        std::io::Write::write_all(&mut input, format!("{word} {request}\n").as_bytes()).unwrap();
+        started.wait_for(&format!("{word} {answer}\n"));
+    };
+    let say = |verb: &str, rule: &str| scene.home.say(&[verb, "job", rule]);
+    ask(&mut started, "first", "GET /x/a", "200");
+    ask(&mut started, "other", "POST /y", "403");
+    let _allowed = say("allow", &at("POST", "/y")).expect_silent_success();
+    ask(&mut started, "allowed", "POST /y", "200");
+    ask(&mut started, "no-more", "POST /z", "403");
+    let _denied = say("deny", &at("GET", "/x/*")).expect_silent_success();
+    ask(&mut started, "denied", "GET /x/a", "403");
+    let still = say("allow", &at("GET", "/x/a")).expect_code(125);
+    still.expect_one_error_line(&["stays denied, by GET https://api.test", "/x/*"]);
+    let _back = say("allow", &at("GET", "/x/*")).expect_silent_success();
+    ask(&mut started, "back", "GET /x/a", "200");
+    drop(input);
+    let ran = started.finish().expect_success();
+    assert!(!ran.stdout.contains(KEY));
+    assert!(wait_until(std::time::Duration::from_secs(60), || scene.server.heard().len() == 3));
+    let record = &scene.home.jobs()[0];
+    let changes = record["network"]["changes"].as_array().unwrap();
+    assert_eq!(changes.len(), 3, "{record}");
+    assert_eq!(changes[0]["allow"][0], at("POST", "/y").as_str());
+}
+
+/// A host with a key can be denied while the job runs, and allowed again; a first rule for its requests is for the start.
 #[test]
 fn cli_a_host_with_a_key_is_denied_while_it_runs() {
     if !require(Feature::Userns) {
