@@ -70,7 +70,7 @@ impl Inspected {
 
     fn terminates(&self, name: &Name, port: u16) -> bool {
         // Without, rules for its requests could not be kept where programs speak TLS.
-        let has_rules = self.allow.iter().chain(&self.deny).any(|rule| rule.host == *name && rule.port == port);
+        let has_rules = self.allow.iter().chain(&self.deny).any(|rule| rule.is_about(name, port));
         self.terminate || has_rules
     }
 
@@ -99,9 +99,9 @@ impl Inspected {
         (method, path): (&str, &str),
         by_host: Option<&Rule>,
     ) -> Result<String, Refusal> {
-        let is_for = |rule: &&UrlRule| rule.host == *name && rule.port == port;
-        let has_allowances = self.allow.iter().any(|rule| is_for(&rule));
-        if has_allowances || self.deny.iter().any(|rule| is_for(&rule)) {
+        let is_any_about = |rules: &[UrlRule]| rules.iter().any(|rule| rule.is_about(name, port));
+        let has_allowances = is_any_about(&self.allow);
+        if has_allowances || is_any_about(&self.deny) {
             let decoded = decode(path).map_err(Refusal::because)?;
             let matches = |rule: &&UrlRule| rule.matches(name, port, method, &decoded);
             if let Some(rule) = self.deny.iter().find(matches) {

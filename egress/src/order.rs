@@ -56,8 +56,8 @@ impl Policy {
                     add(&mut changed.allow, rule);
                 }
                 Ruling::Request(rule) => {
-                    let inspected = changed.inspected_mut();
-                    if !inspected.allow.iter().any(|own| own.is_beside(rule)) {
+                    let inspected = &mut changed.inspected;
+                    if !inspected.allow.iter().any(|own| own.is_about(&rule.host, rule.port)) {
                         return Err(PolicyError::NoRequests(rule.to_string()));
                     }
                     inspected.deny.retain(|denial| denial != rule);
@@ -69,7 +69,7 @@ impl Policy {
             match rule {
                 Ruling::Host(rule) => add(&mut changed.deny, rule),
                 Ruling::Request(rule) => {
-                    let inspected = changed.inspected_mut();
+                    let inspected = &mut changed.inspected;
                     // Else nobody could read what programs ask for by TLS: the box believes no certificate of ours for it.
                     if !inspected.terminated().contains(&&rule.host) {
                         return Err(PolicyError::NoRequests(rule.to_string()));
@@ -78,7 +78,7 @@ impl Policy {
                 }
             }
         }
-        let inspected = changed.inspected().clone();
+        let inspected = changed.inspected.clone();
         let changed = changed.checked()?;
         if inspected.is_empty() { Ok(changed) } else { changed.inspecting(inspected) }
     }
@@ -89,7 +89,7 @@ impl Policy {
         match rule {
             Ruling::Host(rule) => self.deny.iter().find(|denial| denial.covers(rule)).cloned().map(Ruling::Host),
             Ruling::Request(rule) => {
-                let denials = &self.inspected().deny;
+                let denials = &self.inspected.deny;
                 let of_requests = denials.iter().find(|denial| denial.covers(rule)).cloned().map(Ruling::Request);
                 let host = format!("{}:{}", rule.host, rule.port).parse::<Rule>().ok().map(Ruling::Host);
                 of_requests.or_else(|| self.denial_of(&host?))

@@ -94,7 +94,7 @@ pub struct Policy {
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     hosts: Vec<HostEntry>,
     #[serde(skip_serializing_if = "Inspected::is_empty", default)]
-    inspected: Inspected,
+    pub(crate) inspected: Inspected,
     #[serde(skip_serializing_if = "Limits::is_none", default)]
     pub(crate) limits: Limits,
     /// Whether what no rule allows and no rule denies is let through, to learn what rules a job needs.
@@ -184,10 +184,6 @@ impl Policy {
             return Err(PolicyError::Ports(ports.len()));
         }
         Ok(policy)
-    }
-
-    pub(crate) fn inspected_mut(&mut self) -> &mut Inspected {
-        &mut self.inspected
     }
 
     /// The hosts whose requests are read.

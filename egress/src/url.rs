@@ -67,9 +67,9 @@ impl UrlRule {
         text.contains("://")
     }
 
-    /// Whether both are about the same host and port.
-    pub(crate) fn is_beside(&self, other: &UrlRule) -> bool {
-        (&self.host, self.port) == (&other.host, other.port)
+    /// Whether it is about requests to this host at this port.
+    pub(crate) fn is_about(&self, name: &Name, port: u16) -> bool {
+        self.host == *name && self.port == port
     }
 
     /// Whether every request of `other` is one of these.
@@ -79,16 +79,17 @@ impl UrlRule {
         // A path that exists as a rule can be decoded.
         let [own, path] = [&self.path, &other.path].map(|path| decode(path).unwrap_or_default());
         let has_path = if self.is_prefix { path.starts_with(&own) } else { !other.is_prefix && path == own };
-        self.is_beside(other) && has_methods && has_path
+        self.is_about(&other.host, other.port) && has_methods && has_path
     }
 
     /// Whether a request is one of these; `decoded` is what [`decode`] gave.
     pub(crate) fn matches(&self, name: &Name, port: u16, method: &str, decoded: &[u8]) -> bool {
-        let is_for = self.host == *name && self.port == port;
         let has_method = self.methods.is_empty() || self.methods.iter().any(|own| own == method);
         // A path that exists as a rule can be decoded.
         let own = decode(&self.path).unwrap_or_default();
-        is_for && has_method && if self.is_prefix { decoded.starts_with(&own) } else { decoded == own }
+        self.is_about(name, port)
+            && has_method
+            && if self.is_prefix { decoded.starts_with(&own) } else { decoded == own }
     }
 }
 

@@ -130,6 +130,26 @@ fn a_command_ends_with_the_job() {
     ran.expect_one_error_line(&["ended"]);
 }
 
+fn twenty_get_their_answers(home: &Home) {
+    let commands: Vec<_> = (0..20)
+        .map(|i| Started::new(home.agentd().args(["exec", "j", "sh", "-c", &format!("echo {i}; exit {i}")])))
+        .collect();
+    for (i, command) in (0..).zip(commands) {
+        assert_eq!(command.finish().expect_code(i).stdout, format!("{i}\n"));
+    }
+}
+
+/// Ends the job `j`.
+fn one_that_is_stopped_holds_nothing_up(home: &Home) {
+    let mut command = Started::new(home.agentd().args(["exec", "j", "sh", "-c", "echo ready; exec sleep 1000"]));
+    command.wait_for("ready\n");
+    command.signal(Signal::STOP);
+    let _ran = home.say(&["stop", "-t", "1s", "j"]).expect_silent_success();
+    assert_eq!(home.record("j")["state"], "exited");
+    command.signal(Signal::CONT);
+    let _ran = command.finish().expect_code(137);
+}
+
 /// A job that a service started is in the service's cgroup, and what joins it is too, wherever its caller is.
 #[test]
 fn a_command_is_in_the_cgroup_of_a_job_without_limits() {
@@ -157,44 +177,22 @@ fn a_command_is_in_the_cgroup_of_a_job_without_limits() {
     home.say(&["exec", "j", "no-such-program"]).expect_code(127).expect_one_error_line(&["no-such-program"]);
     home.say(&["exec", "-w", "/no/such", "j", "true"]).expect_code(125).expect_one_error_line(&["/no/such"]);
     // Twenty at once; and the supervisor has let go of every process that it has started.
-    let commands: Vec<_> = (0..20)
-        .map(|i| Started::new(home.agentd().args(["exec", "j", "sh", "-c", &format!("echo {i}; exit {i}")])))
-        .collect();
-    for (i, command) in (0..).zip(commands) {
-        assert_eq!(command.finish().expect_code(i).stdout, format!("{i}\n"));
-    }
+    twenty_get_their_answers(&home);
     assert!(wait_until(PATIENCE, || inside(&home).len() == 2), "{:?}", inside(&home));
     // One that asks and is stopped holds nothing up.
-    let mut command = Started::new(home.agentd().args(["exec", "j", "sh", "-c", "echo ready; exec sleep 1000"]));
-    command.wait_for("ready\n");
-    command.signal(Signal::STOP);
-    let _ran = home.say(&["stop", "-t", "1s", "j"]).expect_silent_success();
-    assert_eq!(home.record("j")["state"], "exited");
-    command.signal(Signal::CONT);
-    let _ran = command.finish().expect_code(137);
+    one_that_is_stopped_holds_nothing_up(&home);
 }
 
 /// A zombie in the box that only somebody outside can reap would hold up the end of its PID 1.
 #[test]
 fn a_stopped_exec_does_not_hold_the_jobs_end_up() {
     let Some((home, _)) = home() else { return };
-    let mut command = Started::new(home.agentd().args(["exec", "j", "sh", "-c", "echo ready; exec sleep 1000"]));
-    command.wait_for("ready\n");
-    command.signal(Signal::STOP);
-    let _ran = home.say(&["stop", "-t", "1s", "j"]).expect_silent_success();
-    assert_eq!(home.record("j")["state"], "exited");
-    command.signal(Signal::CONT);
-    let _ran = command.finish().expect_code(137);
+    one_that_is_stopped_holds_nothing_up(&home);
 }
 
 #[test]
 fn twenty_at_once_all_get_their_answers() {
     let Some((home, _)) = home() else { return };
-    let commands: Vec<_> = (0..20)
-        .map(|i| Started::new(home.agentd().args(["exec", "j", "sh", "-c", &format!("echo {i}; exit {i}")])))
-        .collect();
-    for (i, command) in (0..).zip(commands) {
-        assert_eq!(command.finish().expect_code(i).stdout, format!("{i}\n"));
-    }
+    twenty_get_their_answers(&home);
     assert_eq!(inside(&home).len(), 2, "{:?}", inside(&home));
 }

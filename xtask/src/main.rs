@@ -41,7 +41,7 @@ enum Verb {
     /// Feeds hostile input to everything that reads images, for some seconds each
     Fuzz(fuzz::Args),
     /// Finds in which order a start meets the functions of agentd, for the linker (runtime/startup.order); as root
-    Order(order::Args),
+    Order,
     /// Checks dependencies between crates, module docs, file sizes, decisions and links
     Tidy(tidy::Args),
 }
@@ -52,7 +52,7 @@ fn main() -> ExitCode {
         Verb::E2e(arguments) => e2e::run(&arguments),
         Verb::Bench(verb) => bench::run(verb),
         Verb::Fuzz(arguments) => fuzz::run(&arguments),
-        Verb::Order(arguments) => order::run(&arguments).map(|()| true),
+        Verb::Order => order::run().map(|()| true),
         Verb::Tidy(arguments) => tidy::run(&arguments),
     };
     match outcome {

@@ -19,16 +19,13 @@ use crate::bench::{Files, Scratch};
 use crate::workspace;
 use map::Functions;
 
-#[derive(Debug, clap::Args)]
-pub(crate) struct Args {}
-
 /// Below that, too much of a start lies where it fell.
 const CURRENT_PERCENT: usize = 80;
 
 const HEADER: &str =
     "# Functions in the order in which a start meets them. Made by `cargo xtask order`; not to be edited.\n";
 
-pub(crate) fn run(_arguments: &Args) -> Result<()> {
+pub(crate) fn run() -> Result<()> {
     if !account::am_root()? {
         bail!("run this as root: agentd lets nobody else look into it");
     }
