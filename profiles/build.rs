@@ -16,6 +16,8 @@ use rule::{Arch, SeccompRule, SeccompRules, Syscall, Test};
 mod assemble;
 #[path = "src/compile.rs"]
 mod compile;
+#[path = "src/digest.rs"]
+mod digest;
 #[path = "src/evaluate.rs"]
 mod evaluate;
 #[path = "src/path.rs"]
@@ -105,6 +107,8 @@ fn write_program(to: &mut String, name: &str, program: &[libc::sock_filter]) -> 
 
 fn write_statics(to: &mut String, name: &str, profile: &Profile, program: &[libc::sock_filter]) -> Result<(), Failure> {
     write_program(to, name, program)?;
+    let digest = digest::digest(profile, program.iter().copied());
+    writeln!(to, "pub(crate) const {name}_DIGEST: &str = {digest:?};")?;
     writeln!(to, "pub(crate) static {name}: Profile = Profile {{")?;
     writeln!(to, "name: {}, about: {},", text(&profile.name), text(&profile.about))?;
     let Namespaces { allowed, reason } = &profile.namespaces;

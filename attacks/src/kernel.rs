@@ -150,12 +150,12 @@ fn terminal(name: &str) -> io::Result<()> {
     let _left_open = controller.into_raw_fd();
     // A process that leads a group already leads no session.
     call(libc::SYS_setsid, [0; 6]).ok();
-    ioctl(terminal, libc::TIOCSCTTY, 0)?;
+    ioctl(terminal, libc::TIOCSCTTY as Word, 0)?;
     match name {
-        "tiocsti" => ioctl(terminal, libc::TIOCSTI, address(b"x")),
-        "tiocsti-high" => ioctl(terminal, 0xdead_beef_0000_0000 | libc::TIOCSTI, address(b"x")),
-        "tioclinux" => ioctl(terminal, libc::TIOCLINUX, address(&[6_u8; 8])),
-        _ => ioctl(terminal, libc::TIOCSETD, address(&0_i32)),
+        "tiocsti" => ioctl(terminal, libc::TIOCSTI as Word, address(b"x")),
+        "tiocsti-high" => ioctl(terminal, 0xdead_beef_0000_0000 | libc::TIOCSTI as Word, address(b"x")),
+        "tioclinux" => ioctl(terminal, libc::TIOCLINUX as Word, address(&[6_u8; 8])),
+        _ => ioctl(terminal, libc::TIOCSETD as Word, address(&0_i32)),
     }
     .map(drop)
 }

@@ -14,13 +14,18 @@ use rustix::fs::{MemfdFlags, memfd_create};
 
 use crate::plan::BoxPlan;
 
+/// More than the plan of a usual box takes, so that it is written without being moved.
+const USUAL_BYTES: usize = 16 << 10;
+
 /// Sends the plan, and what the payload gets as 0, 1 and 2; with a terminal these are replaced by the box's own pty.
 ///
 /// # Errors
 /// The errno of `memfd_create(2)`, `write(2)` or `sendmsg(2)`; `EPIPE` when PID 1 is gone.
 pub fn send(channel: impl AsFd, plan: &BoxPlan, streams: [BorrowedFd<'_>; 3]) -> io::Result<()> {
     let mut file = File::from(memfd_create("plan", MemfdFlags::CLOEXEC)?);
-    file.write_all(&serde_json::to_vec(plan)?)?;
+    let mut text = Vec::with_capacity(USUAL_BYTES);
+    serde_json::to_writer(&mut text, plan)?;
+    file.write_all(&text)?;
     file.rewind()?;
     for descriptor in [file.as_fd()].into_iter().chain(streams) {
         channel::send(channel.as_fd(), b"P", Some(descriptor))?;

@@ -2,9 +2,8 @@
 //!
 //! Invariant: each function either did all of its step, as the kernel says when asked again, or fails.
 
-use caps::{CapSet, Capability, CapsHashSet};
 use rustix::process::{Rlimit, setrlimit};
-use rustix::thread::{no_new_privs, set_no_new_privs};
+use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, no_new_privs, set_capabilities, set_no_new_privs};
 
 use crate::plan::{Ids, Limit};
 use crate::step::{At, Failure, Step};
@@ -20,31 +19,29 @@ pub(crate) fn limits(limits: &[Limit]) -> Result<(), Failure> {
 
 /// What root of a box with several ids has: to give files to them, to act as the owner of theirs, to become one of them and
 /// to stop their processes (docs/adr/0021). Each holds over the ids of the box's map and nothing else.
-const OF_SEVERAL_IDS: [Capability; 6] = [
-    Capability::CAP_CHOWN,
-    Capability::CAP_DAC_OVERRIDE,
-    Capability::CAP_FOWNER,
-    Capability::CAP_KILL,
-    Capability::CAP_SETGID,
-    Capability::CAP_SETUID,
-];
+const OF_SEVERAL_IDS: CapabilitySet = CapabilitySet::CHOWN
+    .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::FOWNER)
+    .union(CapabilitySet::KILL)
+    .union(CapabilitySet::SETGID)
+    .union(CapabilitySet::SETUID);
 
 /// What PID 1 has there: a signal that it passes on may be for a process of another id.
-const OF_THEIR_INIT: [Capability; 1] = [Capability::CAP_KILL];
+const OF_THEIR_INIT: CapabilitySet = CapabilitySet::KILL;
 
 /// The capabilities of the payload: none, but for root of a box with several ids.
-pub(crate) fn of_payload(ids: Ids) -> &'static [Capability] {
+pub(crate) fn of_payload(ids: Ids) -> CapabilitySet {
     match ids {
-        Ids::One => &[],
-        Ids::Several => &OF_SEVERAL_IDS,
+        Ids::One => CapabilitySet::empty(),
+        Ids::Several => OF_SEVERAL_IDS,
     }
 }
 
 /// Those of the processes that stay beside it: PID 1 and the host of a guest.
-pub(crate) fn of_init(ids: Ids) -> &'static [Capability] {
+pub(crate) fn of_init(ids: Ids) -> CapabilitySet {
     match ids {
-        Ids::One => &[],
-        Ids::Several => &OF_THEIR_INIT,
+        Ids::One => CapabilitySet::empty(),
+        Ids::Several => OF_THEIR_INIT,
     }
 }
 
@@ -52,11 +49,10 @@ pub(crate) fn of_init(ids: Ids) -> &'static [Capability] {
 /// back (CVE-2025-27612).
 pub(crate) fn drop_bounding_set(ids: Ids) -> Result<(), Failure> {
     let at = Step::DropBoundingSet;
-    let keep = of_payload(ids).iter().fold(0, |keep, capability| keep | (1 << capability.index()));
-    // Not by the caps crate: it drops the 41 it knows, and a newer kernel's must go as well.
-    agentd_sys::process::drop_bounding_set(keep).at(at, "bounding")?;
+    agentd_sys::process::drop_bounding_set(of_payload(ids).bits()).at(at, "bounding")?;
     // The ambient set is part of the inheritable one (capabilities(7)): it is empty with it.
-    set(CapSet::Inheritable, &[], at, "inheritable")
+    let sets = capabilities(None).at(at, "capget")?;
+    set(CapabilitySets { inheritable: CapabilitySet::empty(), ..sets }, at)
 }
 
 /// Sets `no_new_privs` and reads it back.
@@ -70,19 +66,15 @@ pub(crate) fn no_new_privileges() -> Result<(), Failure> {
     }
 }
 
-/// Empties the effective and permitted sets but for `kept`.
-pub(crate) fn clear_capabilities(kept: &[Capability]) -> Result<(), Failure> {
-    let at = Step::ClearCapabilities;
-    set(CapSet::Effective, kept, at, "effective")?;
-    set(CapSet::Permitted, kept, at, "permitted")
+/// Empties the effective, permitted and inheritable sets but for `kept`, which stays effective and permitted. What a newer
+/// kernel has goes as well.
+pub(crate) fn clear_capabilities(kept: CapabilitySet) -> Result<(), Failure> {
+    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
+    set(sets, Step::ClearCapabilities)
 }
 
-fn set(set: CapSet, to: &[Capability], at: Step, name: &str) -> Result<(), Failure> {
-    let to: CapsHashSet = to.iter().copied().collect();
-    // The crate's errors are text; what can go wrong here is EPERM and nothing else (capset(2), prctl(2)).
-    caps::set(None, set, &to).map_err(|_text| Failure::new(at, name, libc::EPERM))?;
-    match caps::read(None, set) {
-        Ok(left) if left == to => Ok(()),
-        _ => Err(Failure::new(at, name, libc::EPERM)),
-    }
+fn set(sets: CapabilitySets, at: Step) -> Result<(), Failure> {
+    set_capabilities(None, sets).at(at, "capset")?;
+    let left = capabilities(None).at(at, "capget")?;
+    if left == sets { Ok(()) } else { Err(Failure::new(at, "capget", libc::EPERM)) }
 }

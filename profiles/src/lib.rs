@@ -6,6 +6,7 @@
 
 mod assemble;
 pub mod compile;
+mod digest;
 pub mod evaluate;
 mod fake_root;
 #[cfg(feature = "fuzzing")]
@@ -29,6 +30,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 pub use assemble::AssembleError;
+pub use digest::digest;
 pub use fake_root::{FAKE_ROOT, fake_root, fake_root_seccomp};
 pub use learn::Lessons;
 pub use notify::{asking, notifying};
@@ -96,6 +98,19 @@ pub fn seccomp(profile: BuiltIn) -> &'static [libc::sock_filter] {
         BuiltIn::Nested => &built_in::NESTED_PROGRAM,
         BuiltIn::Init => &built_in::INIT_PROGRAM,
         BuiltIn::Broker => &built_in::BROKER_PROGRAM,
+    }
+}
+
+/// [`digest`] of a built-in profile with its filter, made when agentd was built: hashing is slow in a process that has just
+/// begun (docs/benchmarks.md).
+#[must_use]
+pub fn built_in_digest(profile: BuiltIn) -> &'static str {
+    match profile {
+        BuiltIn::Default => built_in::DEFAULT_DIGEST,
+        BuiltIn::Strict => built_in::STRICT_DIGEST,
+        BuiltIn::Nested => built_in::NESTED_DIGEST,
+        BuiltIn::Init => built_in::INIT_DIGEST,
+        BuiltIn::Broker => built_in::BROKER_DIGEST,
     }
 }
 

@@ -7,6 +7,9 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 /// `IFF_UP` as the `short` that `ifreq` holds it in.
 const UP: libc::c_short = 1;
+/// Numbers whose type depends on the C library.
+const GET_FLAGS: libc::Ioctl = libc::SIOCGIFFLAGS as libc::Ioctl;
+const SET_FLAGS: libc::Ioctl = libc::SIOCSIFFLAGS as libc::Ioctl;
 
 /// Sets `IFF_UP` on `lo` of the calling thread's network namespace; 127.0.0.1 and ::1 come with it.
 ///
@@ -20,11 +23,11 @@ pub fn bring_up() -> io::Result<()> {
         *to = from.cast_signed();
     }
     // SAFETY: SIOCGIFFLAGS reads the name and fills ifru_flags of an ifreq, which `request` is.
-    super::check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request) }.into())?;
+    super::check(unsafe { libc::ioctl(socket.as_raw_fd(), GET_FLAGS, &raw mut request) }.into())?;
     // SAFETY: the call above made ifru_flags the union's valid member.
     let flags = unsafe { request.ifr_ifru.ifru_flags };
     request.ifr_ifru.ifru_flags = flags | UP;
     // SAFETY: SIOCSIFFLAGS reads the name and ifru_flags of an ifreq, both set above.
-    super::check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) }.into())?;
+    super::check(unsafe { libc::ioctl(socket.as_raw_fd(), SET_FLAGS, &raw const request) }.into())?;
     Ok(())
 }

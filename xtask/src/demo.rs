@@ -88,14 +88,15 @@ fn check_needed() -> Result<()> {
 /// Builds the programs and puts them, and this one, where the ordinary user can run them.
 fn install(agentd: Option<PathBuf>, tools: &Path) -> Result<()> {
     println!("building (release)");
-    // One by one: built together, agentd would get the features of the others' dependencies and be another program.
-    let mut built = Vec::new();
-    for package in ["agentd-tests"].into_iter().chain(agentd.is_none().then_some("agentd")) {
-        let mut build = workspace::cargo();
-        build.args(["build", "--release", "--bins", "--package", package]);
-        built.extend(workspace::programs(&mut build)?.into_iter().map(|program| (program.target, program.path)));
-    }
-    built.extend(agentd.map(|path| ("agentd".to_owned(), path)));
+    let mut build = workspace::cargo();
+    build.args(["build", "--release", "--bins", "--package", "agentd-tests"]);
+    let built = workspace::programs(&mut build)?.into_iter().map(|program| (program.target, program.path));
+    let mut built: Vec<_> = built.collect();
+    let agentd = match agentd {
+        Some(path) => path,
+        None => workspace::release_program("agentd", "agentd", &workspace::metadata()?.target_directory)?,
+    };
+    built.push(("agentd".to_owned(), agentd));
     built.push(("xtask".to_owned(), std::env::current_exe().context("find this program")?));
     for name in TOOLS.into_iter().chain(["xtask"]) {
         let (_, from) = built.iter().find(|(n, _)| n == name).with_context(|| format!("cargo built no {name}"))?;

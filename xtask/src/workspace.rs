@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
 /// The directory of the workspace's Cargo.toml.
@@ -105,9 +105,27 @@ fn outcome(build: &mut Command) -> Result<(Vec<Program>, Vec<PathBuf>)> {
     Ok((programs, out_directories))
 }
 
+/// The target that agentd is shipped for (docs/adr/0026), where this machine can build for it; else what is missing.
+fn musl_target() -> Result<String> {
+    let target = format!("{}-unknown-linux-musl", std::env::consts::ARCH);
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let output =
+        Command::new(rustc).args(["--print", "target-libdir", "--target", &target]).output().context("start rustc")?;
+    let libraries = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim_end());
+    ensure!(output.status.success() && libraries.metadata().is_ok(), "`rustup target add {target}` is missing");
+    let compiler = Command::new("musl-gcc").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    ensure!(compiler.is_ok_and(|status| status.success()), "musl-gcc is missing (Debian: musl-tools)");
+    Ok(target)
+}
+
 /// Builds the program `name` of `package` in release and returns where it is.
 pub(crate) fn release_program(package: &str, name: &str, target_directory: &Path) -> Result<PathBuf> {
     Ok(release(package, "--bin", name, target_directory)?.0)
+}
+
+/// The same for the target that cargo takes by itself, the host's.
+pub(crate) fn release_program_of_host(package: &str, name: &str, target_directory: &Path) -> Result<PathBuf> {
+    Ok(release_for(None, (package, "--bin", name), target_directory)?.0)
 }
 
 /// The same with the map that the linker made of it, where it is one that makes maps.
@@ -127,8 +145,23 @@ pub(crate) fn release_example(package: &str, name: &str, target_directory: &Path
 }
 
 fn release(package: &str, kind: &str, name: &str, target_directory: &Path) -> Result<(PathBuf, Vec<PathBuf>)> {
+    let target = musl_target();
+    if let Err(missing) = &target {
+        println!("{name} is built for the host's own target: {missing}");
+    }
+    release_for(target.ok(), (package, kind, name), target_directory)
+}
+
+fn release_for(
+    target: Option<String>,
+    (package, kind, name): (&str, &str, &str),
+    target_directory: &Path,
+) -> Result<(PathBuf, Vec<PathBuf>)> {
     let mut build = cargo();
     build.args(["build", "--release", "--package", package, kind, name]).arg("--target-dir").arg(target_directory);
+    if let Some(target) = target {
+        build.arg("--target").arg(target);
+    }
     let (programs, out_directories) = outcome(&mut build)?;
     let built = programs.into_iter().find(|program| program.target == name);
     Ok((built.with_context(|| format!("cargo built no program {name}"))?.path, out_directories))

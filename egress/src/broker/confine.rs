@@ -45,7 +45,6 @@ pub(super) fn confine(policy: &Policy, channel: &OwnedFd, filter: &[libc::sock_f
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     let descriptors = limits()?;
     agentd_sys::names::use_builtin()?;
-    agentd_sys::names::use_absolute()?;
     set_no_new_privs(true)?;
     let none = CapabilitySet::empty();
     set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })?;

@@ -4,7 +4,7 @@
 //! dialled: the name is not looked up again in between.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -76,9 +76,9 @@ async fn look_up(shared: &Shared, name: &Name) -> Result<Rc<[IpAddr]>, Stop> {
     }
     let failed = |error: io::Error| Stop::Failed(format!("cannot look the name up: {error}"));
     let host = name.to_string();
-    let asking = ask(&shared.lookups, move || (host.as_str(), 0).to_socket_addrs());
+    let asking = ask(&shared.lookups, move || agentd_sys::names::absolute(&host));
     let answer = timeout(PATIENCE, asking).await.map_err(|late| failed(late.into()))?;
-    let found: Rc<[IpAddr]> = answer.map_err(failed)?.map(|address| address.ip()).take(MOST_FOUND).collect();
+    let found: Rc<[IpAddr]> = answer.map_err(failed)?.into_iter().take(MOST_FOUND).collect();
     let mut looked_up = shared.looked_up.borrow_mut();
     if looked_up.len() >= MOST_ANSWERS {
         looked_up.clear();

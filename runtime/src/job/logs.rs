@@ -7,6 +7,8 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+
 /// Milliseconds between two moments that are kept, at least.
 pub(crate) const STEP: u64 = 1000;
 /// Bytes that are read at once.
@@ -171,11 +173,15 @@ impl Reader {
         let mut end = 0;
         for base in self.segments()? {
             let path = self.directory.join(segment_name(self.name, base));
-            let Ok(metadata) = path.metadata() else { continue };
+            // Not by the standard library, which knows no time of birth where the C library is musl.
+            let wanted = StatxFlags::BTIME | StatxFlags::MTIME | StatxFlags::SIZE;
+            let Ok(found) = statx(CWD, &path, AtFlags::empty(), wanted) else { continue };
             // Its first bytes came when it was made.
-            let made = metadata.created().or_else(|_unknown| metadata.modified())?;
-            moments.push(Moment { time: milliseconds(made), offset: base });
-            end = base + metadata.len();
+            let has_birth = found.stx_mask & StatxFlags::BTIME.bits() != 0;
+            let made = if has_birth { found.stx_btime } else { found.stx_mtime };
+            let time = u64::try_from(made.tv_sec).unwrap_or_default() * 1000 + u64::from(made.tv_nsec) / 1_000_000;
+            moments.push(Moment { time, offset: base });
+            end = base + found.stx_size;
             let mut times = Vec::new();
             if let Ok(file) = File::open(self.directory.join(times_name(&segment_name(self.name, base)))) {
                 file.take(MAX_TIMES).read_to_end(&mut times)?;

@@ -14,7 +14,6 @@ use std::path::{Path, PathBuf};
 use agentd_init::plan::{Filter, Instruction, Seccomp};
 use agentd_profiles::compile::compile;
 use agentd_profiles::{LandlockRight, MissingRight, NATIVE, Profile, Verdict, tighten};
-use ring::digest::{Context, SHA256};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
 use rustix::io::Errno;
 use rustix::process::geteuid;
@@ -230,21 +229,11 @@ pub(crate) fn compiled(program: &[libc::sock_filter]) -> Filter {
 
 /// A digest of what is enforced: the filter, the grants, whether namespaces are allowed. Names and reasons may change.
 pub(crate) fn digest(profile: &Profile, filter: &Filter) -> String {
-    let mut context = Context::new(&SHA256);
-    let mut instruction = |code: u16, jt: u8, jf: u8, k: u32| {
-        let ([c0, c1], [k0, k1, k2, k3]) = (code.to_le_bytes(), k.to_le_bytes());
-        context.update(&[c0, c1, jt, jf, k0, k1, k2, k3]);
-    };
     match filter {
-        Filter::BuiltIn(built_in) => {
-            agentd_profiles::seccomp(*built_in).iter().for_each(|i| instruction(i.code, i.jt, i.jf, i.k));
+        Filter::BuiltIn(built_in) => agentd_profiles::built_in_digest(*built_in).to_owned(),
+        Filter::Compiled(program) => {
+            let program = program.iter().map(|&Instruction(code, jt, jf, k)| libc::sock_filter { code, jt, jf, k });
+            agentd_profiles::digest(profile, program)
         }
-        Filter::Compiled(program) => program.iter().for_each(|i| instruction(i.0, i.1, i.2, i.3)),
     }
-    for rule in profile.paths.iter() {
-        context.update(format!("\0{}\0{}", rule.place.word(), rule.access).as_bytes());
-    }
-    context.update(&[0, profile.namespaces.allowed.into()]);
-    let hex: String = context.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("sha256:{hex}")
 }

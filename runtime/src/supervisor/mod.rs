@@ -475,7 +475,7 @@ impl<'a> Supervisor<'a> {
         self.alive = false;
         self.payload = None;
         self.denials.close_all();
-        if let Some(broker) = &self.network {
+        if let Some(broker) = &mut self.network {
             broker.box_is_gone();
         }
         // A job that was stopped ends even if nobody reads what it had still to say.

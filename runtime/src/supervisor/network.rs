@@ -47,6 +47,8 @@ const PATIENCE_IN_ALL: Duration = Duration::from_secs(5);
 pub(super) struct Broker {
     process: OwnedFd,
     channel: Option<OwnedFd>,
+    /// It has been told that the box is gone: it hears nothing more, and still has to say what had passed.
+    is_ending: bool,
     lines: u64,
     names: Vec<NameUse>,
     totals: Option<Totals>,
@@ -107,6 +109,7 @@ fn fork(policy: &Policy) -> io::Result<Side> {
         Cloned::Parent { pidfd, .. } => Side::Supervisor(Box::new(Broker {
             process: pidfd,
             channel: Some(ours),
+            is_ending: false,
             lines: 0,
             names: Vec::new(),
             totals: None,
@@ -188,6 +191,9 @@ impl Broker {
 
     /// Gives the broker an order; whether it has it.
     pub(super) fn order(&mut self, order: &Order, descriptor: Option<BorrowedFd<'_>>) -> bool {
+        if self.is_ending {
+            return false;
+        }
         let sent = self.channel.as_ref().map_or(Ok(()), |channel| {
             let mut ready = [PollFd::new(channel, PollFlags::OUT)];
             match poll(&mut ready, Some(&PATIENCE))? {
@@ -287,7 +293,8 @@ impl Broker {
     }
 
     /// Tells the broker, which then comes to its end while what the box has written is passed on.
-    pub(super) fn box_is_gone(&self) {
+    pub(super) fn box_is_gone(&mut self) {
+        self.is_ending = true;
         if let Some(channel) = &self.channel {
             // The broker may be gone as well.
             rustix::net::shutdown(channel, Shutdown::Write).unwrap_or_default();
@@ -439,12 +446,32 @@ mod tests {
     use super::*;
     use rustix::process::{PidfdFlags, pidfd_open};
 
-    #[test]
+    /// A broker that never ends by itself, and what it says by.
     #[expect(clippy::zombie_processes, reason = "the broker's drop waits for it, by its pidfd")]
-    fn a_broker_that_never_ends_what_it_says_does_not_hold_the_job() {
+    fn broker() -> (Broker, OwnedFd) {
         let (ours, theirs) = channel::pair().unwrap();
         let process = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
-        let process = pidfd_open(Pid::from_child(&process), PidfdFlags::empty()).unwrap();
+        let broker = Broker {
+            process: pidfd_open(Pid::from_child(&process), PidfdFlags::empty()).unwrap(),
+            channel: Some(ours),
+            is_ending: false,
+            lines: 0,
+            names: Vec::new(),
+            totals: None,
+            moved: None,
+            refusals: Vec::new(),
+            policy: Policy::new(Vec::new(), Vec::new(), Vec::new()).unwrap(),
+            open: BTreeSet::new(),
+            changes: Vec::new(),
+            init: None,
+            likely: None,
+        };
+        (broker, theirs)
+    }
+
+    #[test]
+    fn a_broker_that_never_ends_what_it_says_does_not_hold_the_job() {
+        let (broker, theirs) = broker();
         let begun = Request::begun("2026-11-21T15:38:40.649Z".into(), "a.org".into(), None);
         let mut refused = Request { verdict: Verdict::Refused, ..begun };
         channel::send(theirs.as_fd(), &Told::Request(refused.clone()).encode(), None).unwrap();
@@ -453,26 +480,26 @@ mod tests {
             let again = Told::Again(refused).encode();
             while channel::send(theirs.as_fd(), &again, None).is_ok() {}
         });
-        let policy = Policy::new(Vec::new(), Vec::new(), Vec::new()).unwrap();
-        let broker = Broker {
-            process,
-            channel: Some(ours),
-            lines: 0,
-            names: Vec::new(),
-            totals: None,
-            moved: None,
-            refusals: Vec::new(),
-            policy,
-            open: BTreeSet::new(),
-            changes: Vec::new(),
-            init: None,
-            likely: None,
-        };
         let begun = Instant::now();
         let ended = broker.finish();
         assert!(begun.elapsed() < PATIENCE_IN_ALL * 2);
         assert!(ended.last.len() as u64 <= MOST_LINES + MOST_NAMES as u64);
         assert!(ended.warning.unwrap().contains("did not say") && ended.refusals[0].count == 7);
         talking.join().unwrap();
+    }
+
+    /// What it asks when it cannot be answered any more costs nothing of what it tells.
+    #[test]
+    fn a_question_after_the_end_of_the_box_loses_no_count() {
+        let (mut broker, theirs) = broker();
+        broker.box_is_gone();
+        let totals = Totals { allowed: 2, ..Totals::default() };
+        let questions = [Told::Whose { id: 1, inode: 1 }, Told::Dial { id: 2, at: ([127, 0, 0, 1], 1).into() }];
+        for told in questions.into_iter().chain([Told::Totals(totals)]) {
+            channel::send(theirs.as_fd(), &told.encode(), None).unwrap();
+        }
+        drop(theirs);
+        let ended = broker.finish();
+        assert_eq!((ended.used.allowed, ended.warning), (2, None));
     }
 }

@@ -325,7 +325,7 @@ pub fn bombs() -> io::Result<Vec<Attack>> {
             .refused("limit on components of a path"),
         attack("a path that is too long", vec![vec![pwned(&format!("{}x", "directory/".repeat(410)))]])
             .refused("limit on"),
-        attack("a name that is too long", vec![vec![pwned(&"n".repeat(256))]]).refused("File name too long"),
+        attack("a name that is too long", vec![vec![pwned(&"n".repeat(256))]]).refused("name too long"),
         attack("a link target that is too long", vec![vec![Entry::symlink("l", &"t".repeat(4096))]])
             .refused("limit on bytes of a path"),
         attack("a PAX record that is too large", vec![vec![pwned("x").pax("comment", &vec![b'x'; 2 << 20])]])

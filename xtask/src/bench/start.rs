@@ -49,11 +49,14 @@ pub(super) fn run(arguments: &Args) -> Result<bool> {
     prepare::install(&PEERS)?;
     let target_directory = workspace::metadata()?.target_directory;
     let agentd = workspace::release_program("agentd", "agentd", &target_directory)?;
-    let floor = workspace::release_program("agentd-floor", "agentd-floor", &target_directory)?;
+    let floor = workspace::release_program_of_host("agentd-floor", "agentd-floor", &target_directory)?;
+    let musl_floor = workspace::release_program("agentd-floor", "agentd-floor", &target_directory)?;
     let myself = std::env::current_exe().context("find this program")?;
 
     let scratch = Scratch::new("/var/tmp", account.as_ref())?;
-    for (program, name) in [(&agentd, "agentd"), (&floor, "agentd-floor"), (&myself, "xtask")] {
+    let programs =
+        [(&agentd, "agentd"), (&floor, "agentd-floor"), (&musl_floor, "agentd-floor-musl"), (&myself, "xtask")];
+    for (program, name) in programs {
         std::fs::copy(program, scratch.0.join(name)).with_context(|| format!("copy {}", program.display()))?;
     }
     let document = Document::begin("start", arguments.rounds, &["bwrap", "crun", "runc", "podman"]);

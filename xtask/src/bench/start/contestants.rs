@@ -9,6 +9,7 @@ use super::files::{self, Files};
 use crate::bench::prepare::has_program;
 
 pub(super) const FLOOR: &str = "floor";
+pub(super) const MUSL_FLOOR: &str = "floor, with musl";
 pub(super) const AGENTD: &str = "agentd, 3-layer image";
 pub(super) const BWRAP: &str = "bwrap";
 pub(super) const CRUN_SECCOMP: &str = "crun + seccomp";
@@ -89,7 +90,8 @@ pub(super) fn all(files: &Files, payload: Payload) -> Result<Vec<Contestant>> {
     };
     let layers: Vec<String> = files.layers.iter().map(|layer| text(layer)).collect();
     let [low, middle, top] = [&layers[0], &layers[1], &layers[2]];
-    let floor = contestant(FLOOR, files.directory.join("agentd-floor"), &[&workspace, low, middle, top, "--"]);
+    let floor = |name, program| contestant(name, files.directory.join(program), &[&workspace, low, middle, top, "--"]);
+    let (musl_floor, floor) = (floor(MUSL_FLOOR, "agentd-floor-musl"), floor(FLOOR, "agentd-floor"));
     let image = format!("oci:{}", text(&files.image));
     let agentd = files.directory.join("agentd");
     let in_image = contestant(AGENTD, agentd.clone(), &["run", "--image", &image, "--workspace", &workspace, "--"]);
@@ -167,7 +169,8 @@ pub(super) fn all(files: &Files, payload: Payload) -> Result<Vec<Contestant>> {
         *last = last.replace("/workspace", "/tmp/workspace");
     }
 
-    let mut everybody = vec![spawn, floor, in_image, unprotected, on_host, bare, filtered, fewer, on_bwraps_host];
+    let mut everybody =
+        vec![spawn, floor, musl_floor, in_image, unprotected, on_host, bare, filtered, fewer, on_bwraps_host];
     for (runtime, flags, plain, with_filter) in [
         ("crun", "--cgroup-manager=disabled", "crun", CRUN_SECCOMP),
         ("runc", "--rootless=true", "runc", "runc + seccomp"),
