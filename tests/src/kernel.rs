@@ -43,6 +43,13 @@ impl Process {
         found.split_off(1)
     }
 
+    /// KiB of memory, what is shared counted by its share (`Pss`); `None` of a process that this user may not look into.
+    #[must_use]
+    pub fn memory(&self) -> Option<u64> {
+        let text = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.pid)).ok()?;
+        text.lines().find_map(|line| line.strip_prefix("Pss:")?.trim().strip_suffix(" kB")?.parse().ok())
+    }
+
     /// How many pipes both this process and `other` have an end of.
     #[must_use]
     pub fn pipes_in_common(&self, other: &Self) -> usize {

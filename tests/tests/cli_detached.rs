@@ -275,3 +275,16 @@ fn a_viewer_that_does_not_read_does_not_hold_the_job_up() {
     let _ran = home.say(&["wait", &id]).expect_success();
     assert_eq!(home.say(&["logs", &id]).expect_success().stdout_bytes.len(), 8_000_005);
 }
+
+/// What waits gives back what it does not need: supervisor and PID 1 of an idle job have 3 MiB between them. PID 1 can be
+/// looked into by root alone.
+#[test]
+fn an_idle_job_takes_less_than_three_mebibytes() {
+    let Some(home) = home() else { return };
+    let id = home.detached(&[], ENDLESS);
+    let supervisor = home.supervisor(&id);
+    let init = || supervisor.descendants().first().and_then(Process::memory);
+    assert_eq!(init().is_some(), agentd_tests::is_root());
+    let memory = || supervisor.memory().unwrap_or_else(|| panic!("{supervisor:?}")) + init().unwrap_or_default();
+    assert!(memory() > 0 && wait_until(PATIENCE, || memory() <= 3 << 10), "{} KiB", memory());
+}

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use agentd_tests::server::{Manner, Server};
 use agentd_tests::{Feature, Home, Started, install, require, run, wait_until};
@@ -41,6 +41,35 @@ fn ps_shows_what_is_asked_for_as_it_is_asked_for() {
     ] {
         let refused = home.say(&["ps", flag, value]).expect_code(125);
         assert!(refused.stderr.contains(word), "{value}: {refused}");
+    }
+}
+
+/// `cargo xtask bench lists` holds this to 50 ms on a quiet machine; here others run beside it, and the best of some counts.
+#[test]
+fn ten_thousand_records_are_listed_at_once() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let home = Home::new();
+    let _ran = run(home.run().args(["--", "true"])).expect_success();
+    let first = home.jobs()[0]["id"].as_str().unwrap().to_owned();
+    let record = fs::read_to_string(home.state().join("jobs").join(&first).join("record.jsonl")).unwrap();
+    for number in 1..10_000_u64 {
+        // Spread, as random ids are.
+        let other = format!("{:012x}", number.wrapping_mul(0x9e37_79b9_7f4a) % (1 << 48));
+        let job = home.state().join("jobs").join(&other);
+        fs::create_dir(&job).unwrap();
+        fs::write(job.join("record.jsonl"), record.replace(&first, &other)).unwrap();
+    }
+    for words in [&["ps", "-aq"], &["ps", "-a"]] {
+        let timed = || {
+            let begun = Instant::now();
+            let listed = home.say(words).expect_silent_success();
+            assert!(listed.stdout.lines().count() >= 10_000, "{words:?}");
+            begun.elapsed()
+        };
+        let best = (0..10).map(|_| timed()).min().unwrap_or_default();
+        assert!(best < Duration::from_millis(150), "{words:?}: {best:?}");
     }
 }
 

@@ -311,11 +311,56 @@ fn a_runaway_tool_dies_before_an_agent_that_is_larger() {
     let _ran = sh(&home, &["--memory", "96m"], tool).expect_code(137);
 }
 
+/// What decides that: when the limit is reached whatever the agent has started is rated higher than the agent.
+#[test]
+fn at_the_limit_a_tool_is_rated_higher_than_the_agent() {
+    let Some(home) = home() else { return };
+    // By the shell's own read: another program would be rated by itself. A second tool, far larger, is what is killed.
+    let script = format!(
+        "score() {{ read -r score < /proc/$1/oom_score_adj; }}; sleep 1000 & score $!; was=$score; {GREEDY} >/dev/null; n=0; \
+         while [ $score = $was ] && [ $n -lt MOST ]; do sleep 0.1; n=$((n+1)); score $!; done; echo tool $score; \
+         score $$; echo agent $score; kill $!"
+    );
+    let far = sh(&home, &["--memory", "512m"], &script.replace("MOST", "5")).expect_success().stdout;
+    let usual = far.trim_end().rsplit(' ').next().unwrap_or_default().to_owned();
+    assert_eq!(far, format!("tool {usual}\nagent {usual}\n"), "far from the limit both are what they were");
+    // Root's jobs here are those of a service that is never killed; a payload that is left alone must be.
+    let agent = if usual.starts_with('-') { "0" } else { usual.as_str() };
+    let ran = sh(&home, &["--memory", "64m"], &script.replace("MOST", "300")).expect_success();
+    assert_eq!(ran.stdout, format!("tool 500\nagent {agent}\n"), "{ran}");
+}
+
+/// Where nothing can be given back a threshold slows down what a limit would kill; and it can be stopped.
+#[test]
+fn above_the_threshold_a_job_is_slowed_down_and_not_killed() {
+    let Some(home) = home() else { return };
+    let mut job = Started::new(&mut command(
+        &home,
+        &["--memory-high", "16m"],
+        "echo on; dd if=/dev/zero of=/scratch/x bs=64k count=1600",
+    ));
+    job.wait_for("on\n");
+    let cgroup = cgroup_of_running(&home);
+    let number = |file: &str, name: &str| {
+        let text = fs::read_to_string(cgroup.join(file)).unwrap_or_default();
+        text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok()).unwrap_or_default()
+    };
+    assert!(wait_until(PATIENCE, || number("memory.events", "high ") > 0));
+    assert_eq!(number("memory.events", "oom_kill "), 0);
+    assert!(number("memory.current", "") < 100 << 20);
+    job.signal(Signal::TERM);
+    let _ran = job.finish();
+    assert_eq!(usage(&home, "oom_kills"), 0);
+    let ran = sh(&home, &["--memory-high", "64m", "--memory", "64m"], "true").expect_code(125);
+    ran.expect_one_error_line(&["--memory-high", "less than that"]);
+}
+
 #[test]
 fn the_kernel_has_every_limit_as_it_was_asked_for() {
     let Some(home) = home() else { return };
     // What a user's manager hands down is less; what is not there is an error that says so.
-    let mut flags = vec!["--memory", "64m", "--memory-swap", "96m", "--cpu-weight", "50", "--pids", "20"];
+    let mut flags =
+        vec!["--memory", "64m", "--memory-high", "48m", "--memory-swap", "96m", "--cpu-weight", "50", "--pids", "20"];
     let cpuset = ["--cpuset-cpus", "0"];
     if is_root() {
         flags.extend(cpuset);
@@ -328,6 +373,7 @@ fn the_kernel_has_every_limit_as_it_was_asked_for() {
     let cgroup = cgroup_of_running(&home);
     let has = |name: &str| fs::read_to_string(cgroup.join(name)).map(|text| text.trim_end().to_owned()).ok();
     assert_eq!((has("memory.max").as_deref(), has("cpu.weight").as_deref()), (Some("67108864"), Some("50")));
+    assert_eq!(has("memory.high").as_deref(), Some("50331648"));
     // A kernel without swap has no such file.
     assert!([None, Some("33554432")].contains(&has("memory.swap.max").as_deref()), "{:?}", has("memory.swap.max"));
     // PID 1 of the box is one more.

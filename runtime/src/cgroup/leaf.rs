@@ -308,6 +308,9 @@ fn limit(directory: &Path, limits: &Limits) -> Result<(), LeafError> {
             set("memory.swap.max", swap.to_string())?;
         }
     }
+    if let Some(high) = limits.memory_high {
+        set("memory.high", high.to_string())?;
+    }
     if let Some(milli) = limits.milli_cpus {
         set("cpu.max", format!("{} {PERIOD}", milli.saturating_mul(PERIOD / 1000)))?;
     }
@@ -391,6 +394,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let limits = Limits {
             memory: Some(1 << 20),
+            memory_high: Some(1 << 19),
             milli_cpus: Some(1500),
             cpu_weight: Some(50),
             cpus: Some("0-1".into()),
@@ -401,6 +405,7 @@ mod tests {
         limit(directory.path(), &limits).unwrap();
         let read = |name: &str| fs::read_to_string(directory.path().join(name)).unwrap();
         assert_eq!((read("memory.max"), read("memory.swap.max")), ("1048576".into(), "7".into()));
+        assert_eq!(read("memory.high"), "524288");
         assert_eq!((read("cpu.max"), read("cpu.weight")), ("150000 100000".into(), "50".into()));
         assert_eq!((read("cpuset.cpus"), read("pids.max")), ("0-1".into(), "11".into()));
         assert_eq!(read("io.max"), "8:0 riops=9");

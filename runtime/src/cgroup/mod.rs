@@ -38,6 +38,9 @@ pub struct Limits {
     /// Bytes of memory.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub memory: Option<u64>,
+    /// Bytes of memory from which on the job is slowed down, and gives back what it can.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub memory_high: Option<u64>,
     /// Bytes of swap beside it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub swap: Option<u64>,
@@ -64,6 +67,7 @@ impl Limits {
         let io = self.io.iter().map(|limit| ("io", limit.what.flag(), true));
         [
             ("memory", "--memory", self.memory.is_some()),
+            ("memory", "--memory-high", self.memory_high.is_some()),
             ("cpu", "--cpus", self.milli_cpus.is_some()),
             ("cpu", "--cpu-weight", self.cpu_weight.is_some()),
             ("cpuset", "--cpuset-cpus", self.cpus.is_some()),

@@ -33,6 +33,7 @@ pub(super) const KEYS: &[&str] = &[
     "storage",
     "max-output",
     "memory",
+    "memory-high",
     "memory-swap",
     "cpus",
     "cpu-weight",

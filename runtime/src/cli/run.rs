@@ -159,6 +159,9 @@ pub(super) struct Args {
     /// Memory limit, scratch places included; above it the kernel kills the largest process (needs cgroup v2)
     #[arg(long, value_name = "SIZE", value_parser = spec::parse_size)]
     memory: Option<u64>,
+    /// Memory above which the job is slowed down and gives back what it can, before it reaches --memory (needs cgroup v2)
+    #[arg(long, value_name = "SIZE", value_parser = spec::parse_size)]
+    memory_high: Option<u64>,
     /// Memory and swap together [default: no swap]
     #[arg(long, value_name = "SIZE", value_parser = spec::parse_size)]
     memory_swap: Option<u64>,
@@ -517,6 +520,7 @@ fn spec_of(args: Args, image: ImageRef) -> Result<JobSpec> {
         interactive: args.interactive,
         limits: Limits {
             memory: args.memory,
+            memory_high: spec::high(args.memory, args.memory_high)?,
             swap: spec::swap(args.memory, args.memory_swap)?,
             milli_cpus: args.cpus,
             cpu_weight: args.cpu_weight,

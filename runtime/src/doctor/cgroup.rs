@@ -8,6 +8,7 @@ use crate::cgroup::{self, Limits, Place};
 /// The limits that most jobs ask for.
 const USUAL: Limits = Limits {
     memory: Some(1),
+    memory_high: None,
     swap: None,
     milli_cpus: Some(1),
     cpu_weight: None,

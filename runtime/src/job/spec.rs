@@ -187,6 +187,9 @@ pub enum SpecError {
     /// Memory with swap.
     #[error("--memory-swap is memory and swap together: give --memory too, and no more than this")]
     Swap,
+    /// A threshold that is none.
+    #[error("--memory-high is where a job is slowed down before it reaches --memory: give less than that")]
+    High,
     /// A profile.
     #[error("`{}` is no profile: built in are default, strict and nested; a file is written with a slash, or ends in .toml", .0.escape_debug())]
     Profile(String),
@@ -309,6 +312,15 @@ pub fn swap(memory: Option<u64>, sum: Option<u64>) -> Result<Option<u64>, SpecEr
     memory.and_then(|memory| sum.checked_sub(memory)).map(Some).ok_or(SpecError::Swap)
 }
 
+/// `high` where it lies below `memory`.
+///
+/// # Errors
+/// [`SpecError::High`].
+pub fn high(memory: Option<u64>, high: Option<u64>) -> Result<Option<u64>, SpecError> {
+    let is_below = |high: &u64| memory.is_none_or(|memory| *high < memory);
+    if high.as_ref().is_none_or(is_below) { Ok(high) } else { Err(SpecError::High) }
+}
+
 /// A host name of one label.
 ///
 /// # Errors
@@ -387,5 +399,7 @@ mod tests {
         }
         assert_eq!((swap(Some(5), Some(8)).unwrap(), swap(Some(5), None).unwrap()), (Some(3), None));
         assert!(swap(None, Some(8)).is_err() && swap(Some(9), Some(8)).is_err());
+        assert_eq!((high(Some(5), Some(4)).unwrap(), high(None, Some(4)).unwrap()), (Some(4), Some(4)));
+        assert!(high(Some(5), None).unwrap().is_none() && high(Some(5), Some(5)).is_err());
     }
 }
