@@ -11,8 +11,8 @@ use std::io::{self, Read};
 use std::net::{IpAddr, ToSocketAddrs};
 
 const HOSTS: &str = "/etc/hosts";
-/// Bytes of it that are read.
-const MOST_HOSTS: u64 = 1 << 20;
+/// Bytes of it that are read; there are lists of unwanted hosts of some 5 MiB.
+const MOST_HOSTS: u64 = 16 << 20;
 
 /// Keeps host names to `files` and `dns`. To be called before the process looks up any.
 #[cfg(target_env = "gnu")]
@@ -47,13 +47,13 @@ pub fn use_builtin() -> io::Result<()> {
 /// Those of getaddrinfo(3), and of reading /etc/hosts.
 pub fn absolute(host: &str) -> io::Result<Vec<IpAddr>> {
     // The dot that makes a name absolute for DNS makes it unknown to /etc/hosts, so that is looked at here.
-    let mut hosts = String::new();
+    let mut hosts = Vec::new();
     match File::open(HOSTS) {
-        Ok(file) => drop(file.take(MOST_HOSTS).read_to_string(&mut hosts)?),
+        Ok(file) => drop(file.take(MOST_HOSTS).read_to_end(&mut hosts)?),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
-    let listed = in_hosts(&hosts, host);
+    let listed = in_hosts(&String::from_utf8_lossy(&hosts), host);
     if !listed.is_empty() {
         return Ok(listed);
     }
