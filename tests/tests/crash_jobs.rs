@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use agentd_tests::kernel::{Process, mounts_at};
 use agentd_tests::{Feature, Home, Started, require, run, wait_until};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, socket_with};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept, bind, listen, socket_with};
 use rustix::process::{Pid, Signal, kill_process};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -204,6 +204,46 @@ fn a_number_that_was_used_again_is_not_signalled() {
     innocent.wait().unwrap();
     fs::write(&live, line).unwrap();
     let _ran = home.say(&["rm", "-f", &id]).expect_silent_success();
+}
+
+/// A supervisor that ends closes its files one after the other, the record's lock among the last.
+#[test]
+fn a_job_that_is_just_ending_is_waited_for_before_it_is_removed() {
+    let Some(home) = home() else { return };
+    let (id, supervisor, inside) = job(&home);
+    let live = home.state().join("live").join(&id);
+    let line = fs::read_to_string(&live).unwrap();
+    let wait_for_the_lock = |remove: &mut Started| {
+        let waiter = format!(" -> FLOCK  ADVISORY  READ {} ", remove.pid());
+        let waits = || fs::read_to_string("/proc/locks").unwrap().contains(&waiter);
+        assert!(wait_until(PATIENCE, || waits() || remove.has_ended()) && waits());
+    };
+    // One that has hung up: its socket is there, and nobody answers.
+    let socket = home.state().join("jobs").join(&id).join("control.sock");
+    fs::remove_file(&socket).unwrap();
+    let hung_up = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+    bind(&hung_up, &SocketAddrUnix::new(&socket).unwrap()).unwrap();
+    listen(&hung_up, 1).unwrap();
+    let mut first = Started::new(home.agentd().args(["rm", "-f", &id]));
+    drop(accept(&hung_up).unwrap());
+    wait_for_the_lock(&mut first);
+    // One that has no memory and no files any more.
+    let mut bare = Command::new("true").spawn().unwrap();
+    let files = format!("/proc/{}/fd", bare.id());
+    assert!(wait_until(PATIENCE, || fs::read_dir(&files).map_or(true, |mut open| open.next().is_none())));
+    let pid = home.record(&id)["supervisor_pid"].as_i64().unwrap();
+    let ending = line.replace(&format!("\"supervisor_pid\":{pid}"), &format!("\"supervisor_pid\":{}", bare.id()));
+    assert_ne!(line, ending);
+    fs::write(&live, format!("{line}{ending}")).unwrap();
+    let mut second = Started::new(home.agentd().args(["rm", "-f", &id]));
+    wait_for_the_lock(&mut second);
+    bare.wait().unwrap();
+    kill(&supervisor, Signal::KILL);
+    all_gone(&inside);
+    for remove in [first, second] {
+        assert_eq!(remove.finish().expect_silent_success().stdout, format!("{id}\n"));
+    }
+    assert!(home.jobs().is_empty());
 }
 
 #[test]

@@ -64,10 +64,13 @@ pub(super) fn replace(jobs: &Jobs, name: &JobName) -> Result<()> {
 /// Ends a job that runs, by its supervisor if that still answers; a record that cannot be read is of none that can be ended.
 fn kill(jobs: &Jobs, id: &JobId) -> Result<()> {
     let told = Caller::reach(jobs, id).and_then(|caller| caller.tell(Request::Signal { number: libc::SIGKILL }));
+    let told = match told {
+        Err(ControlError::Silent { .. }) => control::end(jobs, id),
+        told => told,
+    };
     match told {
-        Err(ControlError::Silent { .. }) => control::end(jobs, id)?,
-        Err(ControlError::NotRunning(..) | ControlError::Store(_)) => return Ok(()),
-        told => told?,
+        Err(ControlError::NotRunning(..) | ControlError::Store(_)) => Ok(()),
+        Ok(()) | Err(ControlError::Ending(..)) => Ok(jobs.wait(id)?),
+        Err(error) => Err(error.into()),
     }
-    Ok(jobs.wait(id)?)
 }

@@ -32,7 +32,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     // All are told before the first is waited for: they take their time together.
     for (_, id) in &wanted {
         match Caller::reach(&jobs, id).and_then(|caller| caller.tell(Request::Stop { grace_ms })) {
-            Err(ControlError::NotRunning(..)) => {}
+            Err(ControlError::NotRunning(..) | ControlError::Ending(..)) => {}
             told => told?,
         }
     }

@@ -33,6 +33,9 @@ pub enum ControlError {
     /// It has ended.
     #[error("job {0} does not run: {1}")]
     NotRunning(JobId, String),
+    /// Its supervisor is about to be gone; until then the record is locked.
+    #[error("job {0} does not run: it has just ended")]
+    Ending(JobId),
     /// Nobody answers.
     #[error("the supervisor of job {id} (pid {pid}) does not answer; `agentd rm -f {id}` ends it and forgets the job")]
     Silent {
@@ -103,7 +106,7 @@ impl Caller {
                 return Err(silent());
             }
             if !gone.revents().is_empty() {
-                return Err(ControlError::NotRunning(id.clone(), "it has just ended".into()));
+                return Err(ControlError::Ending(id.clone()));
             }
             if !made.revents().is_empty() {
                 // What is said does not matter: the next round looks. More than fits would wake it again.
@@ -123,9 +126,9 @@ impl Caller {
     ) -> Result<(Answer, Option<OwnedFd>), ControlError> {
         let to = |source: io::Error| ControlError::Io { what: "talk to the supervisor", id: self.id.clone(), source };
         let line = encode(&request).map_err(|error| to(error.into()))?;
-        let ended = || ControlError::NotRunning(self.id.clone(), "it has just ended".into());
+        let ending = || ControlError::Ending(self.id.clone());
         match channel::send(self.socket.as_fd(), &line, descriptor) {
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET)) => return Err(ended()),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET)) => return Err(ending()),
             sent => sent.map_err(to)?,
         }
         let answered = wait(&mut [PollFd::new(&self.socket, PollFlags::IN)], Instant::now()).map_err(to)?;
@@ -133,7 +136,7 @@ impl Caller {
             return Err(ControlError::Silent { id: self.id.clone(), pid: self.pid });
         }
         let Some(message) = channel::receive(&self.socket).map_err(to)? else {
-            return Err(ended());
+            return Err(ending());
         };
         match decode(&message.bytes).map_err(|error| to(error.into()))? {
             Answer::Refused { reason } => Err(ControlError::Refused { id: self.id.clone(), reason }),
@@ -153,7 +156,7 @@ impl Caller {
 /// Ends a job whose supervisor does not answer: SIGKILL for that process, with which the kernel ends the box.
 ///
 /// # Errors
-/// [`ControlError::NotRunning`].
+/// [`ControlError::NotRunning`]; [`ControlError::Ending`].
 pub fn end(jobs: &Jobs, id: &JobId) -> Result<(), ControlError> {
     let (_, supervisor) = supervisor(jobs, id)?;
     match pidfd_send_signal(&supervisor, Signal::KILL) {
@@ -165,7 +168,7 @@ pub fn end(jobs: &Jobs, id: &JobId) -> Result<(), ControlError> {
 /// A pidfd of a job's supervisor.
 ///
 /// # Errors
-/// [`ControlError::NotRunning`].
+/// [`ControlError::NotRunning`]; [`ControlError::Ending`].
 fn supervisor(jobs: &Jobs, id: &JobId) -> Result<(u32, OwnedFd), ControlError> {
     let record = jobs.read(id)?;
     if record.state != State::Running {
@@ -178,8 +181,17 @@ fn supervisor(jobs: &Jobs, id: &JobId) -> Result<(u32, OwnedFd), ControlError> {
     // A number is used again; what only the supervisor has open is not.
     let live = jobs.live(id);
     let holds = |entry: io::Result<fs::DirEntry>| fs::read_link(entry?.path()).map(|target| target == live);
-    let mut open = fs::read_dir(format!("/proc/{number}/fd")).map_err(|_gone| not_there())?;
-    if open.any(|entry| holds(entry).unwrap_or(false)) { Ok((number, pidfd)) } else { Err(not_there()) }
+    let files = format!("/proc/{number}/fd");
+    if fs::read_dir(&files).is_ok_and(|mut open| open.any(|entry| holds(entry).unwrap_or(false))) {
+        return Ok((number, pidfd));
+    }
+    // A process that ends has no memory any more, and with that nobody but root may look at it; then no table of files; and
+    // only then are the files closed.
+    let is_ending = match fs::read_dir(&files) {
+        Ok(mut open) => open.next().is_none(),
+        Err(error) => error.kind() == io::ErrorKind::PermissionDenied,
+    };
+    if is_ending { Err(ControlError::Ending(id.clone())) } else { Err(not_there()) }
 }
 
 /// The socket by its directory: the whole path may be longer than an address can be (unix(7)).

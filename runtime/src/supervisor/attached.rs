@@ -91,7 +91,7 @@ pub fn attach(caller: &Caller, wish: Wish) -> Result<Left, AttachError> {
     };
     // A job that has ended meanwhile needs no size.
     let ended = |told: Result<(), ControlError>| match told {
-        Err(ControlError::NotRunning(..)) => Ok(()),
+        Err(ControlError::Ending(..)) => Ok(()),
         told => told,
     };
     // A program draws anew only for a size that changes, and who attaches has seen nothing of it yet.
