@@ -295,6 +295,8 @@ impl Broker {
     /// Tells the broker, which then comes to its end while what the box has written is passed on.
     pub(super) fn box_is_gone(&mut self) {
         self.is_ending = true;
+        // Its number may be another process's by now.
+        self.init = None;
         if let Some(channel) = &self.channel {
             // The broker may be gone as well.
             rustix::net::shutdown(channel, Shutdown::Write).unwrap_or_default();
@@ -304,8 +306,6 @@ impl Broker {
     /// Hears the broker out when the box is gone; it is reaped with this value.
     fn finish(mut self) -> Ended {
         let mut last = Vec::new();
-        // Its number may be another process's by now.
-        self.init = None;
         self.box_is_gone();
         let was_there = self.channel.is_some();
         let until = Instant::now() + PATIENCE_IN_ALL;
