@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::document::Document;
 use super::prepare::Scratch;
+use super::start::memory;
 use super::statistics::percentile;
 use crate::account::{self, Account};
 use crate::workspace;
@@ -140,13 +141,9 @@ fn runs(pid: u64) -> bool {
 /// KiB of a supervisor and of its children, which are PID 1 of its box.
 fn memory_of(supervisor: u64) -> Option<u64> {
     let children = std::fs::read_to_string(format!("/proc/{supervisor}/task/{supervisor}/children")).ok()?;
+    let pss = |pid: u64| memory::pss(u32::try_from(pid).ok()?).ok();
     let children = children.split_whitespace().map(|pid| pss(pid.parse().ok()?));
     children.chain([pss(supervisor)]).sum()
-}
-
-fn pss(pid: u64) -> Option<u64> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
-    text.lines().find_map(|line| line.strip_prefix("Pss:")?.trim().strip_suffix(" kB")?.parse().ok())
 }
 
 fn fill(mut document: Document, jobs: usize, measured: &Measured) -> Document {
