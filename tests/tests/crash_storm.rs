@@ -135,12 +135,12 @@ impl Random {
     }
 }
 
-/// `AGENTD_TEST_KILLS=1000` makes it the long one; `AGENTD_TEST_SEED` does it again.
+/// As root and as a user: 1,000 kills. `AGENTD_TEST_KILLS` makes it longer, `AGENTD_TEST_SEED` does it again.
 #[test]
 fn random_kills_leak_nothing_and_leave_no_wrong_record() {
     let Some(home) = home() else { return };
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let kills = number("AGENTD_TEST_KILLS").unwrap_or(40);
+    let kills = number("AGENTD_TEST_KILLS").unwrap_or(500);
     let seed = number("AGENTD_TEST_SEED").unwrap_or_else(|| u64::from(std::process::id()) | 1 << 32);
     eprintln!("AGENTD_TEST_KILLS={kills} AGENTD_TEST_SEED={seed}");
     let mut random = Random(seed);
