@@ -86,13 +86,13 @@ fn table(images: &[Listed], whole: bool) -> Table {
     table.load_style(presets::NOTHING).set_header(["NAME", "TAG", "ID", "CREATED", "SIZE"]);
     for image in images {
         let (name, tag) = parts(&image.reference);
-        let (name, tag) = (printable(&name), tag.map_or_else(|| "<none>".into(), |tag| printable(&tag)));
+        let (name, tag) = (printable(&name), tag.as_deref().map_or("<none>".into(), printable));
         let id = if whole { image.digest.as_str() } else { short(&image.digest) };
         let size = if image.complete { size(image.size) } else { "incomplete".to_owned() };
         // Before 2000 it is the zero that reproducible builds write.
         let created = image.created.as_deref().filter(|created| *created > "2000").map_or_else(|| "-".into(), age);
         let most = if whole { usize::MAX } else { LONGEST };
-        table.add_row([shortened(&name, most), shortened(&tag, most), id.to_owned(), printable(&created), size]);
+        table.add_row([shortened(name, most), shortened(tag, most), id.into(), printable(&created), size.into()]);
     }
     table
 }

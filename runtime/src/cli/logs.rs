@@ -180,7 +180,8 @@ fn print_denials(denials: &[Denial]) -> Result<()> {
     let mut out = io::stdout().lock();
     for denial in denials {
         let program = printable(&denial.untrusted_program);
-        let (time, call, answer) = (printable(&denial.time), printable(&denial.call()), printable(&denial.answer));
+        let call = denial.call();
+        let (time, call, answer) = (printable(&denial.time), printable(&call), printable(&denial.answer));
         writeln!(out, "{time}  {program}  {call}  {answer}  {}x", denial.count)?;
         writeln!(out, "    {}", printable(&denial.reason))?;
         let (call, profile) = (printable(&denial.syscall), printable(&denial.profile));

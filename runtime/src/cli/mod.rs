@@ -46,6 +46,7 @@ mod wait;
 mod wanted;
 mod which;
 
+use std::borrow::Cow;
 use std::io::Write;
 use std::mem::ManuallyDrop;
 use std::process::ExitCode;
@@ -352,6 +353,10 @@ fn print_json(document: &impl Serialize) -> anyhow::Result<()> {
 }
 
 /// Text from a job or an image, safe for a terminal.
-fn printable(text: &str) -> String {
-    agentd_rootfs::shown(text.chars())
+fn printable(text: &str) -> Cow<'_, str> {
+    if text.chars().any(agentd_rootfs::is_unprintable) {
+        agentd_rootfs::shown(text.chars()).into()
+    } else {
+        text.into()
+    }
 }

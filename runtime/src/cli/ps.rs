@@ -1,5 +1,7 @@
 //! `agentd ps`.
 
+use std::borrow::Cow;
+use std::fmt::Write as _;
 use std::fs;
 use std::io::{BufWriter, ErrorKind, Write};
 use std::path::Path;
@@ -13,6 +15,7 @@ use super::environment::Directories;
 use super::template::Listing;
 use super::{print_json, printable, say};
 use crate::job::brief::Brief;
+use crate::job::id::JobName;
 use crate::job::record::{Record, State};
 use crate::job::store::{JobStoreError, Jobs};
 
@@ -140,20 +143,64 @@ fn whole(jobs: &Jobs, records: &[Brief]) -> Result<Vec<Record>> {
 
 /// A field of a template.
 fn value(field: &str, record: &Brief) -> Option<String> {
-    let [id, _, state, created, took, _, command] = row(record);
+    let of = |column| {
+        let mut text = String::new();
+        write_cell(&mut text, column, record);
+        text
+    };
     Some(match field {
-        "ID" => id,
+        "ID" => of(Column::Job),
         "Name" | "Names" => record.name.as_ref().map(ToString::to_string).unwrap_or_default(),
-        "State" | "Status" => state,
+        "State" | "Status" => of(Column::State),
         "ExitCode" => record.state().exit_code().map(|code| code.to_string()).unwrap_or_default(),
-        "Created" => created,
+        "Created" => of(Column::Created),
+        "CreatedAt" => printable(&record.created).into_owned(),
+        "Took" => of(Column::Took),
         "Restarts" => record.restarts.to_string(),
-        "CreatedAt" => printable(&record.created),
-        "Took" => took,
-        "Image" => printable(&record.image),
-        "Command" => command,
+        "Image" => printable(&record.image).into_owned(),
+        "Command" => of(Column::Command),
         _ => return None,
     })
+}
+
+#[derive(Clone, Copy)]
+enum Column {
+    Job,
+    Name,
+    State,
+    Created,
+    Took,
+    Image,
+    Command,
+}
+
+/// With their headings.
+const COLUMNS: [(Column, &str); 7] = [
+    (Column::Job, "JOB"),
+    (Column::Name, "NAME"),
+    (Column::State, "STATE"),
+    (Column::Created, "CREATED"),
+    (Column::Took, "TOOK"),
+    (Column::Image, "IMAGE"),
+    (Column::Command, "COMMAND"),
+];
+
+fn write_cell(to: &mut String, column: Column, record: &Brief) {
+    match column {
+        Column::Job => to.push_str(record.id.as_str()),
+        Column::Name => to.push_str(record.name.as_ref().map_or("-", JobName::as_str)),
+        Column::State => to.push_str(&state(record)),
+        Column::Created => write_age(to, &record.created),
+        Column::Took => match record.duration_ms {
+            Some(took) => write_short(to, Duration::from_millis(took)),
+            None => to.push('-'),
+        },
+        Column::Image => to.push_str(&shortened(printable(&record.image), LONGEST_IMAGE)),
+        Column::Command => match &record.command[..] {
+            [program] => to.push_str(&printable(program)),
+            words => to.push_str(&printable(&words.join(" "))),
+        },
+    }
 }
 
 /// What the columns of all rows hold, in one piece of memory: of thousands of rows each cell alone would be one.
@@ -167,12 +214,13 @@ struct Rows {
 }
 
 impl Rows {
-    fn push(&mut self, cells: [String; 7]) {
+    fn push(&mut self, write: impl Fn(&mut String, (Column, &str))) {
         let mut ends = [0; 7];
-        for ((cell, end), width) in cells.iter().zip(&mut ends).zip(&mut self.widths) {
-            self.text.push_str(cell);
+        for ((column, end), width) in COLUMNS.into_iter().zip(&mut ends).zip(&mut self.widths) {
+            let begin = self.text.len();
+            write(&mut self.text, column);
             *end = self.text.len();
-            *width = (*width).max(cell.chars().count());
+            *width = (*width).max(self.text.get(begin..).unwrap_or_default().chars().count());
         }
         self.ends.push(ends);
     }
@@ -192,8 +240,10 @@ impl Rows {
 /// Columns two apart. What is wide on a terminal stands last, where nothing has to line up behind it.
 fn table(out: &mut impl Write, records: &[Brief]) -> Result<()> {
     let mut rows = Rows::default();
-    rows.push(HEADER.map(str::to_owned));
-    records.iter().for_each(|record| rows.push(row(record)));
+    rows.push(|to, (_, heading)| to.push_str(heading));
+    for record in records {
+        rows.push(|to, (column, _)| write_cell(to, column, record));
+    }
     // On a terminal the command gets what the other columns leave of a line.
     let taken: usize = rows.widths[..6].iter().map(|width| width + 2).sum::<usize>() + 2;
     let width = tcgetwinsize(std::io::stdout()).ok().map(|size| usize::from(size.ws_col)).filter(|width| *width > 0);
@@ -211,24 +261,12 @@ fn table(out: &mut impl Write, records: &[Brief]) -> Result<()> {
         if most == usize::MAX {
             line.push_str(cells[6])
         } else {
-            line.push_str(&shortened(cells[6], most))
+            line.push_str(&shortened(cells[6].into(), most))
         }
         line.push('\n');
         out.write_all(line.as_bytes())?;
     }
     Ok(())
-}
-
-fn row(record: &Brief) -> [String; 7] {
-    [
-        record.id.to_string(),
-        record.name.as_ref().map_or_else(|| "-".into(), ToString::to_string),
-        state(record),
-        age(&record.created),
-        record.duration_ms.map_or_else(|| "-".into(), |took| short(Duration::from_millis(took))),
-        shortened(&printable(&record.image), LONGEST_IMAGE),
-        printable(&record.command.join(" ")),
-    ]
 }
 
 /// Where it stands; that a job is paused is the kernel's to say.
@@ -243,33 +281,45 @@ fn state(record: &Brief) -> String {
 /// Bytes that are written at once.
 const OUTPUT: usize = 64 << 10;
 
-const HEADER: [&str; 7] = ["JOB", "NAME", "STATE", "CREATED", "TOOK", "IMAGE", "COMMAND"];
 const LEAST_OF_A_COMMAND: usize = 12;
 const LONGEST_IMAGE: usize = 16;
 
 /// The first `most` characters, the last of them an ellipsis where there are more.
-pub(super) fn shortened(text: &str, most: usize) -> String {
+pub(super) fn shortened(text: Cow<'_, str>, most: usize) -> Cow<'_, str> {
     match text.char_indices().nth(most) {
         Some(_) => text.chars().take(most.saturating_sub(1)).chain(['…']).collect(),
-        None => text.to_owned(),
+        None => text,
     }
 }
 
 pub(super) fn age(created: &str) -> String {
+    let mut text = String::new();
+    write_age(&mut text, created);
+    text
+}
+
+fn write_age(to: &mut String, created: &str) {
     let since = humantime::parse_rfc3339(created).ok().and_then(|then| SystemTime::now().duration_since(then).ok());
-    since.map_or_else(|| created.to_owned(), |age| format!("{} ago", short(age)))
+    match since {
+        Some(since) => {
+            write_short(to, since);
+            to.push_str(" ago");
+        }
+        None => to.push_str(created),
+    }
 }
 
 /// A duration in its largest unit.
-fn short(duration: Duration) -> String {
+fn write_short(to: &mut String, duration: Duration) {
     let seconds = duration.as_secs();
-    match seconds {
-        0 => format!("{}ms", duration.as_millis()),
-        1..=119 => format!("{seconds}s"),
-        120..=7199 => format!("{}m", seconds / 60),
-        7200..=172_799 => format!("{}h", seconds / 3600),
-        _ => format!("{}d", seconds / 86400),
-    }
+    let (number, unit) = match seconds {
+        0 => (duration.as_millis().try_into().unwrap_or_default(), "ms"),
+        1..=119 => (seconds, "s"),
+        120..=7199 => (seconds / 60, "m"),
+        7200..=172_799 => (seconds / 3600, "h"),
+        _ => (seconds / 86400, "d"),
+    };
+    write!(to, "{number}{unit}").unwrap_or_default();
 }
 
 #[cfg(test)]

@@ -77,7 +77,7 @@ fn refusal(text: &str, found: &[Listed], all: &[Listed], in_use: &BTreeSet<Strin
         return Some(format!("{} is in a store of others, which is only read", printable(&first.reference)));
     }
     if found.len() > 1 {
-        let names: Vec<String> = found.iter().map(|name| printable(&name.reference)).collect();
+        let names: Vec<String> = found.iter().map(|name| printable(&name.reference).into_owned()).collect();
         return Some(format!(
             "{} is called {}; name the one to remove, or add --force for all",
             printable(text),

@@ -62,7 +62,7 @@ pub(super) fn reference(text: &str) -> Result<ImageRef, String> {
     let reference: ImageRef = text.parse().map_err(said)?;
     let is_bare = matches!(reference, ImageRef::Registry(_)) && !text.starts_with("docker://");
     if is_bare && std::fs::symlink_metadata(text).is_ok() {
-        return Err(said(ReferenceError::PathOrName(printable(text))));
+        return Err(said(ReferenceError::PathOrName(printable(text).into_owned())));
     }
     Ok(reference)
 }

@@ -168,7 +168,8 @@ impl Jobs {
     fn bury(&self, id: &JobId) -> Result<bool> {
         let live = self.live(id);
         let Some(file) = self.lock(id)? else { return Ok(false) };
-        let record = read_bounded(&live).doing("read", &live).and_then(|text| last_record::<Record>(&text, &live));
+        let record =
+            read_bounded(&live).doing("read", &live).and_then(|text| last_record::<Record>(&text, || live.clone()));
         let mut record = match record {
             // Not one line was written: the payload of that job never started. What has a record is another's.
             Err(JobStoreError::BadRecord { .. }) => {

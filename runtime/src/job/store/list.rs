@@ -1,14 +1,14 @@
 //! Finding jobs and reading what is kept of them.
 
+use std::cmp::Reverse;
 use std::fs::{self, File};
 use std::io;
 use std::num::NonZero;
-use std::path::Path;
 use std::thread::{Builder, ScopedJoinHandle, available_parallelism};
 
 use rustix::fs::{Mode, OFlags, open, openat};
 
-use super::error::{Doing, JobStoreError, Result};
+use super::error::{JobStoreError, Result};
 use super::lines::{last_record, read_into};
 use super::{Jobs, RECORD, is_at, restarts};
 use crate::job::brief::{Brief, Entry};
@@ -20,6 +20,13 @@ use crate::job::record::Record;
 const WORTH_A_THREAD: usize = 500;
 /// Threads at most: what they share is the kernel's lock on the directory.
 const MOST_THREADS: usize = 4;
+
+/// By this it is sorted without a look at the whole of it: digits of the time, and of the id.
+fn newest_first<E: Entry>(entry: &E) -> (Reverse<u64>, u64) {
+    let digits = entry.created().bytes().filter(u8::is_ascii_digit).map(|digit| u64::from(digit - b'0'));
+    let created = digits.fold(0, |number: u64, digit| number.wrapping_mul(10).wrapping_add(digit));
+    (Reverse(created), u64::from_str_radix(entry.id().as_str(), 16).unwrap_or_default())
+}
 
 /// What was read, and the trouble with what cannot be.
 type Listed<E> = (Vec<E>, Vec<JobStoreError>);
@@ -86,20 +93,22 @@ impl Jobs {
         };
         let (records, troubles): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
         let mut records: Vec<E> = records.into_iter().flatten().collect();
-        records.sort_by(|one, other| other.created().cmp(one.created()).then_with(|| one.id().cmp(other.id())));
+        records.sort_by_cached_key(newest_first);
         Ok((records, troubles.into_iter().flatten().collect()))
     }
 
     fn read_some<E: Entry>(&self, ids: &[JobId]) -> Listed<E> {
         let (mut records, mut troubles) = (Vec::with_capacity(ids.len()), Vec::new());
-        let mut text = Vec::new();
+        // Taken once: whoever allocates waits for the other threads (docs/benchmarks.md).
+        let (mut ended, mut memory) = (String::new(), Vec::new());
         // From here the way to each is short; where there is no such directory there are no such records.
         let directory = open(self.directory.join("jobs"), OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok();
         for id in ids {
-            let ended = || Path::new(id.as_str()).join(RECORD);
-            let open = |at| openat(at, ended(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+            ended.clear();
+            ended.extend([id.as_str(), "/", RECORD]);
+            let open = |at| openat(at, &*ended, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
             let file = directory.as_ref().and_then(|at| open(at).ok()).map(File::from);
-            match self.read_entry(id, file, &mut text) {
+            match self.read_entry(id, file, &mut memory) {
                 Ok(record) => records.push(record),
                 // Removed meanwhile, or not written yet.
                 Err(JobStoreError::BadRecord { path }) if path == self.live(id) => {}
@@ -158,27 +167,29 @@ impl Jobs {
         self.read_entry(id, None, &mut Vec::new())
     }
 
-    /// The same, or a part of it; `known` is the file where it lies when the job has ended, `text` memory to read into.
-    fn read_entry<E: Entry>(&self, id: &JobId, mut known: Option<File>, text: &mut Vec<u8>) -> Result<E> {
-        let ended = self.directory_of(id).join(RECORD);
+    /// The same, or a part of it; `known` is the file where it lies when the job has ended, `memory` what it is read into.
+    fn read_entry<E: Entry>(&self, id: &JobId, mut known: Option<File>, memory: &mut Vec<u8>) -> Result<E> {
+        let ended = || self.directory_of(id).join(RECORD);
         // A job may end between the first look and the second.
-        for path in [&ended, &self.live(id), &ended] {
-            let file = match known.take().map_or_else(|| File::open(path), Ok) {
+        for is_live in [false, true, false] {
+            let path = || if is_live { self.live(id) } else { ended() };
+            let not_read = |source| JobStoreError::Io { action: "read", path: path(), source };
+            let file = match known.take().map_or_else(|| File::open(path()), Ok) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                opened => opened.doing("read", path)?,
+                opened => opened.map_err(not_read)?,
             };
-            read_into(&file, text).doing("read", path)?;
+            let text = read_into(&file, memory).map_err(not_read)?;
             let mut record: E = last_record(text, path)?;
             if record.is_running() {
                 record.restarted(restarts(&self.directory_of(id)));
-                if *path == ended {
+                if !is_live {
                     record.lose("its record has no end: the machine went down before it was on disk");
-                } else if file.try_lock_shared().is_ok() && is_at(&file, path)? {
+                } else if file.try_lock_shared().is_ok() && is_at(&file, &path())? {
                     record.lose("its supervisor is gone, and no end could be written to its record");
                 }
             }
             return Ok(record);
         }
-        Err(JobStoreError::Io { action: "read", path: ended, source: io::ErrorKind::NotFound.into() })
+        Err(JobStoreError::Io { action: "read", path: ended(), source: io::ErrorKind::NotFound.into() })
     }
 }
