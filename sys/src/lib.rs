@@ -5,6 +5,8 @@
 #![allow(unsafe_code, reason = "the one crate where unsafe code may stand")]
 
 pub mod channel;
+#[cfg(target_arch = "x86_64")]
+pub mod copy;
 pub mod descriptors;
 pub mod diag;
 pub mod landlock;
