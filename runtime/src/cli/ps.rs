@@ -305,7 +305,7 @@ fn write_age(to: &mut String, created: &str) {
             write_short(to, since);
             to.push_str(" ago");
         }
-        None => to.push_str(created),
+        None => to.push_str(&printable(created)),
     }
 }
 

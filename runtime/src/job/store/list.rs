@@ -99,7 +99,7 @@ impl Jobs {
 
     fn read_some<E: Entry>(&self, ids: &[JobId]) -> Listed<E> {
         let (mut records, mut troubles) = (Vec::with_capacity(ids.len()), Vec::new());
-        // Taken once: whoever allocates waits for the other threads (docs/benchmarks.md).
+        // Taken once: whoever allocates waits for the other threads (docs/adr/0027).
         let (mut ended, mut memory) = (String::new(), Vec::new());
         // From here the way to each is short; where there is no such directory there are no such records.
         let directory = open(self.directory.join("jobs"), OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok();
