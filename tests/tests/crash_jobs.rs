@@ -183,18 +183,24 @@ fn a_stale_socket_is_replaced() {
     assert!(socket.symlink_metadata().is_err());
 }
 
+/// Makes the record of a job that runs say that its supervisor is process `pid`; what it said before.
+fn claim(home: &Home, id: &str, pid: u32) -> String {
+    let live = home.state().join("live").join(id);
+    let line = fs::read_to_string(&live).unwrap();
+    let own = home.record(id)["supervisor_pid"].as_i64().unwrap();
+    let wrong = line.replace(&format!("\"supervisor_pid\":{own}"), &format!("\"supervisor_pid\":{pid}"));
+    assert_ne!(line, wrong);
+    fs::write(&live, format!("{line}{wrong}")).unwrap();
+    line
+}
+
 /// A process that has got the number of a supervisor which is gone is nobody's job.
 #[test]
 fn a_number_that_was_used_again_is_not_signalled() {
     let Some(home) = home() else { return };
     let id = home.detached(&[], "exec sleep 1000");
     let mut innocent = Command::new("sleep").arg("1000").spawn().unwrap();
-    let live = home.state().join("live").join(&id);
-    let line = fs::read_to_string(&live).unwrap();
-    let pid = home.record(&id)["supervisor_pid"].as_i64().unwrap();
-    let wrong = line.replace(&format!("\"supervisor_pid\":{pid}"), &format!("\"supervisor_pid\":{}", innocent.id()));
-    assert_ne!(line, wrong);
-    fs::write(&live, format!("{line}{wrong}")).unwrap();
+    let line = claim(&home, &id, innocent.id());
     for words in [&["kill", &id][..], &["exec", &id, "true"]] {
         home.say(words).expect_code(125).expect_one_error_line(&["supervisor is gone"]);
     }
@@ -202,48 +208,46 @@ fn a_number_that_was_used_again_is_not_signalled() {
     assert!(innocent.try_wait().unwrap().is_none(), "the other process lives");
     innocent.kill().unwrap();
     innocent.wait().unwrap();
-    fs::write(&live, line).unwrap();
+    fs::write(home.state().join("live").join(&id), line).unwrap();
     let _ran = home.say(&["rm", "-f", &id]).expect_silent_success();
 }
 
-/// A supervisor that ends closes its files one after the other, the record's lock among the last.
+/// A supervisor that ends gives up one thing after the other, its record's lock among the last: `rm -f` waits for that.
+fn expect_to_wait_for_the_lock(home: &Home, mut remove: Started, id: &str, supervisor: &Process, inside: &[Process]) {
+    let waiter = format!(" -> FLOCK  ADVISORY  READ {} ", remove.pid());
+    let waits = || fs::read_to_string("/proc/locks").unwrap().contains(&waiter);
+    assert!(wait_until(PATIENCE, || waits() || remove.has_ended()) && waits());
+    kill(supervisor, Signal::KILL);
+    all_gone(inside);
+    assert_eq!(remove.finish().expect_silent_success().stdout, format!("{id}\n"));
+    assert!(home.jobs().is_empty());
+}
+
 #[test]
-fn a_job_that_is_just_ending_is_waited_for_before_it_is_removed() {
+fn a_job_whose_supervisor_hangs_up_is_waited_for_before_it_is_removed() {
     let Some(home) = home() else { return };
     let (id, supervisor, inside) = job(&home);
-    let live = home.state().join("live").join(&id);
-    let line = fs::read_to_string(&live).unwrap();
-    let wait_for_the_lock = |remove: &mut Started| {
-        let waiter = format!(" -> FLOCK  ADVISORY  READ {} ", remove.pid());
-        let waits = || fs::read_to_string("/proc/locks").unwrap().contains(&waiter);
-        assert!(wait_until(PATIENCE, || waits() || remove.has_ended()) && waits());
-    };
-    // One that has hung up: its socket is there, and nobody answers.
     let socket = home.state().join("jobs").join(&id).join("control.sock");
     fs::remove_file(&socket).unwrap();
     let hung_up = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
     bind(&hung_up, &SocketAddrUnix::new(&socket).unwrap()).unwrap();
     listen(&hung_up, 1).unwrap();
-    let mut first = Started::new(home.agentd().args(["rm", "-f", &id]));
+    let remove = Started::new(home.agentd().args(["rm", "-f", &id]));
     drop(accept(&hung_up).unwrap());
-    wait_for_the_lock(&mut first);
-    // One that has no memory and no files any more.
-    let mut bare = Command::new("true").spawn().unwrap();
-    let files = format!("/proc/{}/fd", bare.id());
+    expect_to_wait_for_the_lock(&home, remove, &id, &supervisor, &inside);
+}
+
+#[test]
+fn a_job_whose_supervisor_has_no_files_any_more_is_waited_for_before_it_is_removed() {
+    let Some(home) = home() else { return };
+    let (id, supervisor, inside) = job(&home);
+    let mut zombie = Command::new("true").spawn().unwrap();
+    let files = format!("/proc/{}/fd", zombie.id());
     assert!(wait_until(PATIENCE, || fs::read_dir(&files).map_or(true, |mut open| open.next().is_none())));
-    let pid = home.record(&id)["supervisor_pid"].as_i64().unwrap();
-    let ending = line.replace(&format!("\"supervisor_pid\":{pid}"), &format!("\"supervisor_pid\":{}", bare.id()));
-    assert_ne!(line, ending);
-    fs::write(&live, format!("{line}{ending}")).unwrap();
-    let mut second = Started::new(home.agentd().args(["rm", "-f", &id]));
-    wait_for_the_lock(&mut second);
-    bare.wait().unwrap();
-    kill(&supervisor, Signal::KILL);
-    all_gone(&inside);
-    for remove in [first, second] {
-        assert_eq!(remove.finish().expect_silent_success().stdout, format!("{id}\n"));
-    }
-    assert!(home.jobs().is_empty());
+    let _line = claim(&home, &id, zombie.id());
+    let remove = Started::new(home.agentd().args(["rm", "-f", &id]));
+    expect_to_wait_for_the_lock(&home, remove, &id, &supervisor, &inside);
+    zombie.wait().unwrap();
 }
 
 #[test]
