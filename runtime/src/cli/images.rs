@@ -92,7 +92,7 @@ fn table(images: &[Listed], whole: bool) -> Table {
         // Before 2000 it is the zero that reproducible builds write.
         let created = image.created.as_deref().filter(|created| *created > "2000").map_or_else(|| "-".into(), age);
         let most = if whole { usize::MAX } else { LONGEST };
-        table.add_row([shortened(name, most), shortened(tag, most), id.into(), printable(&created), size.into()]);
+        table.add_row([shortened(name, most), shortened(tag, most), id.into(), created.into(), size.into()]);
     }
     table
 }

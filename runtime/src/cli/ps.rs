@@ -292,6 +292,7 @@ pub(super) fn shortened(text: Cow<'_, str>, most: usize) -> Cow<'_, str> {
     }
 }
 
+/// How long ago that was; printable, whatever it says.
 pub(super) fn age(created: &str) -> String {
     let mut text = String::new();
     write_age(&mut text, created);

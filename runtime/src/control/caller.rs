@@ -185,7 +185,7 @@ fn supervisor(jobs: &Jobs, id: &JobId) -> Result<(u32, OwnedFd), ControlError> {
     if fs::read_dir(&files).is_ok_and(|mut open| open.any(|entry| holds(entry).unwrap_or(false))) {
         return Ok((number, pidfd));
     }
-    // A process that ends has no memory any more, and with that nobody but root may look at it; then no table of files; and
+    // Looked at again, for it may have begun to end meanwhile. A process that ends has no memory any more, and with that nobody but root may look at it; then no table of files; and
     // only then are the files closed.
     let is_ending = match fs::read_dir(&files) {
         Ok(mut open) => open.next().is_none(),
