@@ -6,7 +6,7 @@ use std::ops::AddAssign;
 use crate::workspace::Program;
 
 /// File name prefixes of tiers (docs/architecture.md); every other test program is of the tier `unit`.
-const TIERS: [&str; 6] = ["cli_", "userns_", "vm_", "escape_", "race_", "peer_"];
+const TIERS: [&str; 7] = ["cli_", "userns_", "vm_", "escape_", "race_", "crash_", "peer_"];
 
 pub(super) fn tier(program: &Program) -> &'static str {
     let prefix = TIERS.iter().find(|prefix| program.kind == "test" && program.target.starts_with(**prefix));

@@ -17,7 +17,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::tally::{self, Tally};
 use crate::account::succeed;
@@ -30,7 +30,8 @@ const USERS: [&str; 3] = ["root", "ranges", "plain"];
 
 /// Beside the `vm_` tests: those that another kernel, another init or real subordinate ids could make fail. (The others show
 /// each attack without its wall first, and a hardened distribution's kernel has walls of its own; or expect the newest Landlock.)
-const ALSO: &[&str] = &["userns_mounts"];
+/// And the storm, for there each job has a cgroup to leave behind.
+const ALSO: &[&str] = &["userns_mounts", "userns_subids", "crash_storm"];
 
 /// The program whose tests run before and after the guest is booted again, on the newest kernel.
 const AROUND_REBOOTS: &str = "vm_reboot";
@@ -64,25 +65,27 @@ pub(super) struct Ended {
 }
 
 /// Runs those of `programs` that are for guests, on every kernel and as every user. `stand_ins` are programs that tests
-/// look for beside their own.
+/// look for beside their own. Where there can be no guest that is a skip, unless it `is_required`.
 pub(super) fn run(
     programs: &[Program],
     stand_ins: &[&Path],
     agentd: &Path,
     target_directory: &Path,
     filter: Option<&str>,
+    is_required: bool,
 ) -> Result<Vec<Ended>> {
     println!("== tests in a guest");
     let programs: Vec<&Program> = programs.iter().filter(|program| is_for_guests(program)).collect();
     let skipped = |reason: String| {
+        ensure!(!is_required, "no guest: {reason}");
         println!("SKIPPED: {reason}");
         let count = u32::try_from(programs.len() * USERS.len() * KERNELS.len()).unwrap_or(u32::MAX);
         let tally = Tally { skipped: count, ..Tally::default() };
         let skips = vec![format!("test programs in a guest: {reason}"); programs.len() * USERS.len() * KERNELS.len()];
-        vec![Ended { tier: "vm_", user: "the guest".into(), tally, skips }]
+        Ok(vec![Ended { tier: "vm_", user: "the guest".into(), tally, skips }])
     };
     if let Some(reason) = machine::missing() {
-        return Ok(skipped(reason));
+        return skipped(reason);
     }
     let cache = target_directory.join("guest");
     fs::create_dir_all(&cache).with_context(|| format!("create {}", cache.display()))?;
@@ -91,7 +94,7 @@ pub(super) fn run(
     lock.lock().context("wait for another run")?;
     let image = match image::ensure(&cache)? {
         Found::At(image) => image,
-        Found::Unavailable(reason) => return Ok(skipped(reason)),
+        Found::Unavailable(reason) => return skipped(reason),
     };
     let directory = cache.join("running");
     image::remove(&directory)?;
