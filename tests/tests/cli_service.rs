@@ -31,14 +31,14 @@ fn a_manager_hears_when_the_job_runs_when_it_stops_and_how_it_ended() {
     let (socket, path) = manager(&home);
     let mut command = home.run();
     let script = "env; tr '\\0' '\\n' </proc/1/environ; tr '\\0' '\\n' </proc/self/environ; echo on; exec sleep 1000";
-    command.env("NOTIFY_SOCKET", &path).args(["--", "sh", "-c", script]);
+    command.env("NOTIFY_SOCKET", &path).args(["--stop-timeout", "2m", "--", "sh", "-c", script]);
     let mut job = Started::new(&mut command);
     let ready = heard(&socket);
     let id = home.jobs()[0]["id"].as_str().unwrap().to_owned();
     assert_eq!(ready, format!("READY=1\nMAINPID={}\nSTATUS=job {id} runs", job.pid()));
     job.wait_for("on");
     job.signal(Signal::TERM);
-    assert!(heard(&socket).starts_with("STOPPING=1\n"));
+    assert!(heard(&socket).starts_with("STOPPING=1\nEXTEND_TIMEOUT_USEC=250000000\n"), "longer than its patience");
     assert_eq!(heard(&socket), format!("STATUS=job {id}: exited (143)"));
     let ran = job.finish().expect_code(143);
     assert!(!ran.stdout.contains("NOTIFY_SOCKET"), "{ran}");

@@ -60,11 +60,19 @@ fn a_tool_that_eats_memory_is_killed_and_the_agent_is_not() {
     let ran = sh(&home, &["--memory", "64m"], &script).expect_success();
     assert_eq!(ran.stdout, "137\nthe agent lives\n", "{ran}");
     assert_eq!(usage(&home, "oom_kills"), 1);
-    // Who it was is told where the supervisor was fast enough to see it, and never wrongly.
-    let killed = &home.jobs()[0]["usage"]["oom_killed"];
-    assert!(killed.is_null() || *killed == serde_json::json!(["awk"]), "{killed}");
     let peak = usage(&home, "memory_peak");
     assert!((32 << 20..=64 << 20).contains(&peak), "{peak}");
+    // Who it was is told where the supervisor was fast enough to see it, and never wrongly.
+    let is_named = wait_until(PATIENCE, || {
+        let killed = home.jobs()[0]["usage"]["oom_killed"].clone();
+        assert!(killed.is_null() || killed == serde_json::json!(["awk"]), "{killed}");
+        let is_named = !killed.is_null();
+        if !is_named {
+            let _ran = sh(&home, &["--memory", "64m"], &script).expect_success();
+        }
+        is_named
+    });
+    assert!(is_named, "it is never named");
     // Without that limit it gets what it wants.
     let ran = sh(&home, &["--memory", "512m"], &script).expect_success();
     assert_eq!(ran.stdout, "67108864\n0\nthe agent lives\n");
@@ -74,13 +82,31 @@ fn a_tool_that_eats_memory_is_killed_and_the_agent_is_not() {
 #[test]
 fn a_payload_that_is_killed_for_memory_says_so() {
     let Some(home) = home() else { return };
-    let ran = sh(&home, &["--memory", "64m"], &format!("exec {GREEDY}")).expect_code(137);
-    assert!(ran.stderr.contains("out of memory") && ran.stderr.contains("--memory"), "{ran}");
-    let record = &home.jobs()[0];
-    assert!(record["reason"].as_str().unwrap().contains("out of memory"), "{record}");
-    // Another SIGKILL is not taken for one.
+    let limit = "at the limit of 67108864 bytes (--memory)";
+    let is_named = wait_until(PATIENCE, || {
+        let ran = sh(&home, &["--memory", "64m"], &format!("exec {GREEDY}")).expect_code(137);
+        assert!(ran.stderr.contains("out of memory") && ran.stderr.contains(limit), "{ran}");
+        let record = &home.jobs()[0];
+        let reason = record["reason"].as_str().unwrap();
+        assert!(ran.stderr.contains(reason), "{reason}\n{ran}");
+        // A kernel before 5.19 counts no peak; none of the guest's is that old.
+        assert!(reason.contains(&format!("peak was {} bytes", usage(&home, "memory_peak"))), "{record}");
+        reason.contains("killed awk at")
+    });
+    assert!(is_named, "it is never named");
+    // An agent that passes on what became of its tool, and one that another SIGKILL ends.
+    let ran = sh(&home, &["--memory", "64m"], &format!("{GREEDY}; exit $?")).expect_code(137);
+    assert!(ran.stderr.contains(limit), "{ran}");
     let ran = sh(&home, &["--memory", "32m"], "kill -9 $$").expect_code(137);
     assert!(!ran.stderr.contains("memory"), "{ran}");
+    // That too after a tool was killed for memory, once the supervisor has seen it: it rates what is left.
+    let script = format!(
+        "sleep 1000 & {GREEDY}; score=; while [ \"$score\" != 500 ]; do sleep 0.1; read -r score < /proc/$!/oom_score_adj; done; \
+         kill -9 $$"
+    );
+    let ran = sh(&home, &["--memory", "64m", "--timeout", "60s"], &script).expect_code(137);
+    assert!(!ran.stderr.contains("memory"), "{ran}");
+    assert_eq!(usage(&home, "oom_kills"), 1);
 }
 
 #[test]
@@ -92,11 +118,9 @@ fn a_fork_bomb_stops_at_its_limit_and_the_host_goes_on() {
     let cgroup = cgroup_of_running(&home);
     let refused = || fs::read_to_string(cgroup.join("pids.events")).is_ok_and(|text| !text.contains("max 0\n"));
     assert!(wait_until(PATIENCE, refused), "no fork was refused");
-    for _ in 0..5 {
-        let begun = Instant::now();
-        let _ran = run(&mut Command::new("/bin/true")).expect_success();
-        assert!(begun.elapsed() < Duration::from_secs(10), "the host hangs: {:?}", begun.elapsed());
-    }
+    let times = [(); 5].map(|()| run(&mut Command::new("/bin/true")).expect_success().took);
+    let is_responsive = times.iter().all(|took| *took < Duration::from_secs(10));
+    assert!(is_responsive && times.iter().min() < Some(&Duration::from_secs(1)), "the host hangs: {times:?}");
     job.signal(Signal::TERM);
     let _ran = job.finish();
     assert!((30..=41).contains(&usage(&home, "pids_peak")), "{}", usage(&home, "pids_peak"));
@@ -170,28 +194,38 @@ fn what_hides_from_signals_ends_with_the_job_within_a_second() {
     let Some(home) = home() else { return };
     let hidden = "trap '' TERM; setsid sh -c 'trap \"\" TERM; (sleep 1000 & sleep 1000) & sleep 1000' & sleep 1000";
     let script = format!("trap '' TERM; ({hidden}) & sleep 1000");
-    let job = Started::new(&mut command(&home, &["--memory", "64m", "--stop-timeout", "1ms"], &script));
     let sleeps = |process: &Process| {
         fs::read(format!("/proc/{}/cmdline", process.pid)).is_ok_and(|line| line.ends_with(b"sleep\x001000\0"))
     };
-    let mut all = Vec::new();
-    let all_are_there = wait_until(PATIENCE, || {
-        all = Process::of(job.pid()).map(|supervisor| supervisor.descendants()).unwrap_or_default();
-        all.iter().filter(|process| sleeps(process)).count() == 5
-    });
-    assert!(all_are_there, "{all:?}");
-    // However they went away, not from the cgroup.
-    let cgroup = cgroup_of_running(&home);
-    let inside = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap();
-    for process in &all {
-        assert!(inside.lines().any(|line| line == process.pid.to_string()), "{process:?} is not in\n{inside}");
+    // In a cgroup of its own and, for users, in the caller's; by `kill`, and by `stop` when its patience ends at once.
+    for (limits, end) in [(&["--memory", "64m"][..], &["kill"][..]), (&[], &["kill"]), (&[], &["stop", "-t", "0"])] {
+        let job = Started::new(&mut command(&home, &[&["--name", "hides", "--replace"], limits].concat(), &script));
+        let mut all = Vec::new();
+        let all_are_there = wait_until(PATIENCE, || {
+            all = Process::of(job.pid()).map(|supervisor| supervisor.descendants()).unwrap_or_default();
+            all.iter().filter(|process| sleeps(process)).count() == 5
+        });
+        assert!(all_are_there, "{all:?}");
+        let cgroup = home.jobs()[0]["cgroup"].as_str().map(PathBuf::from);
+        assert!(cgroup.is_some() || limits.is_empty());
+        if let Some(cgroup) = &cgroup {
+            // However they went away, not from the cgroup.
+            let inside = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap();
+            for process in &all {
+                assert!(inside.lines().any(|line| line == process.pid.to_string()), "{process:?} is not in\n{inside}");
+            }
+        }
+        let mut words = end.to_vec();
+        words.push("hides");
+        let mut ending = Started::new(home.agentd().args(&words));
+        // From when the supervisor was told on: an emulated machine may need as long to start a program.
+        assert!(wait_until(PATIENCE, || ending.has_ended() || all.iter().any(|process| !process.exists())));
+        let begun = Instant::now();
+        assert!(wait_until(PATIENCE, || !all.iter().any(Process::exists)));
+        assert!(begun.elapsed() < Duration::from_secs(1), "{end:?}: {:?}", begun.elapsed());
+        let _ran = (ending.finish().expect_success(), job.finish().expect_code(137));
+        assert!(cgroup.is_none_or(|cgroup| cgroup.metadata().is_err()));
     }
-    job.signal(Signal::TERM);
-    let begun = Instant::now();
-    assert!(wait_until(PATIENCE, || !all.iter().any(Process::exists)));
-    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
-    let _ran = job.finish();
-    assert!(cgroup.metadata().is_err());
 }
 
 #[test]
@@ -273,13 +307,17 @@ fn a_disk_is_written_as_fast_as_the_job_may() {
     let place = workspace.path().display().to_string();
     let write = |rate: &str| {
         let limit = format!("{place}:{rate}");
-        let flags =
-            ["--workspace", &place, "--device-write-bps", &limit, "--device-read-iops", &format!("{place}:5000")];
+        let more = [("--device-read-iops", "5000"), ("--device-write-iops", "4000"), ("--device-read-bps", "99m")];
+        let more = more.map(|(flag, most)| [flag.to_owned(), format!("{place}:{most}")]).concat();
+        let mut flags = vec!["--workspace", &place, "--device-write-bps", &limit];
+        flags.extend(more.iter().map(String::as_str));
         let script =
             "cat /sys/fs/cgroup/io.max; dd if=/dev/zero of=/workspace/f bs=64k count=32 oflag=direct 2>/dev/null";
         let ran = sh(&home, &flags, script).expect_success();
         let said = format!("wbps={}", rate.trim_end_matches('k').parse::<u64>().unwrap() << 10);
-        assert!(ran.stdout.contains(&said) && ran.stdout.contains("riops=5000"), "{ran}");
+        for said in [said.as_str(), "riops=5000", "wiops=4000", "rbps=103809024"] {
+            assert!(ran.stdout.split_whitespace().any(|word| word == said), "{said}: {ran}");
+        }
         home.jobs()[0]["duration_ms"].as_u64().unwrap()
     };
     // 2 MiB at 512 KiB a second; less by the burst that the kernel lets through.
@@ -362,9 +400,10 @@ fn the_kernel_has_every_limit_as_it_was_asked_for() {
     let mut flags =
         vec!["--memory", "64m", "--memory-high", "48m", "--memory-swap", "96m", "--cpu-weight", "50", "--pids", "20"];
     let cpuset = ["--cpuset-cpus", "0"];
-    if is_root() {
+    let has_cpuset = is_root() || delegates("cpuset");
+    if has_cpuset {
         flags.extend(cpuset);
-    } else if !delegates("cpuset") {
+    } else {
         sh(&home, &cpuset, "true").expect_code(125).expect_one_error_line(&["--cpuset-cpus", "cpuset"]);
     }
     let mut job =
@@ -374,16 +413,15 @@ fn the_kernel_has_every_limit_as_it_was_asked_for() {
     let has = |name: &str| fs::read_to_string(cgroup.join(name)).map(|text| text.trim_end().to_owned()).ok();
     assert_eq!((has("memory.max").as_deref(), has("cpu.weight").as_deref()), (Some("67108864"), Some("50")));
     assert_eq!(has("memory.high").as_deref(), Some("50331648"));
-    // A kernel without swap has no such file.
-    assert!([None, Some("33554432")].contains(&has("memory.swap.max").as_deref()), "{:?}", has("memory.swap.max"));
+    assert_eq!(has("memory.swap.max").as_deref(), Some("33554432"));
     // PID 1 of the box is one more.
     assert_eq!(has("pids.max").as_deref(), Some("21"));
-    if is_root() {
+    if has_cpuset {
         assert_eq!(has("cpuset.cpus.effective").as_deref(), Some("0"));
     }
     job.signal(Signal::TERM);
     let ran = job.finish();
-    assert!(!is_root() || ran.stdout.ends_with("Cpus_allowed_list:\t0\n"), "{ran}");
+    assert!(!has_cpuset || ran.stdout.ends_with("Cpus_allowed_list:\t0\n"), "{ran}");
 }
 
 /// Whether the cgroups of this user's jobs can have that controller.

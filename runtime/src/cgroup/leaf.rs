@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
-use super::memory::Watch;
+use super::memory::{Verdict, Watch};
 use super::{Cgroup, Limits, Place, SUPERVISOR, name, scope};
 use crate::job::id::JobId;
 
@@ -103,7 +103,7 @@ impl Usage {
 pub(crate) struct Leaf {
     directory: PathBuf,
     handle: OwnedFd,
-    /// Where memory is limited.
+    /// Where the kernel tells of memory; it does where that is limited.
     watch: Option<Watch>,
     is_frozen: bool,
 }
@@ -131,8 +131,11 @@ impl Leaf {
         fs::create_dir(&directory).doing("create the cgroup", &directory)?;
         let made = limit(&directory, &cgroup.limits).and_then(|()| {
             let handle = open(&directory)?;
-            let watch = cgroup.limits.memory.map(|_| Watch::new(&directory)).transpose();
-            Ok((handle, watch.doing("watch the memory of", &directory)?))
+            let watch = match cgroup.limits.memory {
+                Some(_) => Some(Watch::new(&directory).doing("watch the memory of", &directory)?),
+                None => Watch::new(&directory).ok(),
+            };
+            Ok((handle, watch))
         });
         match made {
             Ok((handle, watch)) => Ok(Self { directory, handle, watch, is_frozen: false }),
@@ -154,7 +157,7 @@ impl Leaf {
         &self.directory
     }
 
-    /// What to poll for an exceptional condition, where memory is limited.
+    /// What to poll for an exceptional condition, where the kernel tells of memory.
     pub(crate) fn alarm(&self) -> Option<BorrowedFd<'_>> {
         self.watch.as_ref().map(AsFd::as_fd)
     }
@@ -164,6 +167,13 @@ impl Leaf {
         if let Some(watch) = &mut self.watch {
             watch.look();
         }
+    }
+
+    /// What the kernel did for want of memory, up to now; `None`: nothing, or it does not tell.
+    pub(crate) fn verdict(&mut self) -> Option<Verdict> {
+        // A kill that came with the end is told too.
+        self.look();
+        self.watch.as_ref().and_then(Watch::verdict)
     }
 
     /// Stops the processes in it, or lets them go on; the kernel needs a moment for as many as there are. SIGKILL ends them
@@ -179,15 +189,21 @@ impl Leaf {
         self.is_frozen
     }
 
+    /// Most bytes of memory at once (Linux 5.19).
+    pub(crate) fn memory_peak(&self) -> Option<u64> {
+        fs::read_to_string(self.directory.join("memory.peak")).ok()?.trim().parse().ok()
+    }
+
     /// What was used.
     pub(crate) fn usage(&mut self) -> Usage {
         // A kill that came with the end is told too.
         self.look();
         let text = |name: &str| fs::read_to_string(self.directory.join(name)).unwrap_or_default();
         let number = |name: &str| text(name).trim().parse().ok();
+        let memory_peak = self.memory_peak();
         let (cpu, memory, pids) = (text("cpu.stat"), text("memory.events"), text("pids.events"));
         Usage {
-            memory_peak: number("memory.peak"),
+            memory_peak,
             pids_peak: number("pids.peak"),
             cpu_us: field(&cpu, "usage_usec"),
             cpu_throttled_us: field(&cpu, "throttled_usec"),

@@ -20,13 +20,27 @@ const EXPENDABLE: &str = "500";
 /// Names that are kept.
 const MOST_NAMES: usize = 8;
 
-/// PID 1 of the box and the payload, by their pids in the box.
-const SPARED: [&str; 2] = ["1", "2"];
+/// The payload's pid in the box.
+const PAYLOAD: &str = "2";
+
+/// PID 1 of the box and the payload.
+const SPARED: [&str; 2] = ["1", PAYLOAD];
 
 const SIGKILL_BIT: u64 = 1 << (libc::SIGKILL - 1);
 
 /// A job whose page cache fills its memory is at its limit all the time; a look goes over all its processes.
 const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
+
+/// What the kernel did for want of memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Verdict {
+    /// Who was killed last, where that was seen; the payload chose the name.
+    pub(crate) untrusted_name: Option<String>,
+    /// At a limit of the job's own; else the machine had nothing left.
+    pub(crate) is_own_limit: bool,
+    /// The payload, or PID 1 of the box, was among them.
+    pub(crate) is_payload: bool,
+}
 
 /// The watch over one cgroup.
 #[derive(Debug)]
@@ -36,30 +50,43 @@ pub(crate) struct Watch {
     at_limit: u64,
     looked: Option<Instant>,
     kills: u64,
+    /// Kills at a limit of the cgroup's own; others are the machine's, which had nothing left.
+    at_own_limit: u64,
     /// Who was there at the limit, largest first.
     seen: Vec<Process>,
     untrusted_killed: Vec<String>,
+    is_payload_killed: bool,
 }
 
 impl Watch {
     /// Of the cgroup `directory`.
     pub(super) fn new(directory: &Path) -> std::io::Result<Self> {
         let events = File::open(directory.join("memory.events"))?;
-        let (seen, untrusted_killed) = (Vec::new(), Vec::new());
         Ok(Self {
             directory: directory.to_owned(),
             events,
             at_limit: 0,
             looked: None,
             kills: 0,
-            seen,
-            untrusted_killed,
+            at_own_limit: 0,
+            seen: Vec::new(),
+            untrusted_killed: Vec::new(),
+            is_payload_killed: false,
         })
     }
 
     /// Names of the processes that were killed, as far as they were seen.
     pub(super) fn take_killed(&mut self) -> Vec<String> {
         std::mem::take(&mut self.untrusted_killed)
+    }
+
+    /// What the kernel did for want of memory; `None`: it killed nobody.
+    pub(super) fn verdict(&self) -> Option<Verdict> {
+        (self.kills > 0).then(|| Verdict {
+            untrusted_name: self.untrusted_killed.last().cloned(),
+            is_own_limit: self.at_own_limit > 0,
+            is_payload: self.is_payload_killed,
+        })
     }
 
     /// Looks at what has happened. What cannot be read or set is as if it had not: the kernel's own choice is left then.
@@ -71,8 +98,9 @@ impl Watch {
         }
         let (at_limit, kills) = (field(&text, "max").unwrap_or(0), field(&text, "oom_kill").unwrap_or(0));
         let is_killed = kills > self.kills;
+        self.at_own_limit = field(&text, "oom").unwrap_or(0);
         if is_killed {
-            self.name_killed();
+            self.name_killed(&self.processes());
         }
         let is_due = self.looked.is_none_or(|looked| looked.elapsed() >= BETWEEN_LOOKS);
         if is_killed || (at_limit > self.at_limit && is_due) {
@@ -97,7 +125,7 @@ impl Watch {
             // In a service with OOMScoreAdjust=-1000 a payload that nothing else is left of would never be killed, and never get
             // on: it would ask for memory for ever.
             let is_protected = || fs::read_to_string(&path).is_ok_and(|score| score.starts_with('-'));
-            let score = match process.is_spared {
+            let score = match SPARED.contains(&process.in_box.as_str()) {
                 false => EXPENDABLE,
                 true if is_protected() => "0",
                 true => continue,
@@ -107,19 +135,23 @@ impl Watch {
         }
     }
 
-    fn name_killed(&mut self) {
-        let now = self.processes();
-        let dying = now.iter().filter(|process| process.is_dying);
-        // One that ended by itself, or was about to become another program, is not it: it had most of the memory.
-        let most = self.seen.iter().map(|process| process.kib).sum::<u64>() / 2;
-        let is_gone = |seen: &&Process| !now.iter().any(|process| process.pid == seen.pid);
-        let gone = self.seen.iter().filter(|seen| !seen.is_spared && seen.kib > most).find(is_gone);
-        let mut names: Vec<String> = dying.map(|process| process.untrusted_name.clone()).collect();
-        if names.is_empty() {
-            // It was faster than this look.
-            names.extend(gone.map(|process| process.untrusted_name.clone()));
-        }
-        self.untrusted_killed.extend(names);
+    /// Who was killed, by who is there `now`.
+    fn name_killed(&mut self, now: &[Process]) {
+        let is_there = |pid: &str| now.iter().any(|process| process.pid == pid && !process.is_dying);
+        let killed: Vec<&Process> =
+            if SPARED.iter().all(|spared| now.iter().any(|one| one.in_box == *spared && !one.is_dying)) {
+                let dying: Vec<_> = now.iter().filter(|process| process.is_dying).collect();
+                // Or it was faster than this look. One that ended by itself, or was about to become another program, is not it: it had
+                // most of the memory.
+                let most = self.seen.iter().map(|process| process.kib).sum::<u64>() / 2;
+                let gone = self.seen.iter().filter(|seen| seen.kib > most && !is_there(&seen.pid));
+                if dying.is_empty() { gone.collect() } else { dying }
+            } else {
+                // The others go with it, whoever they are.
+                self.is_payload_killed = true;
+                now.iter().chain(&self.seen).find(|process| process.in_box == PAYLOAD).into_iter().collect()
+            };
+        self.untrusted_killed.extend(killed.into_iter().map(|process| process.untrusted_name.clone()));
         self.untrusted_killed.truncate(MOST_NAMES);
     }
 }
@@ -136,7 +168,8 @@ struct Process {
     pid: String,
     untrusted_name: String,
     kib: u64,
-    is_spared: bool,
+    /// Its pid in the box.
+    in_box: String,
     is_dying: bool,
 }
 
@@ -155,7 +188,7 @@ impl Process {
             pid: pid.to_owned(),
             untrusted_name: value("Name")?.to_owned(),
             kib: value("VmRSS").and_then(|size| size.split(' ').next()?.parse().ok()).unwrap_or(0),
-            is_spared: SPARED.contains(&in_box),
+            in_box: in_box.to_owned(),
             is_dying: (pending("SigPnd") | pending("ShdPnd")) & SIGKILL_BIT != 0
                 || value("State").is_some_and(|state| state.starts_with(['Z', 'X'])),
         })
@@ -172,14 +205,44 @@ mod tests {
             SigPnd:\t0000000000000000\nShdPnd:\t0000000000000000\n";
         let process = Process::read("4711", status).unwrap();
         assert_eq!(
-            (process.untrusted_name.as_str(), process.kib, process.is_spared, process.is_dying),
-            ("tail", 1234, false, false)
+            (process.untrusted_name.as_str(), process.kib, process.in_box.as_str(), process.is_dying),
+            ("tail", 1234, "12", false)
         );
-        assert!(Process::read("1", &status.replace("\t12", "\t2")).unwrap().is_spared);
         assert!(
             Process::read("1", &status.replace("ShdPnd:\t00000000000000", "ShdPnd:\t00000000000001")).unwrap().is_dying
         );
         assert!(Process::read("1", &status.replace("R (running)", "Z (zombie)")).unwrap().is_dying);
         assert_eq!(Process::read("1", ""), None);
+    }
+
+    #[test]
+    fn a_kill_is_the_payloads_only_where_it_is_gone() {
+        let process = |in_box: &str, kib: u64, is_dying: bool| Process {
+            pid: format!("10{in_box}"),
+            untrusted_name: format!("p{in_box}"),
+            kib,
+            in_box: in_box.to_owned(),
+            is_dying,
+        };
+        let told = |seen: &[Process], now: &[Process]| {
+            let directory = tempfile::tempdir().unwrap();
+            fs::write(directory.path().join("memory.events"), "").unwrap();
+            let mut watch = Watch::new(directory.path()).unwrap();
+            watch.seen = seen.to_vec();
+            watch.name_killed(now);
+            (watch.untrusted_killed.join(" "), watch.is_payload_killed)
+        };
+        let (init, agent, tool) = (process("1", 1, false), process("2", 40, false), process("3", 50, false));
+        let all = [tool.clone(), agent.clone(), init.clone()];
+        let dying = process("3", 50, true);
+        assert_eq!(told(&[], &[dying.clone(), agent.clone(), init.clone()]), ("p3".into(), false));
+        assert_eq!(told(&all, &[agent.clone(), init.clone()]), ("p3".into(), false), "faster than the look");
+        assert_eq!(told(&[], &[agent.clone(), init.clone()]), (String::new(), false), "and never seen");
+        let small = [process("3", 5, false), agent.clone(), init.clone()];
+        assert_eq!(told(&small, &[agent.clone(), init.clone()]), (String::new(), false), "it ended by itself");
+        // With the payload all others go.
+        assert_eq!(told(&[], &[dying.clone(), process("2", 40, true), init.clone()]), ("p2".into(), true));
+        assert_eq!(told(&all, &[dying, init]), ("p2".into(), true));
+        assert_eq!(told(&[], &[]), (String::new(), true));
     }
 }

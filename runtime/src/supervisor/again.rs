@@ -107,7 +107,7 @@ impl Supervisor<'_> {
             self.clear_away()?;
             self.rest(pause)?;
             if self.stop.is_some() {
-                return Ok(Ending::new(None, self.status.take(), self.stop, self.timeout()));
+                return Ok(Ending::new(None, self.status.take(), self.stop, self.timeout(), None));
             }
             self.begin_again()?;
         }

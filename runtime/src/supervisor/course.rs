@@ -110,7 +110,6 @@ pub fn run(
     record.left.extend(protect::after::findings(plan));
     let supervised = match supervised {
         Ok(ending) => {
-            let ending = ending.told_of(record.usage.as_ref(), plan.cgroup.as_ref());
             record.state = ending.state();
             if matches!(ending, Ending::Exited { .. }) {
                 record.root = upper.map(|upper| keep::keep(upper, &jobs.directory_of(&plan.id)));

@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 use agentd_init::step::{Failure, Step};
 use rustix::io::Errno;
 
-use crate::cgroup::Cgroup;
-use crate::cgroup::leaf::Usage;
+use crate::cgroup::memory::Verdict;
 use crate::job::record::State;
 
 /// Exit code for a failure of agentd's own.
@@ -45,6 +44,42 @@ pub(super) struct Stop {
     pub(super) kill_at: Option<Instant>,
 }
 
+fn outside(status: Option<i32>) -> Option<String> {
+    status.is_none().then(|| "PID 1 of the box was killed from outside".into())
+}
+
+/// What there is to say of a box's memory at its end.
+#[derive(Debug)]
+pub(super) struct Memory {
+    /// What the kernel did.
+    pub(super) verdict: Verdict,
+    /// `--memory`, bytes.
+    pub(super) limit: Option<u64>,
+    /// Most bytes at once, where the kernel counts them.
+    pub(super) peak: Option<u64>,
+}
+
+impl Memory {
+    /// Why the box ended like this, if it was for want of memory: the payload was killed, or it passes on that a tool was.
+    fn reason(&self, status: Option<i32>) -> Option<String> {
+        let is_it = match status {
+            Some(status) if libc::WIFEXITED(status) => libc::WEXITSTATUS(status) == KILLED,
+            Some(status) => self.verdict.is_payload && libc::WTERMSIG(status) == libc::SIGKILL,
+            None => self.verdict.is_payload,
+        };
+        let who = match &self.verdict.untrusted_name {
+            Some(untrusted_name) => untrusted_name.escape_debug().to_string(),
+            None => "it".into(),
+        };
+        let when = match self.limit.filter(|_| self.verdict.is_own_limit) {
+            Some(limit) => format!("at the limit of {limit} bytes (--memory)"),
+            None => "because the machine, or what agentd itself runs in, had none left".into(),
+        };
+        let peak = self.peak.map(|peak| format!("; the job's peak was {peak} bytes")).unwrap_or_default();
+        is_it.then(|| format!("out of memory: the kernel killed {who} {when}{peak}"))
+    }
+}
+
 /// How a job ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ending {
@@ -71,6 +106,7 @@ impl Ending {
         status: Option<i32>,
         stop: Option<Stop>,
         timeout: Option<Duration>,
+        memory: Option<&Memory>,
     ) -> Self {
         if let Some(failure) = failure {
             let code = match (failure.step, Errno::from_raw_os_error(failure.errno)) {
@@ -95,22 +131,9 @@ impl Ending {
             Some(Reason::Interrupted) => (code, Some("interrupted before it ran".into())),
             Some(Reason::Asked) => (code, Some("stopped by `agentd stop`".into())),
             Some(Reason::Killed) => (code, Some("killed by `agentd kill`".into())),
-            None if status.is_none() => (code, Some("PID 1 of the box was killed from outside".into())),
-            None => (code, None),
+            None => (code, memory.and_then(|memory| memory.reason(status)).or_else(|| outside(status))),
         };
         Ending::Exited { code, reason }
-    }
-
-    /// The same, with the kernel's reason where it killed the payload for want of memory.
-    pub(super) fn told_of(self, usage: Option<&Usage>, cgroup: Option<&Cgroup>) -> Self {
-        let Ending::Exited { code, reason: None } = self else { return self };
-        let oom_kills = usage.and_then(|usage| usage.oom_kills).unwrap_or(0);
-        let limit = cgroup.and_then(|cgroup| cgroup.limits.memory);
-        let (Some(limit), true) = (limit, oom_kills > 0 && i32::from(code) == KILLED) else {
-            return Ending::Exited { code, reason: None };
-        };
-        let reason = format!("out of memory: the kernel killed it at its limit of {limit} bytes (--memory)");
-        Ending::Exited { code, reason: Some(reason) }
     }
 
     /// What `agentd run` exits with.
@@ -137,12 +160,12 @@ mod tests {
 
     fn failed(step: Step, errno: Errno) -> Ending {
         let failure = Failure { step, object: "x".into(), errno: errno.raw_os_error() };
-        Ending::new(Some(failure), None, None, None)
+        Ending::new(Some(failure), None, None, None, None)
     }
 
     fn ended(status: Option<i32>, reason: Option<Reason>) -> (u8, bool) {
         let stop = reason.map(|reason| Stop { reason, kill_at: None });
-        match Ending::new(None, status, stop, Some(Duration::from_secs(5))) {
+        match Ending::new(None, status, stop, Some(Duration::from_secs(5)), None) {
             Ending::Exited { code, reason } => (code, reason.is_some()),
             Ending::Failed { .. } => panic!("nothing failed"),
         }
@@ -160,5 +183,27 @@ mod tests {
         assert_eq!(ended(Some(0), Some(Reason::Timeout)), (124, true));
         assert_eq!(ended(None, Some(Reason::Hangup)), (137, true));
         assert_eq!(ended(None, None), (137, true));
+    }
+
+    #[test]
+    fn want_of_memory_is_told_apart_from_other_kills() {
+        let said = |status: Option<i32>, is_payload: bool, is_own_limit: bool| {
+            let verdict = Verdict { untrusted_name: Some("awk\n".into()), is_own_limit, is_payload };
+            let memory = Memory { verdict, limit: Some(64), peak: Some(63) };
+            let Ending::Exited { reason, .. } = Ending::new(None, status, None, None, Some(&memory)) else { panic!() };
+            reason.unwrap_or_default()
+        };
+        let killed =
+            "out of memory: the kernel killed awk\\n at the limit of 64 bytes (--memory); the job's peak was 63 bytes";
+        for status in [Some(9), Some(137 << 8)] {
+            assert_eq!(said(status, true, true), killed);
+        }
+        assert_eq!(said(Some(137 << 8), false, true), killed, "it passes on what became of a tool");
+        assert_eq!(said(None, true, true), killed);
+        assert!(said(Some(9), true, false).contains("awk\\n because the machine"));
+        // A tool was killed, and the payload by somebody else; or it ended otherwise.
+        assert_eq!(said(Some(9), false, true), "");
+        assert!(said(None, false, true).contains("from outside"));
+        assert_eq!((said(Some(1 << 8), true, true), said(Some(15), true, true)), (String::new(), String::new()));
     }
 }

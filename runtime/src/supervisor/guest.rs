@@ -153,7 +153,7 @@ pub fn run(mut plan: Plan, payload: &OwnedFd, caller: &Caller, leaf: Option<&Pat
     }
     match (guest.failure, guest.status) {
         (None, None) => Err(GuestError::Ended),
-        (failure, status) => Ok(Ending::new(failure, status, None, None)),
+        (failure, status) => Ok(Ending::new(failure, status, None, None, None)),
     }
 }
 

@@ -67,7 +67,7 @@ use again::Again;
 use control::Control;
 use denials::Denials;
 use detach::Notice;
-use ending::{Reason, Stop};
+use ending::{Memory, Reason, Stop};
 use network::{Broker, Early};
 use porter::Porters;
 use redact::Redactor;
@@ -306,7 +306,16 @@ impl<'a> Supervisor<'a> {
                 self.bury()?;
             }
         }
-        Ok(Ending::new(self.failure.take(), self.status, self.stop, self.timeout()))
+        let memory = self.memory();
+        Ok(Ending::new(self.failure.take(), self.status, self.stop, self.timeout(), memory.as_ref()))
+    }
+
+    /// What the kernel did to this box for want of memory.
+    fn memory(&mut self) -> Option<Memory> {
+        let leaf = self.leaf.as_mut()?;
+        let verdict = leaf.verdict()?;
+        let limit = self.plan.cgroup.as_ref().and_then(|cgroup| cgroup.limits.memory);
+        Some(Memory { verdict, limit, peak: leaf.memory_peak() })
     }
 
     fn timeout(&self) -> Option<Duration> {
@@ -361,7 +370,7 @@ impl<'a> Supervisor<'a> {
             // It is to hear of it. One that does not thaw is killed when its time is over.
             leaf.freeze(false).unwrap_or_default();
         }
-        self.service.stopping();
+        self.service.stopping(grace);
         pidfd_send_signal(&self.init, rustix::process::Signal::TERM).or_else(gone).to("stop the box")
     }
 

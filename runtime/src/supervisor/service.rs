@@ -21,6 +21,9 @@ use crate::launch::plan::Plan;
 /// A manager that is alive reads at once.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// What agentd itself does at the end of a job, on a busy machine.
+const END_WITHIN: Duration = Duration::from_secs(10);
+
 /// Where journald takes entries with fields (<https://systemd.io/JOURNAL_NATIVE_PROTOCOL>).
 const JOURNAL: &str = "/run/systemd/journal/socket";
 
@@ -67,9 +70,11 @@ impl Service {
         });
     }
 
-    /// The payload was told to end.
-    pub(super) fn stopping(&self) {
-        self.notify(|| "STOPPING=1\nSTATUS=the job is being stopped".to_owned());
+    /// The payload was told to end, and has so long.
+    pub(super) fn stopping(&self, grace: Duration) {
+        // What is unread of its output may take as long again; else systemd would kill after a time of its own.
+        let within = grace.saturating_mul(2).saturating_add(END_WITHIN).as_micros();
+        self.notify(|| format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={within}\nSTATUS=the job is being stopped"));
     }
 
     /// It is over.
@@ -190,14 +195,14 @@ mod tests {
         let name = format!("agentd-test-{}", std::process::id());
         let by_name = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
         for (socket, address) in [(by_path, path.into_os_string()), (by_name, format!("@{name}").into())] {
-            Service::new(Some(&address), false).stopping();
+            Service::new(Some(&address), false).stopping(Duration::from_secs(120));
             let mut buffer = [0; 100];
             let read = socket.recv(&mut buffer).unwrap();
-            assert!(buffer[..read].starts_with(b"STOPPING=1\n"));
+            assert!(buffer[..read].starts_with(b"STOPPING=1\nEXTEND_TIMEOUT_USEC=250000000\n"));
         }
         // Nobody listens, or the address is none: as if there were no manager.
         for nowhere in ["/nonexistent/notify", "vsock:2:1", "", "@"] {
-            Service::new(Some(OsStr::new(nowhere)), false).stopping();
+            Service::new(Some(OsStr::new(nowhere)), false).stopping(Duration::MAX);
         }
     }
 }
