@@ -11,6 +11,7 @@
 )]
 
 pub mod attack;
+mod cost;
 pub mod debian;
 pub mod kernel;
 pub mod listing;
@@ -32,6 +33,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+pub use cost::cpu_time;
 pub use ran::{Ran, run, run_with_input};
 pub use started::Started;
 pub use terminal::Terminal;
@@ -335,7 +337,7 @@ impl Feature {
             }
             Self::Busybox => static_busybox(),
             // Only who starts the guest's tests sets it: no machine is taken for one by its looks.
-            Self::Guest => std::env::var_os("AGENTD_TEST_GUEST").is_some(),
+            Self::Guest => is_guest(),
         };
         let reason = match self {
             Self::Userns => "this user cannot mount in a user namespace (see `agentd doctor`)",
@@ -372,6 +374,12 @@ pub(crate) fn skip(name: &str, all_covers: bool, reason: &str) {
 
 fn succeeds(program: &str, args: &[&str]) -> bool {
     Command::new(program).args(args).output().is_ok_and(|output| output.status.success())
+}
+
+/// Whether the test runs in the guest, which is emulated: what takes long is done less often there.
+#[must_use]
+pub fn is_guest() -> bool {
+    std::env::var_os("AGENTD_TEST_GUEST").is_some()
 }
 
 /// Whether the test runs as root.

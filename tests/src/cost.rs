@@ -1,0 +1,23 @@
+//! What a command costs in processor time, which other load on the machine changes little, as it does change time on a clock.
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use crate::run;
+
+/// Processor time, user's and kernel's, of `command` run `times` times in a row, with every process that is waited for. What
+/// it writes to standard output is dropped; it reads nothing.
+///
+/// # Panics
+/// When the command fails.
+#[must_use]
+#[track_caller]
+pub fn cpu_time(command: &Command, times: u32) -> Duration {
+    let script = r#"TIMEFORMAT='%3U %3S'; time for ((n = 0; n < $0; n++)); do "$@" >/dev/null || exit; done"#;
+    let mut timed = Command::new("bash");
+    timed.args(["-c", script, &times.to_string()]).arg(command.get_program()).args(command.get_args());
+    timed.env_clear().envs(command.get_envs().filter_map(|(name, value)| Some((name, value?)))).stdin(Stdio::null());
+    let ran = run(&mut timed).expect_success();
+    let seconds = ran.stderr.split_whitespace().map(str::parse::<f64>).sum::<Result<f64, _>>();
+    Duration::from_secs_f64(seconds.unwrap_or_else(|e| panic!("{e}\n{ran}")))
+}
