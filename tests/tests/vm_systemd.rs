@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use agentd_tests::server::{Manner, Server};
 use agentd_tests::{Feature, Ran, Started, Terminal, agentd, is_root, require, run, wait_until};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -160,6 +161,15 @@ fn a_unit_starts_with_its_job_and_stopping_it_leaves_nothing() {
     let alive = || all.iter().any(|pid| fs::metadata(format!("/proc/{pid}")).is_ok());
     assert!(wait_until(PATIENCE, || !alive() && cgroup.symlink_metadata().is_err()), "{cgroup:?}");
     assert_eq!(self::mounts(), mounts);
+    let id = record["id"].as_str().unwrap();
+    let named = |above: &str| run(Command::new("find").args([above, "-xdev", "-name", &format!("*{id}*")])).stdout;
+    assert_eq!(named("/run") + &named("/sys/fs/cgroup") + &named("/tmp"), "");
+    // Its record and its output are what is meant to be left.
+    let home = if is_root() { "/var/lib/agentd-jobs".into() } else { std::env::var("HOME").unwrap() };
+    let kept = named(&home);
+    assert!(kept.lines().count() == 1 && kept.trim_end().ends_with(&format!("jobs/{id}")), "{kept}");
+    let left = run(Command::new("find").args([&home, "-name", "control.sock"])).stdout;
+    assert!(!left.contains(id), "{left}");
     let record = self::record("whole");
     assert_eq!((record["state"].as_str(), record["exit_code"].as_i64()), (Some("exited"), Some(137)), "{record}");
     assert!(record["reason"].as_str().unwrap().contains("SIGTERM"), "{record}");
@@ -326,12 +336,70 @@ fn the_unit_of_a_job_starts_what_the_job_was() {
     assert!(unit.cgroup().read_dir().unwrap().flatten().any(|entry| entry.file_name() == "agentd-supervisor"));
 }
 
+/// A manager kills what has not ended within a time of its own, which is less than a job may be given.
+#[test]
+fn a_job_has_the_time_to_end_that_it_was_given() {
+    if !require(Feature::Guest) {
+        return;
+    }
+    let script = "trap 'sleep 4; echo in order; exit 0' TERM; echo ready; sleep 1000 & wait";
+    let text = format!("stop-timeout = \"1m\"\ncommand = [\"sh\", \"-c\", {script:?}]\n");
+    let unit = Unit::of_file("patient", &text);
+    fs::write(places().0.join("agentd@patient.service.d/stop.conf"), "[Service]\nTimeoutStopSec=1s\n").unwrap();
+    let _ran = systemctl(&["daemon-reload"]).expect_success();
+    unit.start();
+    assert!(wait_until(PATIENCE, || logs("patient") == "ready\n"), "{}", unit.status());
+    let _ran = systemctl(&["stop", &unit.0]).expect_success();
+    assert!(unit.is("inactive"), "{}", unit.status());
+    assert_eq!(logs("patient"), "ready\nin order\n");
+    assert_eq!(record("patient")["exit_code"], 0);
+}
+
+/// What confines agentd in a unit leaves it what a job may ask for.
+#[test]
+fn a_unit_runs_a_job_that_asks_for_everything() {
+    if !require(Feature::Guest) || !require(Feature::Busybox) {
+        return;
+    }
+    let place = tempfile::tempdir_in(if is_root() { "/srv".into() } else { std::env::var("HOME").unwrap() }).unwrap();
+    let (image, work) = (place.path().join("image"), place.path().join("work"));
+    agentd_tests::busybox().write(&image, "latest").unwrap();
+    fs::create_dir(&work).unwrap();
+    let server = Server::at("127.0.0.1", Manner::Echoes);
+    let script = format!(
+        "set -e; chown 7:7 /etc/passwd; stat -c %u /etc/passwd; echo x >/etc/new; \
+         test $(cat /run/secrets/KEY) = sesame; echo hello | nc web.test {}; echo written >made; echo whole; sleep 1000",
+        server.port()
+    );
+    let text = format!(
+        "image = \"oci:{}\"\nworkspace = \"{}\"\nwritable = true\nfake-root = true\nsecret = [\"KEY=cred:key\"]\n\
+         allow = [\"web.test:{}\"]\nadd-host = [\"web.test:127.0.0.1\"]\nmemory = \"256m\"\ncommand = [\"sh\", \"-c\", {script:?}]\n",
+        image.display(),
+        work.display(),
+        server.port()
+    );
+    let unit = Unit::of_file("everything", &text);
+    if is_root() {
+        let _ran = run(Command::new("chown").args(["-R", "agentd:agentd"]).arg(place.path())).expect_success();
+    }
+    fs::write(places().0.join("agentd@everything.service.d/key.conf"), "[Service]\nSetCredential=key:sesame\n")
+        .unwrap();
+    let _ran = systemctl(&["daemon-reload"]).expect_success();
+    unit.start();
+    let is_whole = wait_until(PATIENCE, || logs("everything").contains("whole\n"));
+    assert!(is_whole, "{}\n{}", logs("everything"), unit.status());
+    assert_eq!((logs("everything").as_str(), server.heard().as_str()), ("7\nhello\nwhole\n", "hello\n"));
+    assert_eq!(fs::read_to_string(work.join("made")).unwrap(), "written\n");
+    assert_eq!(record("everything")["denials"], 0);
+}
+
 #[test]
 fn the_journal_has_the_job_in_fields_and_its_output_as_it_is() {
     if !require(Feature::Guest) || !require(Feature::Root) {
         return;
     }
-    let unit = Unit::of_file("told-of", "command = [\"sh\", \"-c\", \"echo '<0>calm'; exit 3\"]\nmemory = \"64m\"");
+    let script = r#"echo '<0>calm'; exec awk 'BEGIN { s = "x"; while (length(s) < 67108864) s = s s }'"#;
+    let unit = Unit::of_file("told-of", &format!("memory = \"48m\"\ncommand = [\"sh\", \"-c\", {script:?}]"));
     fs::write("/etc/systemd/system/agentd@told-of.service.d/soon.conf", "[Service]\nRestart=no\n").unwrap();
     let _ran = systemctl(&["daemon-reload"]).expect_success();
     unit.start();
@@ -341,7 +409,7 @@ fn the_journal_has_the_job_in_fields_and_its_output_as_it_is() {
         let said = run(Command::new("journalctl").args(["-o", "json", "--no-pager", filter])).expect_success();
         said.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     };
-    let id = record("told-of")["id"].as_str().unwrap().to_owned();
+    let id = self::record("told-of")["id"].as_str().unwrap().to_owned();
     let of_job = entries(&format!("AGENTD_JOB={id}"));
     assert_eq!(of_job.len(), 2, "{of_job:?}");
     let (began, ended) = (&of_job[0], &of_job[1]);
@@ -355,8 +423,23 @@ fn the_journal_has_the_job_in_fields_and_its_output_as_it_is() {
         assert_eq!(entry["_SYSTEMD_UNIT"], "agentd@told-of.service");
         assert_eq!(entry["_TRANSPORT"], "journal");
     }
-    assert_eq!((ended["AGENTD_STATE"].as_str(), ended["AGENTD_EXIT_CODE"].as_str()), (Some("exited"), Some("3")));
-    assert!(ended["AGENTD_MEMORY_PEAK"].as_str().is_some_and(|peak| peak.parse::<u64>().unwrap() > 0), "{ended}");
+    let record = self::record("told-of");
+    let usage = |name: &str| record["usage"][name].to_string();
+    // Every field that docs/systemd.md names.
+    for (field, value) in [
+        ("AGENTD_IMAGE", "host".to_owned()),
+        ("AGENTD_STATE", "exited".to_owned()),
+        ("AGENTD_EXIT_CODE", "137".to_owned()),
+        ("AGENTD_REASON", record["reason"].as_str().unwrap().to_owned()),
+        ("AGENTD_DURATION_MS", record["duration_ms"].to_string()),
+        ("AGENTD_DENIALS", "0".to_owned()),
+        ("AGENTD_MEMORY_PEAK", usage("memory_peak")),
+        ("AGENTD_PIDS_PEAK", usage("pids_peak")),
+        ("AGENTD_CPU_US", usage("cpu_us")),
+        ("AGENTD_OOM_KILLS", "1".to_owned()),
+    ] {
+        assert_eq!(ended[field].as_str(), Some(value.as_str()), "{field} of {ended}");
+    }
     // Its output is found by the invocation; an emergency of the payload's would go to every terminal.
     let lines = entries(&format!("_SYSTEMD_INVOCATION_ID={}", ended["_SYSTEMD_INVOCATION_ID"].as_str().unwrap()));
     let line = lines.iter().find(|line| line["MESSAGE"] == "<0>calm").unwrap_or_else(|| panic!("{lines:?}"));

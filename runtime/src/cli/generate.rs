@@ -70,18 +70,30 @@ pub(super) fn run(args: Args) -> Result<()> {
         (None, None) if unit.name.is_some() => {
             bail!("--name is for the unit of one job: name it, or a file with --job")
         }
-        (None, None) => return print(&template(is_system, &program)?),
+        (None, None) => return print(&template(is_system, &program)?, &program),
     };
     for variable in &start.from_environment {
         say(&format!(
             "the job takes {variable} from its environment: give the unit an Environment= or EnvironmentFile="
         ));
     }
-    print(&start.unit(is_system, &program)?)
+    print(&start.unit(is_system, &program)?, &program)
 }
 
-fn print(text: &str) -> Result<()> {
+fn print(text: &str, program: &Path) -> Result<()> {
+    if is_hidden(text, program) {
+        say(&format!(
+            "{} is out of sight in this unit (ProtectHome=): install agentd in /usr/local/bin, and ask that one for the unit",
+            program.display()
+        ));
+    }
     Ok(std::io::stdout().lock().write_all(text.as_bytes())?)
+}
+
+/// Whether a unit hides the program that it starts (systemd.exec(5), "ProtectHome").
+fn is_hidden(unit: &str, program: &Path) -> bool {
+    let hides = unit.lines().any(|line| line == "ProtectHome=yes");
+    hides && ["/home", "/root", "/run/user"].iter().any(|place| program.starts_with(place))
 }
 
 fn template(is_system: bool, program: &Path) -> Result<String> {
@@ -338,6 +350,20 @@ mod tests {
         );
         for is_system in [false, true] {
             assert!(template(is_system, program).unwrap().contains("\nExecStart=/opt/agentd run --job "));
+        }
+    }
+
+    #[test]
+    fn a_program_that_its_unit_hides_is_told() {
+        for (program, is_system, is_told) in [
+            ("/home/ada/.local/bin/agentd", true, true),
+            ("/root/agentd", true, true),
+            ("/usr/local/bin/agentd", true, false),
+            ("/homes/agentd", true, false),
+            ("/home/ada/.local/bin/agentd", false, false),
+        ] {
+            let program = Path::new(program);
+            assert_eq!(is_hidden(&template(is_system, program).unwrap(), program), is_told, "{program:?} {is_system}");
         }
     }
 }
