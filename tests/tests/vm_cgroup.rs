@@ -153,9 +153,13 @@ fn a_job_gets_the_cpu_time_it_may_have() {
         let _ran = job.finish();
         (last - first) * 100_000 / ((ended - begun).as_micros() * milli)
     };
-    // Less is possible where the machine is busy.
-    let limited = share("0.2", 200);
-    assert!((95..=105).contains(&limited), "{limited} % of 0.2 CPUs");
+    // Less is possible where the machine is busy; more never.
+    let mut limited = Vec::new();
+    let is_held = (0..4).any(|_| {
+        limited.push(share("0.2", 200));
+        limited.iter().all(|percent| *percent <= 105) && limited.iter().any(|percent| *percent >= 95)
+    });
+    assert!(is_held, "{limited:?} % of 0.2 CPUs");
     let free = share("2", 2000);
     assert!(free > 20, "{free} % of two CPUs: it is the limit that holds the first back");
 }

@@ -367,7 +367,7 @@ fn a_unit_runs_a_job_that_asks_for_everything() {
     fs::create_dir(&work).unwrap();
     let server = Server::at("127.0.0.1", Manner::Echoes);
     let script = format!(
-        "set -e; chown 7:7 /etc/passwd; stat -c %u /etc/passwd; echo x >/etc/new; \
+        "set -e; chown 7:7 /etc/passwd; id -u; echo x >/etc/new; \
          test $(cat /run/secrets/KEY) = sesame; echo hello | nc web.test {}; echo written >made; echo whole; sleep 1000",
         server.port()
     );
@@ -388,7 +388,7 @@ fn a_unit_runs_a_job_that_asks_for_everything() {
     unit.start();
     let is_whole = wait_until(PATIENCE, || logs("everything").contains("whole\n"));
     assert!(is_whole, "{}\n{}", logs("everything"), unit.status());
-    assert_eq!((logs("everything").as_str(), server.heard().as_str()), ("7\nhello\nwhole\n", "hello\n"));
+    assert_eq!((logs("everything").as_str(), server.heard().as_str()), ("0\nhello\nwhole\n", "hello\n"));
     assert_eq!(fs::read_to_string(work.join("made")).unwrap(), "written\n");
     assert_eq!(record("everything")["denials"], 0);
 }
@@ -465,6 +465,19 @@ fn the_machines_unit_is_well_confined_itself() {
     assert_eq!((value("CapEff:"), value("CapBnd:")), ("0000000000000000".into(), "0000000000000000".into()));
     assert_eq!(value("NoNewPrivs:"), "1");
     assert_ne!(value("Uid:").split_whitespace().next(), Some("0"));
+}
+
+/// A user's manager can do less around a service; what there is of walls is the box's.
+#[test]
+fn a_users_unit_is_confined_as_far_as_his_manager_can() {
+    if !require(Feature::Guest) || !require(Feature::OrdinaryUser) {
+        return;
+    }
+    let unit = Unit::of_file("rated", "command = [\"sleep\", \"1000\"]");
+    unit.start();
+    let rate = ["--user", "security", "--no-pager", "--threshold=10", &unit.0];
+    let rated = run(Command::new("systemd-analyze").args(rate));
+    assert_eq!(rated.code(), 0, "{rated}");
 }
 
 /// The machine goes down without a word and comes up again: everything of the user's is killed, what he has in memory is
