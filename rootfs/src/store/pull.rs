@@ -236,7 +236,7 @@ impl Store {
 fn at_once(cores: usize, remote: bool, jobs: &[&Layer]) -> usize {
     let wanted = if remote { cores.max(DOWNLOADS) } else { cores };
     let each = jobs.iter().map(|layer| stream::memory(layer.compression)).max().unwrap_or(MEMORY);
-    wanted.min(MEMORY / each).min(jobs.len())
+    wanted.min((MEMORY / each).max(1)).min(jobs.len())
 }
 
 fn is_stop(error: &ImageError) -> bool {
