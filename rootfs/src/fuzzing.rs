@@ -15,7 +15,7 @@ use std::sync::atomic::AtomicBool;
 use tempfile::TempDir;
 
 use crate::digest::Digest;
-use crate::limits::Limits;
+use crate::limits::{Limits, Taken};
 use crate::reference::{ImageRef, Selector};
 use crate::source::document::{self, Kind, Pointer};
 use crate::source::{
@@ -30,12 +30,14 @@ const LIMITS: Limits = Limits {
     document_bytes: 64 << 10,
     layers: 8,
     layer_bytes: 4 << 20,
+    image_bytes: 4 << 20,
     entries: 200,
+    image_entries: 200,
     path_bytes: 512,
     depth: 16,
     record_bytes: 8 << 10,
     ratio: 1000,
-    directory_bytes: 4096,
+    directory_bytes: 16 << 10,
 };
 
 static GO_ON: AtomicBool = AtomicBool::new(false);
@@ -45,8 +47,8 @@ pub fn layer(untrusted: &[u8]) {
     let tar = with_checksums(untrusted);
     let place = Place::new();
     let root = fs::File::open(place.root()).unwrap();
-    let any = sha256(b"");
-    let stream = LayerStream::new(source(&tar, Compression::None, &any), &LIMITS).unwrap();
+    let (any, taken) = (sha256(b""), Taken::default());
+    let stream = LayerStream::new(source(&tar, Compression::None, &any, &taken), &LIMITS).unwrap();
     let result = unpack(stream, root.into(), &LIMITS);
     place.assert_outside_untouched();
     if let Ok(unpacked) = result {
@@ -62,10 +64,10 @@ pub fn layer(untrusted: &[u8]) {
 pub fn blob(untrusted: &[u8]) {
     let Some((choice, bytes)) = untrusted.split_first() else { return };
     let compression = [Compression::None, Compression::Gzip, Compression::Zstd][usize::from(choice % 3)];
-    let any = sha256(b"");
-    let digests = LayerStream::new(source(bytes, compression, &any), &LIMITS).unwrap().finish();
+    let (any, taken, taken_ahead) = (sha256(b""), Taken::default(), Taken::default());
+    let digests = LayerStream::new(source(bytes, compression, &any, &taken), &LIMITS).unwrap().finish();
     let ahead = std::thread::scope(|scope| {
-        LayerStream::ahead(scope, source(bytes, compression, &any), &LIMITS).unwrap().finish()
+        LayerStream::ahead(scope, source(bytes, compression, &any, &taken_ahead), &LIMITS).unwrap().finish()
     });
     assert_eq!(digests.as_ref().ok(), ahead.as_ref().ok());
     if let Ok((digest, diff_id)) = digests {
@@ -206,8 +208,8 @@ fn with_checksums(untrusted: &[u8]) -> Vec<u8> {
     tar
 }
 
-fn source<'a>(blob: &'a [u8], compression: Compression, any: &'a Digest) -> Blob<'a> {
-    Blob { blob: Box::new(blob), compression, digest: any, diff_id: any, on_read: &|_| {}, cancel: &GO_ON }
+fn source<'a>(blob: &'a [u8], compression: Compression, any: &'a Digest, taken: &'a Taken) -> Blob<'a> {
+    Blob { blob: Box::new(blob), compression, digest: any, diff_id: any, on_read: &|_| {}, cancel: &GO_ON, taken }
 }
 
 fn sha256(bytes: &[u8]) -> Digest {

@@ -2,6 +2,8 @@
 //!
 //! Invariant: every quantity an image controls (bytes, entries, lengths, ratios) is compared with one of these.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use crate::printable::printable;
 
 /// Limits on reading and unpacking one image. The defaults are far above real images and far below harm.
@@ -13,8 +15,12 @@ pub struct Limits {
     pub layers: u64,
     /// Unpacked bytes of one layer: of its tar stream, and of its files without their holes.
     pub layer_bytes: u64,
+    /// Unpacked bytes of all layers of an image: of their tar streams, and of the files of those that are in the store.
+    pub image_bytes: u64,
     /// Entries of one layer, counting extension records and directories that are only implied.
     pub entries: u64,
+    /// Entries of all layers that one pull unpacks, counted in the same way.
+    pub image_entries: u64,
     /// Bytes of a path or link target, with the terminating NUL (`PATH_MAX`).
     pub path_bytes: u64,
     /// Components of a path.
@@ -23,13 +29,16 @@ pub struct Limits {
     pub record_bytes: u64,
     /// Unpacked bytes per compressed byte, looked at once [`Limits::RATIO_FROM`] bytes are out.
     pub ratio: u64,
-    /// Bytes of directory paths of one layer held in memory until their final modes are set.
+    /// Bytes of memory for the directories of one layer, which are held until their final modes are set: their paths, and
+    /// [`Limits::DIRECTORY`] for each.
     pub directory_bytes: u64,
 }
 
 impl Limits {
     /// Below this many unpacked bytes the ratio is not looked at: small layers of zeros are honest.
     pub const RATIO_FROM: u64 = 64 << 20;
+    /// What holding a directory takes beside its path: measured, with names of a few bytes.
+    pub const DIRECTORY: u64 = 144;
 }
 
 impl Default for Limits {
@@ -38,12 +47,15 @@ impl Default for Limits {
             document_bytes: 4 << 20,
             layers: 500,
             layer_bytes: 64 << 30,
+            image_bytes: 256 << 30,
             entries: 2_000_000,
+            image_entries: 10_000_000,
             path_bytes: 4096,
             depth: 256,
             record_bytes: 1 << 20,
             ratio: 2000,
-            directory_bytes: 256 << 20,
+            // Half of the 64 MiB that a pull may take: 150,000 directories with paths of 80 bytes.
+            directory_bytes: 32 << 20,
         }
     }
 }
@@ -60,17 +72,21 @@ pub struct Limit {
     field: fn(&mut Limits) -> &mut u64,
 }
 
-const LIMITS: [Limit; 9] = [
+const LIMITS: [Limit; 11] = [
     limit("layers", "layers of an image", 500, |limits| &mut limits.layers),
     limit("layer-bytes", "unpacked bytes of a layer", u64::MAX, |limits| &mut limits.layer_bytes),
-    limit("entries", "files, directories and records of a layer", u64::MAX, |limits| &mut limits.entries),
-    limit("ratio", "unpacked bytes per compressed byte of a layer", u64::MAX, |limits| &mut limits.ratio),
+    limit("image-bytes", "unpacked bytes of all layers of an image", u64::MAX, |limits| &mut limits.image_bytes),
+    limit("entries", "entries of a layer", u64::MAX, |limits| &mut limits.entries),
+    limit("image-entries", "entries of all layers of an image", u64::MAX, |limits| &mut limits.image_entries),
+    limit("ratio", "unpacked bytes per compressed byte", u64::MAX, |limits| &mut limits.ratio),
     limit("path-bytes", "bytes of a path", 4096, |limits| &mut limits.path_bytes),
-    limit("depth", "directories of a path", 2048, |limits| &mut limits.depth),
+    limit("depth", "components of a path", 2048, |limits| &mut limits.depth),
     limit("record-bytes", "bytes of a PAX record, long name or sparse map", u64::MAX, |limits| {
         &mut limits.record_bytes
     }),
-    limit("directory-bytes", "bytes of a layer's directory names", u64::MAX, |limits| &mut limits.directory_bytes),
+    limit("directory-bytes", "bytes of memory for a layer's directories", u64::MAX, |limits| {
+        &mut limits.directory_bytes
+    }),
     limit("document-bytes", "bytes of an index, manifest or config", u64::MAX, |limits| &mut limits.document_bytes),
 ];
 
@@ -140,9 +156,9 @@ pub enum SetLimitError {
 
 /// A limit an image went over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("goes over the limit on {name} ({limit})")]
+#[error("{}", self.said())]
 pub struct LimitError {
-    /// Which limit, in words.
+    /// Which limit: the name of a [`Limit`], or words for one that nobody can set.
     pub name: &'static str,
     /// Its value.
     pub limit: u64,
@@ -152,6 +168,42 @@ impl LimitError {
     /// An error when `value` is above `limit`.
     pub(crate) fn check(name: &'static str, value: u64, limit: u64) -> Result<(), LimitError> {
         if value > limit { Err(LimitError { name, limit }) } else { Ok(()) }
+    }
+
+    fn said(&self) -> String {
+        let LimitError { name, limit } = self;
+        let Some(known) = LIMITS.iter().find(|known| known.name == *name) else {
+            return format!("goes over the limit on {name} ({limit})");
+        };
+        let more = format!("; --image-limit {name}=VALUE sets it");
+        let more = if *limit < known.most { &more } else { "" };
+        format!("goes over the limit on {} ({limit}){more}", known.meaning)
+    }
+}
+
+/// What the layers that are unpacked together have taken so far: many layers within their limits can still be too much.
+#[derive(Debug, Default)]
+pub(crate) struct Taken {
+    bytes: AtomicU64,
+    entries: AtomicU64,
+}
+
+impl Taken {
+    /// With what the store has of the image already: who asks again is refused again.
+    pub(crate) fn with(bytes: u64) -> Taken {
+        Taken { bytes: AtomicU64::new(bytes), entries: AtomicU64::new(0) }
+    }
+
+    /// Counts unpacked bytes.
+    pub(crate) fn bytes(&self, more: u64, limits: &Limits) -> Result<(), LimitError> {
+        let all = self.bytes.fetch_add(more, Ordering::Relaxed).saturating_add(more);
+        LimitError::check("image-bytes", all, limits.image_bytes)
+    }
+
+    /// Counts entries.
+    pub(crate) fn entries(&self, more: u64, limits: &Limits) -> Result<(), LimitError> {
+        let all = self.entries.fetch_add(more, Ordering::Relaxed).saturating_add(more);
+        LimitError::check("image-entries", all, limits.image_entries)
     }
 }
 
@@ -169,6 +221,27 @@ mod tests {
             let others = Limit::all().iter().filter(|other| other.name != limit.name);
             assert!(others.into_iter().all(|other| *(other.field)(&mut limits) == other.default()), "{}", limit.name);
         }
+    }
+
+    #[test]
+    fn what_goes_over_a_limit_says_which_and_how_it_is_set() {
+        let said = |name, limit| LimitError { name, limit }.to_string();
+        assert_eq!(
+            said("entries", 5),
+            "goes over the limit on entries of a layer (5); --image-limit entries=VALUE sets it"
+        );
+        // More than the kernel takes, or a limit that has no name: there is nothing to set.
+        assert_eq!(said("path-bytes", 4096), "goes over the limit on bytes of a path (4096)");
+        assert_eq!(said("members of an image archive", 5), "goes over the limit on members of an image archive (5)");
+    }
+
+    #[test]
+    fn layers_share_the_limits_on_an_image() {
+        let (taken, limits) = (Taken::default(), Limits { image_bytes: 10, image_entries: 2, ..Limits::default() });
+        std::thread::scope(|scope| (0..2).for_each(|_| drop(scope.spawn(|| taken.bytes(5, &limits).unwrap()))));
+        assert_eq!(taken.bytes(1, &limits), Err(LimitError { name: "image-bytes", limit: 10 }));
+        taken.entries(2, &limits).unwrap();
+        assert_eq!(taken.entries(1, &limits), Err(LimitError { name: "image-entries", limit: 2 }));
     }
 
     #[test]

@@ -12,10 +12,10 @@ use std::io::{self, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::Scope;
 
-use self::inflate::Inflate;
-use self::stage::{Ahead, Block, Piece, Pool, Stage};
+use self::inflate::{Inflate, USUAL_WINDOW};
+use self::stage::{AHEAD, Ahead, Block, Piece, Pool, Stage};
 use crate::digest::{Digest, Hasher};
-use crate::limits::{LimitError, Limits};
+use crate::limits::{LimitError, Limits, Taken};
 
 /// Bytes of a block read from the blob.
 const READ: usize = 128 << 10;
@@ -37,6 +37,19 @@ impl Compression {
             Compression::Gzip => "gzip",
             Compression::Zstd => "zstd",
         }
+    }
+}
+
+/// Bytes of memory that reading a layer takes at most, of whatever size it is. A zstd frame that asks for a window of more
+/// than 8 MiB takes more.
+pub(crate) const fn memory(compression: Compression) -> usize {
+    // What is between two stages, and what each of them works on.
+    let blocks = (AHEAD + 2) * READ + (2 * AHEAD + 3) * INFLATED;
+    match compression {
+        Compression::None => blocks,
+        Compression::Gzip => blocks + (64 << 10),
+        // The decoder holds two of its blocks (128 KiB) beside the window.
+        Compression::Zstd => blocks + USUAL_WINDOW + (256 << 10),
     }
 }
 
@@ -136,6 +149,8 @@ pub(crate) struct Source<'a> {
     pub(crate) on_read: &'a (dyn Fn(u64) + Sync),
     /// Set when the work has become pointless.
     pub(crate) cancel: &'a AtomicBool,
+    /// What the layers of this image have taken together.
+    pub(crate) taken: &'a Taken,
 }
 
 impl<'a> Source<'a> {
@@ -154,17 +169,19 @@ impl<'a> Source<'a> {
 pub(crate) struct LayerStream<'a> {
     stage: Box<dyn Stage<End = Digests> + 'a>,
     block: Option<Block>,
-    taken: usize,
+    /// Bytes of it that were consumed.
+    used: usize,
     digests: Option<Digests>,
     cancel: &'a AtomicBool,
+    taken: &'a Taken,
 }
 
 impl<'a> LayerStream<'a> {
     /// All stages on the caller's thread: for a small layer, threads cost more than they gain.
     pub(crate) fn new(from: Source<'a>, limits: &'a Limits) -> Result<LayerStream<'a>, StreamError> {
-        let (cancel, compression, (blob, hasher)) = (from.cancel, from.compression, from.hashers());
-        let inflate = Inflate::new(from.blob(blob), compression, Pool::new(INFLATED), limits)?;
-        Ok(LayerStream::over(Box::new(Diff { stage: inflate, hasher }), cancel))
+        let (cancel, taken, compression, (blob, hasher)) = (from.cancel, from.taken, from.compression, from.hashers());
+        let inflate = Inflate::new(from.blob(blob), compression, Pool::new(INFLATED), limits, taken)?;
+        Ok(LayerStream::over(Box::new(Diff { stage: inflate, hasher }), cancel, taken))
     }
 
     /// A thread of `scope` for each stage. They end when the stream is dropped.
@@ -173,35 +190,40 @@ impl<'a> LayerStream<'a> {
         from: Source<'a>,
         limits: &'a Limits,
     ) -> Result<LayerStream<'a>, StreamError> {
-        let (cancel, compression, (blob, hasher)) = (from.cancel, from.compression, from.hashers());
+        let (cancel, taken, compression, (blob, hasher)) = (from.cancel, from.taken, from.compression, from.hashers());
         let blob = Ahead::start(scope, from.blob(blob))?;
-        let inflate = Inflate::new(blob, compression, Pool::new(INFLATED), limits)?;
+        let inflate = Inflate::new(blob, compression, Pool::new(INFLATED), limits, taken)?;
         let diff = Diff { stage: Ahead::start(scope, inflate)?, hasher };
-        Ok(LayerStream::over(Box::new(Ahead::start(scope, diff)?), cancel))
+        Ok(LayerStream::over(Box::new(Ahead::start(scope, diff)?), cancel, taken))
     }
 
-    fn over(stage: Box<dyn Stage<End = Digests> + 'a>, cancel: &'a AtomicBool) -> LayerStream<'a> {
-        LayerStream { stage, block: None, taken: 0, digests: None, cancel }
+    fn over(stage: Box<dyn Stage<End = Digests> + 'a>, cancel: &'a AtomicBool, taken: &'a Taken) -> LayerStream<'a> {
+        LayerStream { stage, block: None, used: 0, digests: None, cancel, taken }
+    }
+
+    /// What the layers of this image have taken together.
+    pub(crate) fn taken(&self) -> &'a Taken {
+        self.taken
     }
 
     /// The next bytes, without taking them; empty at the end.
     pub(crate) fn peek(&mut self) -> Result<&[u8], StreamError> {
-        while self.digests.is_none() && self.block.as_ref().is_none_or(|block| self.taken >= block.len()) {
+        while self.digests.is_none() && self.block.as_ref().is_none_or(|block| self.used >= block.len()) {
             if self.cancel.load(Ordering::Relaxed) {
                 return Err(StreamError::Cancelled);
             }
-            (self.block, self.taken) = (None, 0);
+            (self.block, self.used) = (None, 0);
             match self.stage.next()? {
                 Piece::Bytes(block) => self.block = Some(block),
                 Piece::End(digests) => self.digests = Some(digests),
             }
         }
-        Ok(self.block.as_ref().and_then(|block| block.get(self.taken..)).unwrap_or_default())
+        Ok(self.block.as_ref().and_then(|block| block.get(self.used..)).unwrap_or_default())
     }
 
     /// Takes `n` of the bytes that [`LayerStream::peek`] returned.
     pub(crate) fn consume(&mut self, n: usize) {
-        self.taken += n;
+        self.used += n;
     }
 
     /// Reads what is left, and returns the digests of the blob and of its unpacked bytes.
@@ -236,6 +258,11 @@ pub(crate) mod tests {
 
     static RUN: AtomicBool = AtomicBool::new(false);
 
+    /// Nothing yet; leaked, which a test may.
+    pub(crate) fn nothing() -> &'static Taken {
+        Box::leak(Box::default())
+    }
+
     pub(crate) fn with_stream<T>(
         blob: &[u8],
         compression: Compression,
@@ -243,8 +270,15 @@ pub(crate) mod tests {
         f: impl FnOnce(LayerStream<'_>) -> T,
     ) -> T {
         let any = sha256(b"");
-        let source =
-            Source { blob: Box::new(blob), compression, digest: &any, diff_id: &any, on_read: &|_| {}, cancel: &RUN };
+        let source = Source {
+            blob: Box::new(blob),
+            compression,
+            digest: &any,
+            diff_id: &any,
+            on_read: &|_| {},
+            cancel: &RUN,
+            taken: nothing(),
+        };
         f(LayerStream::new(source, limits).unwrap())
     }
 
@@ -258,6 +292,7 @@ pub(crate) mod tests {
             diff_id: &any,
             on_read: &|_| {},
             cancel: &RUN,
+            taken: nothing(),
         };
         let limits = Limits::default();
         let alone = LayerStream::new(source(), &limits).and_then(LayerStream::finish);
@@ -346,6 +381,7 @@ pub(crate) mod tests {
                 diff_id: &any,
                 on_read: &|_| {},
                 cancel: &cancel,
+                taken: nothing(),
             };
             let error = std::thread::scope(|scope| LayerStream::ahead(scope, from, &limits)?.finish()).unwrap_err();
             let StreamError::Read(source) = &error else { panic!("{compression:?}: {error:?}") };
@@ -357,9 +393,9 @@ pub(crate) mod tests {
             let gone = AtomicBool::new(false);
             let blob = Failing { left: usize::MAX, error: io::ErrorKind::Other, gone: &gone };
             let cancel = AtomicBool::new(stop);
-            let (compression, on_read) = (Compression::None, &|_| {});
-            let from =
-                Source { blob: Box::new(blob), compression, digest: &any, diff_id: &any, on_read, cancel: &cancel };
+            let (compression, on_read, taken) = (Compression::None, &|_| {}, nothing());
+            let (blob, cancel) = (Box::new(blob), &cancel);
+            let from = Source { blob, compression, digest: &any, diff_id: &any, on_read, cancel, taken };
             std::thread::scope(|scope| {
                 let mut stream = LayerStream::ahead(scope, from, &limits).unwrap();
                 assert_eq!(matches!(stream.peek(), Err(StreamError::Cancelled)), stop);
@@ -388,9 +424,15 @@ pub(crate) mod tests {
         let zeros = vec![0u8; 80 << 20];
         let limits = Limits { layer_bytes: 1 << 20, ..Limits::default() };
         let error = with_stream(&gzip(&zeros), Compression::Gzip, &limits, |stream| stream.finish()).unwrap_err();
-        assert_eq!(error.to_string(), "goes over the limit on unpacked bytes of a layer (1048576)");
+        assert_eq!(
+            error.to_string(),
+            "goes over the limit on unpacked bytes of a layer (1048576); --image-limit layer-bytes=VALUE sets it"
+        );
         let bomb = zstd::encode_all(&zeros[..], 3).unwrap();
         let error = with_stream(&bomb, Compression::Zstd, &Limits::default(), |stream| stream.finish()).unwrap_err();
-        assert_eq!(error.to_string(), "goes over the limit on unpacked bytes per compressed byte (2000)");
+        assert_eq!(
+            error.to_string(),
+            "goes over the limit on unpacked bytes per compressed byte (2000); --image-limit ratio=VALUE sets it"
+        );
     }
 }

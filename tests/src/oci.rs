@@ -103,6 +103,13 @@ impl Image {
         self.set("Volumes", places.into())
     }
 
+    /// `ExposedPorts`.
+    #[must_use]
+    pub fn ports(self, ports: &[&str]) -> Self {
+        let ports: serde_json::Map<String, Value> = ports.iter().map(|port| ((*port).into(), json!({}))).collect();
+        self.set("ExposedPorts", ports.into())
+    }
+
     fn set(mut self, key: &str, value: Value) -> Self {
         self.config.insert(key.to_owned(), value);
         self

@@ -409,30 +409,25 @@ fn a_store_is_not_made_where_it_cannot_work() {
     let (one, _) = write(&home, "one");
     let place = home.path().join("mounted");
     fs::create_dir(&place).unwrap();
-    let lower = home.path().join("lower");
-    fs::create_dir_all(lower.join("upper")).unwrap();
-    for (mount, why) in [
-        (format!("mount -t tmpfs -o noexec none {}", place.display()), "is mounted noexec"),
-        (
-            format!(
-                "mount -t tmpfs none {0} && mkdir {0}/u {0}/w && mount -t overlay -o lowerdir={0}/u:{1},userxattr none {2}",
-                lower.join("upper").display(),
-                home.path().join("work").display(),
-                place.display()
-            ),
-            "",
-        ),
-    ] {
+    let (below, place) = (home.path().join("work"), place.to_str().unwrap());
+    let noexec = format!("mount -t tmpfs -o noexec none {place}");
+    // One that can be written: what cannot be is no place either, but for another reason.
+    let overlay = format!(
+        "cd {} && mount -t tmpfs none . && cd . && mkdir l u w && \
+         mount -t overlay -o lowerdir=l,upperdir=u,workdir=w,userxattr none {place}",
+        below.display()
+    );
+    for (mount, why) in [(noexec, "is mounted noexec"), (overlay, "is on an overlay")] {
         let agentd = home.agentd();
         let mut command = Command::new("unshare");
-        command.args(["-Urm", "sh", "-c"]).arg(format!("{mount} && exec \"$0\" pull -q {one}"));
-        command.arg(agentd.get_program()).env_clear();
+        let script = format!("{mount} && \"$0\" pull -q {one}; code=$?; ls -A {place}; exit $code");
+        command.args(["-Urm", "sh", "-c", &script]).arg(agentd.get_program()).env_clear();
         command
             .envs(agentd.get_envs().filter_map(|(name, value)| Some((name, value?))))
-            .env("AGENTD_STORE", place.join("s"));
+            .env("AGENTD_STORE", format!("{place}/s"));
         let ran = run(&mut command).expect_code(125);
         ran.expect_one_error_line(&["there is no place for the image store", why, "set AGENTD_STORE"]);
-        assert_eq!(names(&place), [""; 0]);
+        assert_eq!(ran.stdout, "", "what was tried there is gone");
     }
 }
 
@@ -445,22 +440,30 @@ fn places_in_var_tmp_are_taken_only_where_nobody_waits_in_ambush() {
     let (one, _) = write(&home, "one");
     let file = home.path().join("file");
     fs::write(&file, "").unwrap();
-    let in_tmp = |prepare: &str, after: &str| {
+    let in_tmp = |data: &Path, prepare: &str, after: &str| {
         let agentd = home.agentd();
         let mut command = Command::new("unshare");
         // /var/tmp is a fresh one of this namespace; there the user is 0.
         let script =
             format!("mount -t tmpfs none /var/tmp && {prepare} \"$0\" pull {one}; code=$?; {after} exit $code");
         command.args(["-Urm", "sh", "-c", &script]).arg(agentd.get_program()).env_clear();
-        command.envs(agentd.get_envs().filter_map(|(name, value)| Some((name, value?)))).env("XDG_DATA_HOME", &file);
+        command.envs(agentd.get_envs().filter_map(|(name, value)| Some((name, value?)))).env("XDG_DATA_HOME", data);
         run(&mut command)
     };
-    let made = in_tmp("", "stat -c 'mode %a' /var/tmp/agentd-0; ls /var/tmp/agentd-0/layers | wc -l;").expect_success();
+    let made =
+        in_tmp(&file, "", "stat -c 'mode %a' /var/tmp/agentd-0; ls /var/tmp/agentd-0/layers | wc -l;").expect_success();
     assert!(made.stderr.contains("agentd: the image store is made in /var/tmp/agentd-0, because "), "{made}");
     assert!(made.stdout.ends_with("mode 700\n3\n"), "{made}");
-    let link =
-        in_tmp("mkdir -m 700 /var/tmp/x && ln -s x /var/tmp/agentd-0 &&", "ls /var/tmp/x | wc -l;").expect_code(125);
+    let noexec = home.path().join("noexec");
+    fs::create_dir(&noexec).unwrap();
+    let mount = format!("mount -t tmpfs -o noexec none {} &&", noexec.display());
+    let made = in_tmp(&noexec, &mount, "ls /var/tmp/agentd-0/layers | wc -l;").expect_success();
+    let why = format!("because {}/agentd/store is mounted noexec", noexec.display());
+    assert!(made.stderr.contains(&format!("the image store is made in /var/tmp/agentd-0, {why}")), "{made}");
+    assert!(made.stdout.ends_with("\n3\n"), "{made}");
+    let link = in_tmp(&file, "mkdir -m 700 /var/tmp/x && ln -s x /var/tmp/agentd-0 &&", "ls /var/tmp/x | wc -l;")
+        .expect_code(125);
     assert!(link.stderr.contains("is a symbolic link") && link.stdout == "0\n", "{link}");
-    let open = in_tmp("mkdir -m 777 /var/tmp/agentd-0 &&", "ls /var/tmp/agentd-0 | wc -l;").expect_code(125);
+    let open = in_tmp(&file, "mkdir -m 777 /var/tmp/agentd-0 &&", "ls /var/tmp/agentd-0 | wc -l;").expect_code(125);
     assert!(open.stderr.contains("is open to other users") && open.stdout == "0\n", "{open}");
 }

@@ -365,13 +365,17 @@ fn two_pulls_at_once_download_once() {
 fn stalled(site: &Site, registry: &Registry) -> (Wire, Started) {
     let wire = Wire::new(&registry.host, 2 << 20);
     let pull = Started::new(&mut site.pull(&wire.host));
+    wait_until_stalled(site);
+    (wire, pull)
+}
+
+fn wait_until_stalled(site: &Site) {
     let (_, noise) = site.written.layers[1].split_once(':').unwrap();
     let some = || {
         let mut partials = site.partials().into_iter().filter(|path| path.to_string_lossy().contains(noise));
         partials.any(|path| site.home.path().join(path).metadata().is_ok_and(|file| file.len() > 1 << 20))
     };
     assert!(wait_until(Duration::from_secs(60), some));
-    (wire, pull)
 }
 
 /// A pull that ends, and asks only for what did not come before.
@@ -401,6 +405,28 @@ fn a_pull_that_waits_for_a_silent_registry_is_interrupted_at_once() {
     drop(pull.finish().expect_code(130));
     // Far less than a silent server is given.
     assert!(begin.elapsed() < Duration::from_secs(15), "{:?}", begin.elapsed());
+    drop(wire);
+    goes_on(&site, &registry);
+}
+
+/// Ctrl-C, pressed while bars are drawn: what is left is what the next pull goes on from.
+#[test]
+fn ctrl_c_on_a_terminal_ends_a_pull_and_leaves_a_clean_store() {
+    let Some(site) = Site::new() else { return };
+    let registry = site.registry(&Access::Open);
+    let wire = Wire::new(&registry.host, 2 << 20);
+    let mut terminal = Terminal::new();
+    let mut command = site.home.agentd();
+    command.arg("pull").arg(format!("{}/a/b:t", wire.host)).env("TERM", "xterm");
+    let pull = terminal.start(&command);
+    wait_until_stalled(&site);
+    terminal.wait_for(&format!("{} [", &site.written.layers[1][7..19]));
+    terminal.press(b"\x03");
+    let ran = terminal.finish(pull).expect_code(130);
+    assert!(ran.stdout.contains("agentd: interrupted: the layers that were finished are kept"), "{ran}");
+    let tmp = fs::read_dir(site.home.path().join("data/agentd/store/tmp")).unwrap();
+    let left: Vec<_> = tmp.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    assert!(!left.is_empty() && left.iter().all(|name| name.ends_with(".partial")), "{left:?}");
     drop(wire);
     goes_on(&site, &registry);
 }

@@ -58,7 +58,7 @@ const MEANT_AS_A_USER: &[(&str, &str, &str, &str)] = &[
 ];
 
 /// Images that archivers do not unpack as layers: they keep or refuse what a layer replaces, or know no skippable frame.
-const NOT_FOR_TAR: [&str; 9] = [
+const NOT_FOR_TAR: [&str; 11] = [
     "file-over-directory",
     "file-over-directory-in-its-layer",
     "link-over-directory",
@@ -66,6 +66,8 @@ const NOT_FOR_TAR: [&str; 9] = [
     "hard-link-of-one-layer-removed",
     "parent-is-a-link",
     "parent-is-a-link-below",
+    "parent-is-a-link-to-what-comes-later",
+    "parent-is-a-link-up-and-down",
     "devices",
     "attribute-of-a-read-only-file",
 ];

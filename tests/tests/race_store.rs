@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use agentd_tests::oci::{Compression, Entry, Image, Layer};
-use agentd_tests::{Feature, Home, Started, busybox, require, run};
+use agentd_tests::registry::{Access, Registry};
+use agentd_tests::unpackers::installed;
+use agentd_tests::{Feature, Home, Started, busybox, require, run, wait_until};
 
 /// An image of several layers, each of which takes a few milliseconds.
 fn image(home: &Home) -> String {
@@ -41,26 +43,61 @@ fn picture(dir: &Path) -> String {
     lines.join("\n")
 }
 
+/// An image in a registry, with a layer large enough that what came of it is kept; `None` where there is no registry.
+fn pushed(home: &Home) -> Option<(Registry, String)> {
+    if !installed(&["docker-registry", "skopeo"]) {
+        return None;
+    }
+    let mut state = 1u64;
+    let noise = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state.to_be_bytes()[0]
+    });
+    let large = Layer::Entries(vec![Entry::file("large", noise.take(3 << 20).collect::<Vec<_>>())]);
+    let small = |name: &str| Layer::Entries(vec![Entry::file(name, name)]);
+    let image = Image::new().layer(small("below"), Compression::Gzip).layer(large, Compression::Gzip);
+    let dir = home.path().join("remote");
+    image.layer(small("above"), Compression::Gzip).write(&dir, "t").unwrap();
+    let registry = Registry::start(home.path(), &Access::Open);
+    registry.push(&format!("oci:{}:t", dir.display()), "a/b:t", &["--preserve-digests"]);
+    let reference = format!("docker://{}/a/b:t", registry.host);
+    Some((registry, reference))
+}
+
+/// A name in the store leads to all of an image, or is not there.
+fn assert_names_lead_to_whole_images(home: &Home) {
+    let ran = run(home.agentd().args(["images", "--format", "json"])).expect_success();
+    let listed: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert!(listed.as_array().unwrap().iter().all(|image| image["complete"] == true), "{ran}");
+}
+
+/// A quarter of them from a registry.
 #[test]
 fn race_200_killed_pulls_leave_nothing_and_the_next_is_whole() {
     let (home, whole) = (Home::new(), Home::new());
-    let reference = image(&home);
-    let pull = |home: &Home| {
+    let mut references = vec![image(&home)];
+    let registry = pushed(&home);
+    references.extend(registry.iter().map(|(_, reference)| reference.clone()));
+    let pull = |home: &Home, reference: &str| {
         let mut command = home.agentd();
-        command.args(["pull", "-q", &reference]);
+        command.args(["pull", "-q", reference]);
         command
     };
-    let begun = Instant::now();
-    drop(run(&mut pull(&whole)).expect_silent_success());
-    let whole_takes = begun.elapsed();
-    let right = picture(&store(&whole).join("layers"));
-    assert_eq!(right.matches("/fs/d/").count(), 75);
     // Spread over the time that a pull takes, so that some die early and some late. How long that is changes with what else
     // the machine does.
-    let (mut takes, mut killed) = (whole_takes, 0);
+    let mut takes: Vec<Duration> = Vec::new();
+    for reference in &references {
+        let begun = Instant::now();
+        drop(run(&mut pull(&whole, reference)).expect_silent_success());
+        takes.push(begun.elapsed());
+    }
+    let right = picture(&store(&whole).join("layers"));
+    assert_eq!(right.matches("/fs/d/").count(), 75);
+    let mut killed = 0;
     while killed < 200 {
-        let mut child = pull(&home).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let until = Instant::now() + takes * (killed * 37 % 200) / 200;
+        let which = if killed % 4 == 3 { references.len() - 1 } else { 0 };
+        let mut child = pull(&home, &references[which]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let until = Instant::now() + takes[which] * (killed * 37 % 200) / 200;
         let mut ended = false;
         while Instant::now() < until && !ended {
             ended = child.try_wait().unwrap().is_some();
@@ -68,20 +105,29 @@ fn race_200_killed_pulls_leave_nothing_and_the_next_is_whole() {
         }
         child.kill().unwrap();
         child.wait().unwrap();
+        assert_names_lead_to_whole_images(&home);
         if ended {
-            takes = takes * 4 / 5;
+            takes[which] = takes[which] * 4 / 5;
             // From a store that has everything a pull does nothing: begin again.
             drop(run(home.agentd().args(["prune", "--all"])).expect_success());
         } else {
             killed += 1;
-            takes = takes * 51 / 50;
+            takes[which] = takes[which] * 51 / 50;
         }
     }
-    drop(run(&mut pull(&home)).expect_silent_success());
+    references.iter().for_each(|reference| drop(run(&mut pull(&home, reference)).expect_silent_success()));
     assert!(picture(&store(&home).join("layers")) == right, "{}", picture(&store(&home).join("layers")));
-    let left: Vec<_> =
-        fs::read_dir(store(&home).join("tmp")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    assert_eq!(left, [""; 0], "leftovers");
+    let left = |place: &str| -> Vec<_> {
+        let entries = fs::read_dir(store(&home).join(place)).into_iter().flatten();
+        entries.map(|entry| entry.unwrap().file_name()).collect()
+    };
+    assert_eq!(left("tmp"), [""; 0], "leftovers");
+    // Notes of those who died are seen to by whoever uses an image next, unless somebody is at it already.
+    let written_back = wait_until(Duration::from_secs(60), || {
+        drop(run(&mut pull(&home, &references[0])).expect_silent_success());
+        left("unsynced").is_empty()
+    });
+    assert!(written_back, "{:?}", left("unsynced"));
     let pruned = run(home.agentd().args(["prune", "--format", "json"])).expect_success();
     assert!(pruned.stdout.contains("\"bytes\": 0"), "{pruned}");
 }

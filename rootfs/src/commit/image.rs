@@ -169,7 +169,7 @@ impl Source for Committed<'_> {
         let KeptLayer { digest: blob, size, .. } = self.commit.layer;
         let config_bytes = self.config()?;
         let object = || "the committed image's config".to_owned();
-        SourceError::limit("bytes of a document", config_bytes.len() as u64, limits.document_bytes, object)?;
+        SourceError::limit("document-bytes", config_bytes.len() as u64, limits.document_bytes, object)?;
         let config_digest = digest_of(&config_bytes);
         let (config, mut diff_ids) = read_config(&config_digest, &config_bytes, &Machine::this())?;
         SourceError::limit("layers", diff_ids.len() as u64, limits.layers, object)?;

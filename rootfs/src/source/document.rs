@@ -106,8 +106,7 @@ pub(crate) fn parse_digest(descriptor: &Descriptor, object: &str) -> Result<Dige
 
 fn verified(pointer: &Pointer, kind: Kind, fetch: Fetch<'_>, limits: &Limits) -> Result<Vec<u8>, SourceError> {
     let Pointer { digest, size, data, .. } = pointer;
-    let bounded =
-        |size| SourceError::limit("bytes of a document", size, limits.document_bytes, || format!("blob {digest}"));
+    let bounded = |size| SourceError::limit("document-bytes", size, limits.document_bytes, || format!("blob {digest}"));
     if let Some(size) = size {
         bounded(*size)?;
     }

@@ -102,7 +102,7 @@ impl Directory {
             }
             other => other.map_err(io)?,
         };
-        SourceError::limit("bytes of a document", size, limits.document_bytes, object)?;
+        SourceError::limit("document-bytes", size, limits.document_bytes, object)?;
         read(file, size).map_err(io)
     }
 
@@ -142,7 +142,7 @@ impl Source for Layout {
     fn manifest(&self, limits: &Limits) -> Result<Manifest, SourceError> {
         let fetch = |_, digest: &Digest, size: Option<u64>| {
             let (file, size) = self.directory.open_blob(digest, size)?;
-            SourceError::limit("bytes of a document", size, limits.document_bytes, || format!("blob {digest}"))?;
+            SourceError::limit("document-bytes", size, limits.document_bytes, || format!("blob {digest}"))?;
             read(file, size).map_err(|source| SourceError::Io { object: format!("blob {digest}"), source })
         };
         document::resolve(self.first.clone(), &fetch, limits)

@@ -42,6 +42,11 @@ pub(crate) trait Source: Sync {
     /// The blob of a layer from its first byte: its size is checked where it is known, its bytes are not.
     fn layer(&self, layer: &Layer) -> Result<Box<dyn Read + Send + '_>, SourceError>;
 
+    /// Whether layers come over the network, so that reading several at once is worth it on a single core too.
+    fn is_remote(&self) -> bool {
+        false
+    }
+
     /// Ends every wait for bytes, from any thread; for sources that may have to wait.
     fn stop(&self) {}
 }

@@ -37,7 +37,7 @@ use rustix::io::Errno;
 
 use crate::config::ImageConfig;
 use crate::digest::{Digest, DigestError};
-use crate::limits::Limits;
+use crate::limits::{Limits, Taken};
 use crate::printable::printable;
 use crate::reference::ImageRef;
 use crate::source::document::read_config;
@@ -278,7 +278,8 @@ impl Store {
             }
             drop(hold);
             (fetch.tell)(Event::Begun);
-            hold = self.pull(source, missing, fetch)?;
+            let there = found.iter().flatten().fold(0u64, |sum, (_, facts)| sum.saturating_add(facts.bytes));
+            hold = self.pull(source, missing, &Taken::with(there), fetch)?;
         }
         Err(ImageError::Contended(printable(name.as_bytes())))
     }

@@ -168,7 +168,7 @@ fn carries(tmp: &OwnedFd) -> Result<(), String> {
 /// The reason, as the end of a sentence about the directory.
 pub fn suitable(fd: impl AsFd) -> Result<(), String> {
     let kind = fstatfs(&fd).map_err(|errno| format!("cannot be examined ({errno})"))?.f_type;
-    if let Some((_, name)) = UNSUITABLE.iter().find(|(magic, _)| *magic == kind) {
+    if let Some(name) = unsuitable(kind) {
         return Err(format!("is on {name}"));
     }
     let flags = fstatvfs(&fd).map_err(|errno| format!("cannot be examined ({errno})"))?.f_flag;
@@ -176,6 +176,11 @@ pub fn suitable(fd: impl AsFd) -> Result<(), String> {
         return Err("is mounted noexec, and programs of images could not be executed".into());
     }
     Ok(())
+}
+
+/// What to call a kind of file system that is in the table.
+fn unsuitable(kind: FsWord) -> Option<&'static str> {
+    UNSUITABLE.iter().find(|(magic, _)| *magic == kind).map(|(_, name)| *name)
 }
 
 /// What unpacking does: a directory with overlayfs's attribute, a whiteout, a file that may be executed.
@@ -193,5 +198,27 @@ fn probe(tmp: &OwnedFd) -> Result<(), String> {
         Ok(stat) if stat.st_mode & 0o777 == 0o700 => Ok(()),
         Ok(_) => Err("does not keep the modes of files".into()),
         Err(errno) => Err(errno.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The numbers of linux/magic.h and of fs/smb/client, which statfs(2) repeats: a wrong one would let a store be made.
+    #[test]
+    fn file_systems_that_cannot_carry_a_store_are_known_by_their_numbers() {
+        for (kind, want) in [
+            (0x6969, Some("NFS")),
+            (0x794c_7630, Some("an overlay")),
+            (0xff53_4d42, Some("CIFS")),
+            (0xfe53_4d42, Some("SMB")),
+            (0xef53, None),
+            (0x0102_1994, None),
+            (0x9123_683e, None),
+            (0x5846_5342, None),
+        ] {
+            assert_eq!(unsuitable(kind), want, "{kind:#x}");
+        }
     }
 }

@@ -13,7 +13,7 @@ use rustix::fs::{Mode, OFlags, XattrFlags, fsetxattr, mkdirat, openat, renameat}
 use rustix::io::Errno;
 
 use super::{Event, FACTS, Facts, Fetch, Hold, ImageError, LayerError, Progress, Store, StoreError, partial};
-use crate::limits::Limits;
+use crate::limits::{Limits, Taken};
 use crate::lock::{Lock, sweep};
 use crate::removal::remove_all;
 use crate::source::{Layer, Source, SourceError, check_digest, is_stopped};
@@ -26,12 +26,19 @@ const PROGRESS_STEP: u64 = 1 << 20;
 const STOPPED_WITHIN: Duration = Duration::from_millis(100);
 /// Blobs of fewer bytes are unpacked by one thread: starting more takes longer than they would save.
 const THREADS_FROM: u64 = 256 << 10;
+/// Layers that are downloaded at once even on a single core, as docker does: while one waits for the network, others come.
+const DOWNLOADS: usize = 3;
+/// Bytes of memory for all layers that are read at once. A pull takes 64 MiB at most; the rest of it is the program and
+/// its connections. So on a machine of many cores no more than 4 layers of zstd are unpacked at once, 11 of gzip, each by
+/// up to four threads.
+const MEMORY: usize = 54 << 20;
 
 impl Store {
     pub(super) fn pull(
         &self,
         source: &dyn Source,
         mut missing: Vec<&Layer>,
+        taken: &Taken,
         fetch: &mut Fetch<'_>,
     ) -> Result<Hold, ImageError> {
         sweep(&self.tmp).map_err(self.io("clean up"))?;
@@ -50,7 +57,7 @@ impl Store {
         // The largest first: it decides how long the whole takes.
         held.sort_by_key(|(layer, _)| std::cmp::Reverse(layer.size));
         let jobs: Vec<&Layer> = held.iter().map(|(layer, _)| *layer).collect();
-        let (unpacked, failed) = self.unpack_all(source, &jobs, fetch);
+        let (unpacked, failed) = self.unpack_all(source, &jobs, taken, fetch);
         let published = self.publish(&unpacked);
         for layer in jobs {
             let name = Store::key(layer);
@@ -67,11 +74,12 @@ impl Store {
         }
     }
 
-    /// Unpacks `jobs` in order on as many threads as there are cores. Returns what is complete, and the first failure.
+    /// Unpacks `jobs` in order, [`at_once`] of them at a time. Returns what is complete, and the first failure.
     fn unpack_all<'l>(
         &self,
         source: &dyn Source,
         jobs: &[&'l Layer],
+        taken: &Taken,
         fetch: &mut Fetch<'_>,
     ) -> (Vec<&'l Layer>, Option<ImageError>) {
         let Fetch { limits, tell, stop: cancel, .. } = fetch;
@@ -83,7 +91,7 @@ impl Store {
             loop {
                 let job = next.lock().ok().and_then(|mut jobs| jobs.next().copied());
                 let Some(layer) = job.filter(|_| !cancel.load(Ordering::Relaxed)) else { return };
-                let result = self.unpack_one(source, layer, limits, cancel, &sender);
+                let result = self.unpack_one(source, layer, (limits, taken), cancel, &sender);
                 let Ok(mut outcome) = outcome.lock() else { return };
                 match result {
                     Ok(()) => outcome.0.push(layer),
@@ -102,7 +110,7 @@ impl Store {
         };
         let cores = thread::available_parallelism().map_or(1, usize::from);
         thread::scope(|scope| {
-            for _ in 0..cores.min(jobs.len()) {
+            for _ in 0..at_once(cores, source.is_remote(), jobs) {
                 let sender = sender.clone();
                 scope.spawn(|| work(sender));
             }
@@ -130,7 +138,7 @@ impl Store {
         &self,
         source: &dyn Source,
         layer: &Layer,
-        limits: &Limits,
+        (limits, taken): (&Limits, &Taken),
         cancel: &AtomicBool,
         sender: &Sender<Progress>,
     ) -> Result<(), LayerError> {
@@ -158,6 +166,7 @@ impl Store {
             diff_id: &layer.diff_id,
             on_read: &on_read,
             cancel,
+            taken,
         };
         let unpack = |stream: Result<LayerStream<'_>, StreamError>| {
             stream.map_err(|e| UnpackError::Archive(e.into())).and_then(|stream| unpack(stream, root, limits))
@@ -223,6 +232,13 @@ impl Store {
     }
 }
 
+/// How many of `jobs` are worked on at once.
+fn at_once(cores: usize, remote: bool, jobs: &[&Layer]) -> usize {
+    let wanted = if remote { cores.max(DOWNLOADS) } else { cores };
+    let each = jobs.iter().map(|layer| stream::memory(layer.compression)).max().unwrap_or(MEMORY);
+    wanted.min((MEMORY / each).max(1)).min(jobs.len())
+}
+
 fn is_stop(error: &ImageError) -> bool {
     let ImageError::Layer { source, .. } = error else { return false };
     matches!(&**source, LayerError::Unpack(error) if is_cancelled(error))
@@ -265,5 +281,85 @@ fn verify_blob(source: &dyn Source, layer: &Layer) -> Result<(), SourceError> {
             return check_digest(digest, hasher.finish());
         }
         hasher.update(&buffer[..n]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::sync::Condvar;
+
+    use super::super::{Places, Pull};
+    use super::*;
+    use crate::source::{Manifest, RegistryConfig};
+    use crate::stream::Compression;
+    use crate::stream::tests::sha256;
+
+    /// Layers of which none can be read before so many of them are.
+    struct Together {
+        wanted: usize,
+        begun: Mutex<usize>,
+        changed: Condvar,
+    }
+
+    impl Source for Together {
+        fn manifest(&self, _: &Limits) -> Result<Manifest, SourceError> {
+            panic!("nobody asks for it here")
+        }
+
+        fn layer(&self, layer: &Layer) -> Result<Box<dyn Read + Send + '_>, SourceError> {
+            let mut begun = self.begun.lock().unwrap();
+            *begun += 1;
+            self.changed.notify_all();
+            let enough = self.changed.wait_timeout_while(begun, Duration::from_secs(60), |begun| *begun < self.wanted);
+            assert!(!enough.unwrap().1.timed_out(), "one after another");
+            Ok(Box::new(std::io::repeat(0).take(layer.size)))
+        }
+    }
+
+    #[test]
+    fn local_layers_are_unpacked_at_once_where_there_are_cores() {
+        let cores = thread::available_parallelism().unwrap().get();
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&Places { own: vec![dir.path().join("store")], extra: Vec::new() }).unwrap();
+        let (begun, changed) = (Mutex::new(0), Condvar::new());
+        let source = Together { wanted: cores.min(2), begun, changed };
+        // Archives without entries, of as many zeros as make each another.
+        let layer = |blocks: u64| {
+            let (size, diff_id) = (blocks * 512, sha256(&vec![0; usize::try_from(blocks * 512).unwrap()]));
+            Layer { digest: None, size, compression: Compression::None, diff_id }
+        };
+        let layers = [layer(2), layer(4)];
+        let (limits, registries, stop) = (Limits::default(), RegistryConfig::default(), AtomicBool::new(false));
+        let tell = &mut |_| {};
+        let mut fetch = Fetch { pull: Pull::Always, limits: &limits, registries: &registries, tell, stop: &stop };
+        drop(store.pull(&source, layers.iter().collect(), &Taken::default(), &mut fetch).unwrap());
+        assert!(layers.iter().all(|layer| store.has(layer).unwrap()));
+    }
+
+    /// The 64 MiB hold on a machine of any size; what a connection takes, and the program itself, is in the other 10.
+    #[test]
+    fn layers_are_read_at_once_as_far_as_cores_and_memory_go() {
+        let layer = |compression| Layer { digest: None, size: 1 << 30, compression, diff_id: sha256(b"") };
+        for (cores, remote, compression, layers, want) in [
+            (1, false, Compression::Gzip, 10, 1),
+            (2, false, Compression::Gzip, 10, 2),
+            (2, false, Compression::Gzip, 1, 1),
+            (1, true, Compression::Gzip, 10, DOWNLOADS),
+            (1, true, Compression::Zstd, 10, DOWNLOADS),
+            (1, true, Compression::Gzip, 2, 2),
+            (64, true, Compression::Gzip, 100, 11),
+            (64, false, Compression::None, 100, 11),
+            (64, false, Compression::Zstd, 100, 4),
+        ] {
+            let layers = vec![layer(compression); layers];
+            let jobs: Vec<&Layer> = layers.iter().collect();
+            let got = at_once(cores, remote, &jobs);
+            assert_eq!(got, want, "{cores} cores, {compression:?}");
+            assert!(got * stream::memory(compression) <= MEMORY);
+        }
+        // One layer of zstd among others counts as if all were.
+        let mixed = [layer(Compression::Zstd), layer(Compression::None)];
+        assert_eq!(at_once(64, false, &mixed.iter().cycle().take(50).collect::<Vec<_>>()), 4);
     }
 }

@@ -318,7 +318,10 @@ fn what_is_no_layout_says_so() {
     for (text, want) in [
         ("{", "malformed"),
         (r#"{"schemaVersion":2,"manifests":"\u001b"}"#, "malformed"),
-        (&format!("[{}", " ".repeat(5 << 20)), "limit on bytes of a document (4194304)"),
+        (
+            &format!("[{}", " ".repeat(5 << 20)),
+            "limit on bytes of an index, manifest or config (4194304); --image-limit document-bytes=VALUE",
+        ),
     ] {
         fs::write(place.layout().join("index.json"), text).unwrap();
         place.fails(want);
@@ -349,7 +352,7 @@ fn documents_that_do_not_add_up_are_refused() {
         c["rootfs"]["diff_ids"] = json!([]);
     })
     .fails("has no layers");
-    with(|m, _| m["layers"] = vec![m["layers"][0].clone(); 501].into()).fails("limit on layers (500)");
+    with(|m, _| m["layers"] = vec![m["layers"][0].clone(); 501].into()).fails("limit on layers of an image (500)");
     with(|m, _| m["config"]["mediaType"] = "application/vnd.oci.empty.v1+json".into()).fails("an artifact");
     with(|m, _| m["mediaType"] = INDEX.into()).fails("its descriptor says otherwise");
     with(|m, _| m["layers"][0]["digest"] = "sha256:../../../etc/passwd".into()).fails("malformed");

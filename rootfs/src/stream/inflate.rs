@@ -7,10 +7,13 @@ use flate2::bufread::MultiGzDecoder;
 use super::stage::{Block, Piece, Pool, Stage};
 use super::{Compression, StreamError};
 use crate::digest::Digest;
-use crate::limits::{LimitError, Limits};
+use crate::limits::{LimitError, Limits, Taken};
 
 /// A window of 128 MiB is the most that zstd itself promises to every reader; what a frame asks for is allocated.
 const WINDOW_LOG_MAX: u32 = 27;
+
+/// The window of zstd's usual levels and of Go's writers of images at their usual ones; a larger one takes that much more.
+pub(super) const USUAL_WINDOW: usize = 8 << 20;
 
 /// What zstd answers to a larger one: `ZSTD_error_frameParameter_windowTooLarge` (zstd_errors.h), negative.
 const WINDOW_TOO_LARGE: usize = 0_usize.wrapping_sub(16);
@@ -89,6 +92,7 @@ pub(super) struct Inflate<'l, S: Stage<End = Digest>> {
     pool: Pool,
     out: u64,
     limits: &'l Limits,
+    taken: &'l Taken,
 }
 
 impl<'l, S: Stage<End = Digest>> Inflate<'l, S> {
@@ -97,6 +101,7 @@ impl<'l, S: Stage<End = Digest>> Inflate<'l, S> {
         compression: Compression,
         pool: Pool,
         limits: &'l Limits,
+        taken: &'l Taken,
     ) -> Result<Inflate<'l, S>, StreamError> {
         let input = Input { stage, block: None, taken: 0, read: 0, failed: None, digest: None };
         let decoder = match compression {
@@ -108,13 +113,13 @@ impl<'l, S: Stage<End = Digest>> Inflate<'l, S> {
                 Decoder::Zstd(decoder)
             }
         };
-        Ok(Inflate { decoder, compression, pool, out: 0, limits })
+        Ok(Inflate { decoder, compression, pool, out: 0, limits, taken })
     }
 
     fn check(&self, read: u64) -> Result<(), LimitError> {
-        LimitError::check("unpacked bytes of a layer", self.out, self.limits.layer_bytes)?;
+        LimitError::check("layer-bytes", self.out, self.limits.layer_bytes)?;
         if self.out > Limits::RATIO_FROM && self.out > read.saturating_mul(self.limits.ratio) {
-            return Err(LimitError { name: "unpacked bytes per compressed byte", limit: self.limits.ratio });
+            return Err(LimitError { name: "ratio", limit: self.limits.ratio });
         }
         Ok(())
     }
@@ -137,6 +142,7 @@ impl<S: Stage<End = Digest>> Stage for Inflate<'_, S> {
             let read = input.read;
             self.out += block.len() as u64;
             self.check(read)?;
+            self.taken.bytes(block.len() as u64, self.limits)?;
             return Ok(Piece::Bytes(block));
         }
         // Decoders read to the end of the blob, but none of them promises it.

@@ -12,7 +12,7 @@ use std::thread::{self, Scope};
 use super::StreamError;
 
 /// Blocks a stage may be ahead of its reader: enough to bridge a writer that waits for the file system.
-const AHEAD: usize = 6;
+pub(super) const AHEAD: usize = 6;
 
 /// What a stage hands on.
 pub(super) enum Piece<End> {

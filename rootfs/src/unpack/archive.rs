@@ -253,7 +253,7 @@ impl<'s> Archive<'s> {
             return Ok(None);
         }
         self.headers += 1;
-        LimitError::check("entries of a layer", self.headers, self.limits.entries)?;
+        LimitError::check("entries", self.headers, self.limits.entries)?;
         if !checksum_is_right(&header) {
             return Err(TarError::Checksum(self.headers));
         }
@@ -263,7 +263,7 @@ impl<'s> Archive<'s> {
     /// The data of an extension record.
     fn record(&mut self, size_field: &[u8]) -> Result<Vec<u8>, TarError> {
         let size = unsigned(size_field, "size")?;
-        LimitError::check("bytes of a PAX record or long name", size, self.limits.record_bytes)?;
+        LimitError::check("record-bytes", size, self.limits.record_bytes)?;
         let mut record = vec![0; usize::try_from(size).map_err(|_range| TarError::Number("size"))?];
         self.read_exact(&mut record, "a PAX record or long name")?;
         self.padding = size.wrapping_neg() % BLOCK;
@@ -287,7 +287,7 @@ impl<'s> Archive<'s> {
         let mut map_bytes = 0;
         while more {
             map_bytes += BLOCK;
-            LimitError::check("bytes of a sparse map", map_bytes, self.limits.record_bytes)?;
+            LimitError::check("record-bytes", map_bytes, self.limits.record_bytes)?;
             let mut block = tar::GnuExtSparseHeader::new();
             self.read_exact(block.as_mut_bytes(), "a sparse map")?;
             for segment in block.sparse() {
@@ -312,7 +312,7 @@ impl<'s> Archive<'s> {
         // The count comes first, then twice as many numbers.
         while numbers.first().is_none_or(|count| (numbers.len() as u64 - 1) / 2 < *count) {
             map_bytes += BLOCK;
-            LimitError::check("bytes of a sparse map", map_bytes, self.limits.record_bytes)?;
+            LimitError::check("record-bytes", map_bytes, self.limits.record_bytes)?;
             let mut block = [0; 512];
             self.data = self.data.checked_sub(BLOCK).ok_or(TarError::Sparse("it is longer than the entry"))?;
             self.read_exact(&mut block, "a sparse map")?;

@@ -83,7 +83,8 @@ pub(crate) struct Report {
 pub(crate) fn unpack(stream: LayerStream<'_>, root: OwnedFd, limits: &Limits) -> Result<Unpacked, UnpackError> {
     let archive = Archive::new(stream, limits);
     let tree = Tree::new(root, limits);
-    let mut unpacker = Unpacker { archive, tree, limits, bytes: 0, opaque_root: false, report: Report::default() };
+    let report = Report::default();
+    let mut unpacker = Unpacker { archive, tree, limits, entries: 0, bytes: 0, opaque_root: false, report };
     while let Some(entry) = unpacker.archive.next().map_err(UnpackError::Archive)? {
         unpacker.entry(&entry).map_err(|error| {
             let path = printable(&entry.untrusted_path);
@@ -120,6 +121,8 @@ struct Unpacker<'a> {
     archive: Archive<'a>,
     tree: Tree<'a>,
     limits: &'a Limits,
+    /// Entries counted so far.
+    entries: u64,
     /// Bytes of files without their holes, which cost nothing: a layer with a sparse /var/log/lastlog is honest.
     bytes: u64,
     opaque_root: bool,
@@ -129,7 +132,10 @@ struct Unpacker<'a> {
 impl Unpacker<'_> {
     fn entry(&mut self, entry: &Entry) -> Result<(), Failed> {
         let entries = self.archive.headers() + self.tree.implied();
-        LimitError::check("entries of a layer", entries, self.limits.entries).map_err(TreeError::from)?;
+        LimitError::check("entries", entries, self.limits.entries).map_err(TreeError::from)?;
+        let taken = self.archive.stream.taken();
+        taken.entries(entries - self.entries, self.limits).map_err(TreeError::from)?;
+        self.entries = entries;
         self.report.dropped_xattrs += entry.dropped_xattrs;
         let path = normal(&entry.untrusted_path, self.limits)?;
         let (directory, name) = split(&path);
@@ -203,7 +209,7 @@ impl Unpacker<'_> {
         let with_holes = entry.sparse.as_ref().map_or(0, |sparse| sparse.real_size);
         LimitError::check("bytes of a sparse file", with_holes, LARGEST).map_err(TreeError::from)?;
         self.bytes = self.bytes.saturating_add(entry.size);
-        LimitError::check("unpacked bytes of a layer", self.bytes, self.limits.layer_bytes).map_err(TreeError::from)?;
+        LimitError::check("layer-bytes", self.bytes, self.limits.layer_bytes).map_err(TreeError::from)?;
         let fd = self.create(parent, name, "openat", || {
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             openat(&parent.fd, name, flags, Mode::RUSR | Mode::WUSR)
@@ -250,7 +256,7 @@ impl Unpacker<'_> {
     }
 
     fn symlink(&mut self, entry: &Entry, parent: &Rc<Parent>, name: &std::ffi::CStr) -> Result<(), TreeError> {
-        LimitError::check("bytes of a path", entry.untrusted_link.len() as u64 + 1, self.limits.path_bytes)?;
+        LimitError::check("path-bytes", entry.untrusted_link.len() as u64 + 1, self.limits.path_bytes)?;
         // Extended attributes of the user's cannot be set on symlinks (xattr(7)).
         self.report.dropped_xattrs += entry.xattrs.len() as u64;
         let target = c_name(&entry.untrusted_link)?;

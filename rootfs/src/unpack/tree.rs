@@ -87,7 +87,8 @@ pub(super) struct Tree<'l> {
     limits: &'l Limits,
     /// By real path: in order, a directory's content directly follows it.
     directories: BTreeMap<Vec<u8>, Final>,
-    directory_bytes: usize,
+    /// Of memory that they take.
+    directory_bytes: u64,
     /// Directories made because an entry needed them.
     implied: u64,
     /// The parent last used, by the path it was asked for: consecutive entries share theirs.
@@ -164,7 +165,7 @@ impl<'l> Tree<'l> {
                 Found::Nothing | Found::Whiteout => {
                     self.directory(fd.as_fd(), &real, &c_name, None)?;
                     self.implied += 1;
-                    LimitError::check("entries of a layer", self.implied, self.limits.entries)?;
+                    LimitError::check("entries", self.implied, self.limits.entries)?;
                     real = below;
                 }
                 Found::Symlink if symlinks == Symlinks::Resolve => {
@@ -227,9 +228,8 @@ impl<'l> Tree<'l> {
         if let Some(known) = self.directories.get_mut(&path) {
             *known = attributes.unwrap_or(*known);
         } else {
-            self.directory_bytes += path.len();
-            let bytes = self.directory_bytes as u64;
-            LimitError::check("bytes of directory names", bytes, self.limits.directory_bytes)?;
+            self.directory_bytes += held(&path);
+            LimitError::check("directory-bytes", self.directory_bytes, self.limits.directory_bytes)?;
             self.directories.insert(path, attributes.unwrap_or(Final { mode: 0o755, mtime: None }));
         }
         Ok(fd)
@@ -260,7 +260,7 @@ impl<'l> Tree<'l> {
                 );
                 for path in gone {
                     if self.directories.remove(&path).is_some() {
-                        self.directory_bytes -= path.len();
+                        self.directory_bytes -= held(&path);
                     }
                 }
             }
@@ -307,10 +307,15 @@ pub(super) fn normal(path: &[u8], limits: &Limits) -> Result<Vec<u8>, TreeError>
     Ok(normal)
 }
 
+/// Bytes of memory that holding the directory `path` takes.
+fn held(path: &[u8]) -> u64 {
+    path.len() as u64 + Limits::DIRECTORY
+}
+
 fn check_path(path: &[u8], limits: &Limits) -> Result<(), LimitError> {
-    LimitError::check("bytes of a path", path.len() as u64 + 1, limits.path_bytes)?;
+    LimitError::check("path-bytes", path.len() as u64 + 1, limits.path_bytes)?;
     let depth = path.split(|b| *b == b'/').count();
-    LimitError::check("components of a path", depth as u64, limits.depth)
+    LimitError::check("depth", depth as u64, limits.depth)
 }
 
 /// Splits a normal path into its directory and its last name.
@@ -379,7 +384,7 @@ mod tests {
         }
         assert!(normal(&b"a/".repeat(256), &limits).is_ok());
         let deep = normal(&b"a/".repeat(257), &limits).unwrap_err().to_string();
-        assert_eq!(deep, "goes over the limit on components of a path (256)");
+        assert_eq!(deep, "goes over the limit on components of a path (256); --image-limit depth=VALUE sets it");
         let long = normal(&[b'a'; 4096], &limits).unwrap_err().to_string();
         assert_eq!(long, "goes over the limit on bytes of a path (4096)");
     }

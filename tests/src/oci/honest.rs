@@ -71,6 +71,7 @@ fn whiteouts() -> Vec<Case> {
             "opaque-twice",
             vec![base(), vec![dir("d"), Entry::opaque("d"), file("d/8", "8")], vec![dir("d"), file("d/9", "9")]],
         ),
+        case("whiteout-of-a-link", vec![[base(), vec![Entry::symlink("l", "d")]].concat(), vec![gone("l")]]),
         case("whiteout-name-with-dots", vec![vec![file(".b", "1"), file("..b", "2")], vec![gone(".b"), gone("..b")]]),
     ]
 }
@@ -125,6 +126,14 @@ fn links() -> Vec<Case> {
             vec![vec![dir("usr"), dir("usr/lib"), Entry::symlink("lib", "usr/lib"), file("lib/x", "1")]],
         ),
         case(
+            "parent-is-a-link-up-and-down",
+            vec![vec![dir("usr"), dir("usr/lib"), dir("x"), Entry::symlink("lib", "x/../usr/lib"), file("lib/x", "1")]],
+        ),
+        case(
+            "parent-is-a-link-to-what-comes-later",
+            vec![vec![Entry::symlink("lib", "usr"), file("usr/a", "1"), file("lib/b", "2")]],
+        ),
+        case(
             "parent-is-an-absolute-link",
             vec![vec![dir("usr"), dir("usr/lib"), Entry::symlink("lib", "/usr/lib"), file("lib/x", "1")]],
         ),
@@ -156,6 +165,7 @@ fn attributes() -> Vec<Case> {
                 file("ro-dir/f", "1"),
                 file("owned", "1").owner(12345, 54321),
                 file("owned-far", "1").owner(2_000_000, 2_000_000),
+                file("owned-in-base-256", "1").owner(4_294_967_290, 4_294_967_290),
             ]],
         ),
         case(
@@ -251,13 +261,69 @@ fn headers() -> io::Result<Vec<Case>> {
     ])
 }
 
+fn gzip(bytes: &[u8]) -> io::Result<Vec<u8>> {
+    let mut writer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    writer.write_all(bytes)?;
+    writer.finish()
+}
+
+/// The files of a layer that can be fetched one by one, as bytes of the archive each, without its end.
+fn apart() -> io::Result<Vec<Vec<u8>>> {
+    let entries = [dir("d"), file("d/a", &"abc".repeat(40_000)), file("d/b", "2"), Entry::symlink("l", "d/a")];
+    let parts = entries.map(|entry| {
+        let mut part = Layer::Entries(vec![entry]).to_bytes()?;
+        part.truncate(part.len() - 1024);
+        Ok(part)
+    });
+    parts.into_iter().collect()
+}
+
+/// As stargz-snapshotter writes it: a gzip member a file, then the table of contents as a file of the archive, and an empty
+/// member of 51 bytes whose extra field says where that begins.
+fn estargz() -> io::Result<Layer> {
+    let (mut blob, mut archive) = (Vec::new(), Vec::new());
+    for part in apart()? {
+        blob.extend(gzip(&part)?);
+        archive.extend(part);
+    }
+    let contents = r#"{"version":1,"entries":[{"name":"d/a","type":"reg","size":120000,"offset":1}]}"#;
+    let contents = Layer::Entries(vec![file("stargz.index.json", contents)]).to_bytes()?;
+    let payload = format!("{:016x}STARGZ", blob.len());
+    blob.extend(gzip(&contents)?);
+    archive.extend(contents);
+    // FEXTRA, 26 bytes of it: the subfield SG of 22.
+    let head = [0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 255, 26, 0, b'S', b'G', 22, 0];
+    let (nothing, ended) = ([1, 0, 0, 0xff, 0xff], [0; 8]);
+    let footer = [&head[..], payload.as_bytes(), &nothing, &ended].concat();
+    debug_assert_eq!(footer.len(), 51);
+    blob.extend(footer);
+    Ok(Layer::Stored { blob, archive })
+}
+
+/// As containers/storage writes it: a zstd frame a file, then frames that decoders skip: the table of contents, and 64 bytes
+/// that say where it lies.
+fn zstd_chunked() -> io::Result<Layer> {
+    let (mut blob, mut archive) = (Vec::new(), Vec::new());
+    for part in [apart()?, vec![vec![0; 1024]]].concat() {
+        blob.extend(zstd::encode_all(&part[..], 3)?);
+        archive.extend(part);
+    }
+    let mut skipped = |frame: &[u8]| {
+        blob.extend([0x50, 0x2a, 0x4d, 0x18]);
+        blob.extend(u32::try_from(frame.len()).unwrap_or(0).to_le_bytes());
+        blob.extend(frame);
+        (blob.len() - frame.len()) as u64
+    };
+    let contents = br#"{"version":1,"entries":[{"type":"reg","name":"d/a","size":120000}]}"#;
+    let stored = zstd::encode_all(&contents[..], 3)?;
+    let offset = skipped(&stored);
+    let numbers = [offset, stored.len() as u64, contents.len() as u64, 1, 0, 0, 0];
+    skipped(&[&numbers.map(u64::to_le_bytes).concat()[..], b"GNUlInUx"].concat());
+    Ok(Layer::Stored { blob, archive })
+}
+
 fn compressions() -> io::Result<Vec<Case>> {
     let archive = Layer::Entries(vec![file("a", &"abc".repeat(40_000)), file("b", "2")]).to_bytes()?;
-    let gzip = |bytes: &[u8]| -> io::Result<Vec<u8>> {
-        let mut writer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
-        writer.write_all(bytes)?;
-        writer.finish()
-    };
     let (head, tail) = archive.split_at(777);
     let skippable: &[u8] = &[0x5a, 0x2a, 0x4d, 0x18, 4, 0, 0, 0, 1, 2, 3, 4];
     let members = [gzip(head)?, gzip(b"")?, gzip(tail)?].concat();
@@ -266,6 +332,8 @@ fn compressions() -> io::Result<Vec<Case>> {
     Ok(vec![
         Case { name: "gzip-members", layers: vec![(stored(members), Compression::Gzip)] },
         Case { name: "zstd-frames", layers: vec![(stored(frames), Compression::Zstd)] },
+        Case { name: "estargz", layers: vec![(estargz()?, Compression::Gzip)] },
+        Case { name: "zstd-chunked", layers: vec![(zstd_chunked()?, Compression::Zstd)] },
         Case { name: "plain", layers: vec![(Layer::Raw(archive.clone()), Compression::Plain)] },
         case("an-empty-layer", vec![vec![file("a", "1")], vec![], vec![file("b", "2")]]),
         case("a-layer-twice", vec![base(), vec![file("top", "2")], base()]),

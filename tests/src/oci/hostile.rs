@@ -207,6 +207,11 @@ pub fn desyncs(host: &str) -> io::Result<Vec<Attack>> {
             vec![vec![record(b'x', &pax("size", "1024")), outer("o").pax("comment", b"x"), last()]],
         )
         .refused("two PAX records"),
+        // As git-archive writes one: its own name makes no directory.
+        attack(
+            "a global PAX comment",
+            vec![vec![Entry::file("pax_global/header", pax("comment", "x")).kind(b'g'), outer("o"), last()]],
+        ),
         attack("a global PAX size", vec![vec![record(b'g', &pax("size", "0")), outer("o"), last()]])
             .refused("global PAX record"),
         attack("a global PAX path", vec![vec![record(b'g', &pax("path", "p")), outer("o"), last()]])

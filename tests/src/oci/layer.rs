@@ -34,6 +34,25 @@ impl Compression {
             Self::Zstd => "application/vnd.oci.image.layer.v1.tar+zstd",
         }
     }
+
+    /// These bytes as one member or frame.
+    fn apply(self, bytes: &[u8]) -> io::Result<Vec<u8>> {
+        match self {
+            Self::Plain => Ok(bytes.to_vec()),
+            Self::Gzip => {
+                let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+                gzip.write_all(bytes)?;
+                gzip.finish()
+            }
+            Self::Zstd => {
+                let mut zstd = zstd::Encoder::new(Vec::new(), 1)?;
+                // 8 MiB, as Go's writers of images have it.
+                zstd.window_log(23)?;
+                zstd.write_all(bytes)?;
+                zstd.finish()
+            }
+        }
+    }
 }
 
 /// What a layer is made from.
@@ -45,6 +64,9 @@ pub enum Layer {
     Tree(PathBuf),
     /// The bytes of an archive, or of something that is not quite one.
     Raw(Vec<u8>),
+    /// The bytes of an archive but its end, so many times: each time compressed apart, a gzip member or zstd frame. However
+    /// large it becomes, it is never held in memory.
+    Repeated(Vec<u8>, usize),
     /// A blob that is compressed already, and the archive it should turn into; the compression only names its type.
     Stored {
         /// The bytes as they are stored.
@@ -244,6 +266,18 @@ impl Layer {
             stored.write_all(blob)?;
             return Ok((stored.into_blob(dir)?, super::sha256(archive)));
         }
+        if let Self::Repeated(bytes, times) = self {
+            let mut plain = Hashed::new(io::sink());
+            let end = [0; 1024];
+            let parts = [compression.apply(bytes)?, compression.apply(&end)?];
+            for _ in 0..*times {
+                stored.write_all(&parts[0])?;
+                plain.write_all(bytes)?;
+            }
+            stored.write_all(&parts[1])?;
+            plain.write_all(&end)?;
+            return Ok((stored.into_blob(dir)?, plain.digest()));
+        }
         match compression {
             Compression::Plain => {
                 let (stored, diff_id) = self.archive(stored)?;
@@ -274,6 +308,10 @@ impl Layer {
         let mut out = io::BufWriter::with_capacity(1 << 17, Hashed::new(out));
         match self {
             Self::Raw(bytes) | Self::Stored { archive: bytes, .. } => out.write_all(bytes)?,
+            Self::Repeated(bytes, times) => {
+                (0..*times).try_for_each(|_| out.write_all(bytes))?;
+                out.write_all(&[0; 1024])?;
+            }
             Self::Entries(entries) => {
                 let mut builder = Builder::new(&mut out);
                 entries.iter().try_for_each(|entry| entry.append(&mut builder))?;

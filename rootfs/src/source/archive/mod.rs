@@ -201,7 +201,7 @@ impl Archive {
     /// All of a member that is a document.
     fn document(&self, name: &str, span: Span, limits: &Limits) -> Result<Vec<u8>, SourceError> {
         let object = || format!("`{}` in the {}", printable(name.as_bytes()), self.place());
-        SourceError::limit("bytes of a document", span.size, limits.document_bytes, object)?;
+        SourceError::limit("document-bytes", span.size, limits.document_bytes, object)?;
         let mut bytes = Vec::with_capacity(usize::try_from(span.size).unwrap_or(0));
         self.reader(span).read_to_end(&mut bytes).map_err(|source| self.io(name, source))?;
         Ok(bytes)

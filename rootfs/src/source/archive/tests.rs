@@ -290,7 +290,7 @@ fn a_docker_archive_that_does_not_add_up_is_refused() {
     fails(with(&name, &own, &["no"], layer()), "has no `no`; the archive is not complete");
     fails(with(&name, &own, &["../../etc/passwd"], layer()), "has no `../../etc/passwd`");
     fails(with(&name, &own, &["/etc/passwd"], layer()), "has no `/etc/passwd`");
-    fails(with(&name, &own, &["l"; 501], layer()), "limit on layers (500)");
+    fails(with(&name, &own, &["l"; 501], layer()), "limit on layers of an image (500)");
     fails(with(&name, &own, &["l\u{1b}"], layer()), "has no `l\\u{1b}`");
     // Links lead to members of the archive, and nowhere else.
     for (flag, to, want) in [
@@ -309,7 +309,7 @@ fn a_docker_archive_that_does_not_add_up_is_refused() {
         fails(Place::new(&tar(&[file("manifest.json", text)])).docker(None), "is malformed");
     }
     let long = file("manifest.json", " ".repeat(5 << 20));
-    fails(Place::new(&tar(&[long])).docker(None), "limit on bytes of a document");
+    fails(Place::new(&tar(&[long])).docker(None), "limit on bytes of an index, manifest or config");
 }
 
 #[test]

@@ -178,8 +178,7 @@ impl Endpoint {
     }
 
     fn address(&self, scheme: &Scheme, path: &str) -> Result<Uri, RegistryError> {
-        // Docker Hub's registry lives elsewhere than its name says.
-        let host = if self.location.host == "docker.io" { "registry-1.docker.io" } else { &self.location.host };
+        let host = host_of_api(&self.location.host);
         let path = format!("/v2/{path}");
         let uri = match (host.parse(), path.parse()) {
             (Ok(host), Ok(path)) => address(Some(scheme.clone()), Some(host), path),
@@ -193,10 +192,38 @@ impl Endpoint {
     }
 }
 
+/// Who answers for a registry: Docker Hub's lives elsewhere than its name says.
+fn host_of_api(host: &str) -> &str {
+    if host == "docker.io" { "registry-1.docker.io" } else { host }
+}
+
 /// Without `:PORT`, IPv6 addresses in brackets left as they are.
 fn host_without_port(host: &str) -> &str {
     match host.rsplit_once(':') {
         Some((bare, port)) if port.bytes().all(|b| b.is_ascii_digit()) => bare,
         _ => host,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reference::Name;
+
+    #[test]
+    fn docker_hub_is_asked_at_its_registry_and_others_at_their_names() {
+        for (name, want) in [
+            ("debian", "https://registry-1.docker.io/v2/library/debian/manifests/latest"),
+            ("docker.io/user/name", "https://registry-1.docker.io/v2/user/name/manifests/latest"),
+            ("ghcr.io/owner/tools", "https://ghcr.io/v2/owner/tools/manifests/latest"),
+            ("r.example:5000/docker.io/x", "https://r.example:5000/v2/docker.io/x/manifests/latest"),
+        ] {
+            let name: Name = name.parse().unwrap();
+            let (host, repository) = (name.registry().to_owned(), name.repository().to_owned());
+            let path = format!("{repository}/manifests/latest");
+            let location = Location { host, repository, insecure: false };
+            let endpoint = Endpoint::new(location, Keepers { auth_files: Vec::new(), helpers: None }, 1);
+            assert_eq!(endpoint.address(&Scheme::HTTPS, &path).unwrap().to_string(), want);
+        }
     }
 }

@@ -128,7 +128,7 @@ pub enum RegistryError {
         reason: String,
     },
     /// More than a document may have.
-    #[error("registry `{host}` sends more than {limit} bytes for {object}")]
+    #[error("registry `{host}` sends more than {limit} bytes for {object}{hint}")]
     TooLong {
         /// Which.
         host: String,
@@ -136,6 +136,8 @@ pub enum RegistryError {
         object: String,
         /// Bytes that are allowed.
         limit: u64,
+        /// How more can be allowed, with what separates it.
+        hint: &'static str,
     },
     /// Other bytes than were asked for.
     #[error("registry `{host}` sends other content for {object}: it hashes to {actual}")]

@@ -103,7 +103,7 @@ impl Http {
                 reason: reason.to_owned(),
             };
             let next = target(&uri, response.headers()).map_err(refused)?;
-            if next.scheme() == Some(&Scheme::HTTP) && uri.scheme() == Some(&Scheme::HTTPS) && !request.lenient {
+            if is_downgrade(&uri, &next) && !request.lenient {
                 return Err(refused(&format!("from HTTPS to HTTP at `{}`, which is refused", host_of(&next))));
             }
             // Once elsewhere, a way back is not believed either: that request is no longer ours.
@@ -174,7 +174,7 @@ impl Http {
     /// The whole body of an answer, if it is not more than `limit`.
     pub(super) fn document(&self, answer: Answer, object: &str, limit: u64) -> Result<Vec<u8>, RegistryError> {
         let host = answer.host.clone();
-        let too_long = || RegistryError::TooLong { host: host.clone(), object: object.to_owned(), limit };
+        let too_long = || RegistryError::TooLong { host: host.clone(), object: object.to_owned(), limit, hint: "" };
         let promised = answer.response.body().content_length();
         if promised.is_some_and(|length| length > limit) {
             return Err(too_long());
@@ -245,6 +245,11 @@ impl Answer {
 /// `HOST[:PORT]` as it stands in an address.
 pub(super) fn host_of(uri: &Uri) -> String {
     uri.authority().map(ToString::to_string).unwrap_or_default()
+}
+
+/// Whether a redirect gives up TLS.
+fn is_downgrade(from: &Uri, to: &Uri) -> bool {
+    from.scheme() == Some(&Scheme::HTTPS) && to.scheme() != Some(&Scheme::HTTPS)
 }
 
 fn same_origin(one: &Uri, other: &Uri) -> bool {
@@ -363,6 +368,20 @@ mod tests {
             ("https://a.example/", "https://b.a.example/", false),
         ] {
             assert_eq!(same_origin(&one.parse().unwrap(), &other.parse().unwrap()), same, "{one} {other}");
+        }
+    }
+
+    #[test]
+    fn a_redirect_gives_up_tls_or_does_not() {
+        for (from, to, gives_up) in [
+            ("https://r.example/v2/", "http://r.example/v2/", true),
+            ("https://r.example/v2/", "HTTP://cdn.example/x", true),
+            ("https://r.example/v2/", "http://r.example:443/v2/", true),
+            ("https://r.example/v2/", "https://cdn.example/x", false),
+            ("http://r.example/v2/", "http://cdn.example/x", false),
+            ("http://r.example/v2/", "https://cdn.example/x", false),
+        ] {
+            assert_eq!(is_downgrade(&from.parse().unwrap(), &to.parse().unwrap()), gives_up, "{from} {to}");
         }
     }
 

@@ -178,7 +178,13 @@ impl<'r> Registry<'r> {
         };
         let limit = limits.document_bytes;
         let object = Object::Manifest(&reference);
-        let (document, digest) = self.document(object, self.name.digest(), limit)?;
+        let found = self.document(object, self.name.digest(), limit);
+        let (document, digest) = found.map_err(|error| match error {
+            RegistryError::TooLong { host, object, limit, .. } => {
+                RegistryError::TooLong { host, object, limit, hint: "; --image-limit document-bytes=VALUE sets it" }
+            }
+            error => error,
+        })?;
         // Servers that know no better say application/json or octets; the document itself says more.
         let known = document.media_type.filter(|kind| kind.starts_with("application/vnd."));
         let size = document.bytes.len() as u64;
@@ -256,6 +262,10 @@ impl Source for Registry<'_> {
         let partial = if layer.size >= KEPT_FROM { (self.remote.partial)(digest) } else { None };
         let endpoints = self.in_order().map(|(_, endpoint)| endpoint).collect();
         Ok(Box::new(Blob::new(&self.http, endpoints, digest.clone(), layer.size, partial)))
+    }
+
+    fn is_remote(&self) -> bool {
+        true
     }
 
     fn stop(&self) {

@@ -36,6 +36,13 @@ impl Patience {
     pub(super) const SLOWEST: u64 = 1000;
     /// Bytes that are progress: a server that sends one and falls silent, again and again, makes none.
     pub(super) const PROGRESS: u64 = 64 << 10;
+
+    /// Between the try that was the `failed`th to fail and the next; `chance` lies between 0 and 1.
+    fn pause(&self, failed: u32, chance: f64) -> Duration {
+        let backoff = self.first.saturating_mul(1 << failed.saturating_sub(1).min(16));
+        // Half of it is by chance: layers that failed together are not asked for together.
+        backoff / 2 + backoff.mul_f64(0.5 * chance)
+    }
 }
 
 impl Default for Patience {
@@ -108,9 +115,7 @@ impl<'p> Tries<'p> {
         self.failed += 1;
         self.bytes = 0;
         let asked = error.retry_after().unwrap_or(Duration::ZERO);
-        // Half of it is by chance: layers that failed together are not asked for together.
-        let backoff = self.patience.first.saturating_mul(1 << (self.failed - 1).min(16));
-        let wait = asked.max(backoff / 2 + backoff.mul_f64(0.5 * chance()));
+        let wait = asked.max(self.patience.pause(self.failed, chance()));
         let over = wait > self.patience.longest || self.since.elapsed().saturating_add(wait) > self.patience.total;
         if !error.is_passing() || self.failed >= self.most || over {
             return Err(error);
@@ -165,6 +170,18 @@ mod tests {
         tries.again(status(503, None)).unwrap();
         tries.progress(Patience::PROGRESS - 1);
         assert!(matches!(tries.again(status(503, None)), Err(RegistryError::Status { status: 503, .. })));
+    }
+
+    #[test]
+    fn the_pause_between_tries_doubles() {
+        let patience = Patience::default();
+        for (failed, whole) in [(1, 500), (2, 1000), (3, 2000), (4, 4000), (5, 8000)] {
+            let whole = Duration::from_millis(whole);
+            assert_eq!((patience.pause(failed, 0.0), patience.pause(failed, 1.0)), (whole / 2, whole));
+            assert!((0..1000).all(|_| (0.0..=1.0).contains(&chance())));
+        }
+        // However often it failed, it is a time that can be waited.
+        assert_eq!(patience.pause(1000, 1.0), patience.first * (1 << 16));
     }
 
     #[test]

@@ -129,9 +129,9 @@ fn every_limit_holds() {
         (tar().file("a/b/c", ""), Limits { depth: 2, ..default }, "limit on components of a path (2)"),
         (tar().file("abcdef", ""), Limits { path_bytes: 6, ..default }, "limit on bytes of a path (6)"),
         (tar().symlink("a", "abcdef"), Limits { path_bytes: 6, ..default }, "limit on bytes of a path (6)"),
-        (tar().record(b'L', &[b'x'; 100]).file("f", ""), Limits { record_bytes: 99, ..default }, "long name (99)"),
-        (tar().record(b'x', &[b'x'; 100]).file("f", ""), Limits { record_bytes: 99, ..default }, "long name (99)"),
-        (tar().dir("abc", 0o755).dir("abd", 0o755), Limits { directory_bytes: 5, ..default }, "directory names (5)"),
+        (tar().record(b'L', &[b'x'; 100]).file("f", ""), Limits { record_bytes: 99, ..default }, "sparse map (99)"),
+        (tar().record(b'x', &[b'x'; 100]).file("f", ""), Limits { record_bytes: 99, ..default }, "sparse map (99)"),
+        (tar().dir("abc", 0o755).dir("abd", 0o755), Limits { directory_bytes: 293, ..default }, "directories (293)"),
         (
             tar().file("f", &"x".repeat(9000)),
             Limits { layer_bytes: 8000, ..default },

@@ -146,7 +146,10 @@ fn documents_are_bounded() {
     for (answer, want) in [
         (reply(200, "").cut(0, Then::Flood), ""),
         (reply(200, "").unbounded(Then::Flood), "sends more than 4194304 bytes for image `a/b:tag`"),
-        (Reply { promised: Some(5 << 20), ..reply(200, "") }, "sends more than 4194304 bytes"),
+        (
+            Reply { promised: Some(5 << 20), ..reply(200, "") },
+            "bytes for image `a/b:tag`; --image-limit document-bytes=VALUE sets it",
+        ),
     ] {
         let (message, _) = failure(move |_| answer.clone());
         assert!(message.contains(want), "{message}");
@@ -263,6 +266,25 @@ fn a_silent_server_is_given_up_and_a_pull_can_be_stopped() {
         stop.store(true, Ordering::Relaxed);
         assert!(matches!(pull.join().unwrap(), Err(SourceError::Registry(RegistryError::Stopped))));
     });
+}
+
+/// Whose name is not this machine's is spoken to in HTTP only where the user says so; the proxy stands in for the network.
+#[test]
+fn http_is_not_good_enough_for_a_registry_elsewhere() {
+    for (settings, is_good_enough) in [("insecure = true", true), ("insecure = false", false), ("", false)] {
+        let elsewhere = Image::new(10).serve();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("registries.conf");
+        std::fs::write(&path, format!("[[registry]]\nlocation = 'registry.invalid:5000'\n{settings}")).unwrap();
+        let address = format!("http://{}", elsewhere.host());
+        let proxies = Proxies { http: Some(address.clone()), https: Some(address), none: String::new() };
+        let config = RegistryConfig { registries: vec![path], proxies, ..RegistryConfig::default() };
+        let found = with("registry.invalid:5000/a/b:tag", &config, |registry| registry.manifest(&Limits::default()));
+        assert_eq!(found.unwrap().is_ok(), is_good_enough, "{settings}");
+        // Nothing of the request is seen by who does not speak TLS.
+        assert!(elsewhere.handshakes() == 0 && elsewhere.asked()[0].method == "CONNECT", "{settings}");
+        assert_eq!(elsewhere.asked().iter().any(|asked| asked.method == "GET"), is_good_enough, "{settings}");
+    }
 }
 
 #[test]
