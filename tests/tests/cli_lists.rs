@@ -205,7 +205,8 @@ fn stats_go_on_until_nobody_looks() {
     let (piped, shown) = (piped.finish().stdout, terminal.finish(on_terminal).stdout);
     let heads = |text: &str| text.lines().filter(|line| line.contains("JOB") && line.contains("NETWORK")).count();
     assert!(heads(&piped) >= 2 && !piped.contains('\u{1b}'), "{piped:?}");
-    assert!(heads(&shown) >= 2 && shown.matches("\u{1b}[H\u{1b}[2J").count() == heads(&shown), "{shown:?}");
+    // The signal may have come when it had made room for a further one.
+    assert!(heads(&shown) >= 2 && shown.matches("\u{1b}[H\u{1b}[2J").count() >= heads(&shown), "{shown:?}");
 }
 
 /// What goes through a connection counts while it is open.
