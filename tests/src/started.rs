@@ -77,6 +77,13 @@ impl Started {
         );
     }
 
+    /// Waits until its standard error so far contains `text`.
+    #[track_caller]
+    pub fn wait_for_error(&self, text: &str) {
+        let said = wait_until(LIMIT, || self.stderr.text().contains(text));
+        assert!(said, "no {text:?} came\n--- stderr\n{}", self.stderr.text());
+    }
+
     /// Whether it has ended.
     #[must_use]
     pub fn has_ended(&mut self) -> bool {

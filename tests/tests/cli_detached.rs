@@ -261,19 +261,68 @@ fn rm_with_force_ends_a_job_first() {
     assert!(home.state().join("names/x").symlink_metadata().is_err());
 }
 
-/// A viewer that does not read must not hold the job up, and loses its place, not the log.
+/// A verb about several jobs does for each what it can, says what it cannot, a line each, and exits with 125.
+#[test]
+fn what_cannot_be_done_for_one_job_is_done_for_the_others() {
+    let Some(home) = home() else { return };
+    let (ended, other) = (home.detached(&[], "exit 3"), home.detached(&[], "exit 4"));
+    let _ran = home.say(&["wait", &ended, &other]).expect_code(4);
+    let runs = home.detached(&[], "trap 'echo usr1' USR1; echo ready; while :; do sleep 0.02; done");
+    assert!(wait_until(PATIENCE, || home.say(&["logs", &runs]).stdout == "ready\n"));
+    let told = |words: &[&str], stdout: &str, errors: &[(&String, &str)]| {
+        let ran = home.say(words).expect_code(125);
+        assert_eq!(ran.stdout, stdout, "{words:?} {ran}");
+        let lines: Vec<&str> = ran.stderr.lines().collect();
+        assert_eq!(lines.len(), errors.len(), "{words:?} {ran}");
+        for (line, (id, word)) in lines.iter().zip(errors) {
+            assert!(line.starts_with("agentd: ") && line.contains(*id) && line.contains(word), "{words:?} {ran}");
+        }
+    };
+    let dead = [(&ended, "does not run"), (&other, "does not run")];
+    told(&["kill", "-s", "USR1", &ended, &runs, &other], &format!("{runs}\n"), &dead);
+    assert!(wait_until(PATIENCE, || home.say(&["logs", &runs]).stdout.ends_with("usr1\n")));
+    for verb in ["pause", "unpause"] {
+        told(&[verb, &ended, &other], "", &dead);
+    }
+    told(&["rm", &ended, &runs, &other], &format!("{ended}\n{other}\n"), &[(&runs, "is running")]);
+    let spoiled = home.detached(&[], "exit 5");
+    let _ran = home.say(&["wait", &spoiled]).expect_code(5);
+    fs::write(home.state().join("jobs").join(&spoiled).join("record.jsonl"), "nonsense").unwrap();
+    let shown = home.say(&["inspect", &spoiled, &runs]).expect_code(125);
+    shown.expect_one_error_line(&[&spoiled]);
+    assert!(shown.stdout.contains(&format!("\"id\": \"{runs}\"")) && shown.stdout.ends_with("]\n"), "{shown}");
+    told(&["wait", &spoiled, &spoiled], "", &[(&spoiled, "cannot be read"), (&spoiled, "cannot be read")]);
+    told(&["kill", &spoiled, &runs], &format!("{runs}\n"), &[(&spoiled, "cannot be read")]);
+    // Removing all is going on past what cannot be read, and saying so.
+    told(&["rm", "--all"], &format!("{runs}\n"), &[(&spoiled, "cannot be read")]);
+    let _ran = home.say(&["rm", &spoiled]).expect_success();
+}
+
+/// A viewer that does not read must not hold the job up, and loses its place, not the log. It is told, and sees what comes
+/// later.
 #[test]
 fn a_viewer_that_does_not_read_does_not_hold_the_job_up() {
     let Some(home) = home() else { return };
     let workspace = home.workspace().display().to_string();
-    let script = "while [ ! -e go ]; do sleep 0.02; done; head -c 8000000 /dev/zero; echo over";
+    let script = "await() { while [ ! -e $1 ]; do sleep 0.02; done; }
+        await go; head -c 8000000 /dev/zero; echo over; await on; echo later; await end; exit 5";
     let id = home.detached(&["--workspace", &workspace], script);
-    let attached = Started::new(home.agentd().args(["attach", &id]));
+    let mut attached = Started::new(home.agentd().args(["attach", &id]));
     home.wait_until_attached(&attached, &id);
     attached.signal(Signal::STOP);
     fs::write(home.workspace().join("go"), "").unwrap();
-    let _ran = home.say(&["wait", &id]).expect_success();
-    assert_eq!(home.say(&["logs", &id]).expect_success().stdout_bytes.len(), 8_000_005);
+    let logged = || home.say(&["logs", &id]).expect_success().stdout_bytes.len();
+    assert!(wait_until(PATIENCE, || logged() == 8_000_005), "{}", logged());
+    attached.signal(Signal::CONT);
+    // It has its old pipe read to the end, and another one since.
+    attached.wait_for_error("fell behind");
+    home.wait_until_attached(&attached, &id);
+    fs::write(home.workspace().join("on"), "").unwrap();
+    attached.wait_for("later\n");
+    fs::write(home.workspace().join("end"), "").unwrap();
+    let seen = attached.finish().expect_code(5);
+    seen.expect_one_error_line(&["fell behind", &format!("agentd logs {id}")]);
+    assert!(seen.stdout_bytes.len() < 8_000_000 && !seen.stdout.contains("over"), "{}", seen.stdout_bytes.len());
 }
 
 /// What waits gives back what it does not need: supervisor and PID 1 of an idle job have 3 MiB between them. PID 1 can be

@@ -89,6 +89,18 @@ fn what_is_pulled_is_listed_inspected_and_removed() {
         let found = json(agentd(&home, &["images", "--format", "json", filter]));
         assert_eq!(found.as_array().unwrap().len(), 1, "{filter}");
     }
+    let line = "{{.Repository}}:{{.Tag}} {{.ID}} {{.Digest}} {{.CreatedAt}}";
+    let filled = agentd(&home, &["images", "--format", line, &one]).expect_silent_success().stdout;
+    let (id, digest) = (&written.manifest[7..19], &written.manifest);
+    assert!(filled.starts_with(&format!("{one} {id} {digest} ")) && filled.lines().count() == 1, "{filled}");
+    let sizes = agentd(&home, &["images", "--format", "{{.Name}}\\t{{.Size}}"]).expect_silent_success().stdout;
+    assert!(sizes.lines().count() == 2 && sizes.lines().all(|line| line.ends_with(" MB")), "{sizes}");
+    agentd(&home, &["images", "--format", "{{.Nope}}"])
+        .expect_code(125)
+        .stderr
+        .contains(".Digest")
+        .then_some(())
+        .unwrap();
     let both = json(agentd(&home, &["images", "--format", "json", one.strip_suffix(":one").unwrap()]));
     assert_eq!(both.as_array().unwrap().len(), 2);
 

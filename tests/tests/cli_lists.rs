@@ -5,7 +5,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use agentd_tests::server::{Manner, Server};
-use agentd_tests::{Feature, Home, Started, cpu_time, install, require, run, wait_until};
+use agentd_tests::{Feature, Home, Started, Terminal, cpu_time, install, require, run, run_with_input, wait_until};
+use rustix::process::Signal;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -36,12 +37,61 @@ fn ps_shows_what_is_asked_for_as_it_is_asked_for() {
         ("--format", "{{.Nope}}", ".ID"),
         ("--format", "yaml", "template"),
         ("--format", "{{.ID", "}}"),
-        ("--filter", "status=paused", "running|exited"),
+        ("--filter", "status=stopped", "running|paused|exited"),
         ("--filter", "label=x", "name=TEXT"),
     ] {
         let refused = home.say(&["ps", flag, value]).expect_code(125);
         assert!(refused.stderr.contains(word), "{value}: {refused}");
     }
+}
+
+/// A paused job is one in the table, for a filter, for programs and for metrics. It needs a cgroup, which not every machine
+/// has: its record names a directory that says what a cgroup's would.
+#[test]
+fn a_paused_job_is_paused_everywhere() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let home = Home::new();
+    let id = home.detached(&["--name", "held"], "exec sleep 1000");
+    let cgroup = home.path().join("cgroup");
+    fs::create_dir(&cgroup).unwrap();
+    let live = home.state().join("live").join(&id);
+    let mut record: serde_json::Value = serde_json::from_str(fs::read_to_string(&live).unwrap().trim()).unwrap();
+    record["cgroup"] = cgroup.to_str().unwrap().into();
+    let mut file = fs::File::options().append(true).open(live).unwrap();
+    std::io::Write::write_all(&mut file, format!("{record}\n").as_bytes()).unwrap();
+    fs::write(cgroup.join("cpu.stat"), "usage_usec 1500000\n").unwrap();
+    fs::write(cgroup.join("memory.peak"), "4096\n").unwrap();
+    for (freeze, running, paused) in [("0\n", "held\n", ""), ("1\n", "", "held\n")] {
+        fs::write(cgroup.join("cgroup.freeze"), freeze).unwrap();
+        let state = if paused.is_empty() { "running" } else { "paused" };
+        let listed = |words: &[&str]| {
+            let words = [&["ps", "--format", "{{.Name}}"], words].concat();
+            home.say(&words).expect_silent_success().stdout
+        };
+        assert_eq!(
+            (listed(&["-f", "status=running"]), listed(&["-f", "status=paused"])),
+            (running.into(), paused.into())
+        );
+        assert_eq!(listed(&[]), "held\n", "it is listed either way");
+        assert_eq!(home.say(&["ps", "--format", "{{.State}}"]).stdout, format!("{state}\n"));
+        let job = &home.jobs()[0];
+        assert_eq!((job["state"].as_str(), job["paused"].as_bool()), (Some("running"), Some(!paused.is_empty())));
+        let metrics = home.say(&["metrics"]).expect_silent_success().stdout;
+        let said = usize::from(!paused.is_empty());
+        for line in [
+            format!("agentd_jobs{{state=\"{state}\"}} 1\n"),
+            format!("agentd_job_paused{{id=\"{id}\",name=\"held\"}} {said}\n"),
+            // What only a cgroup counts; of a counter the samples have another name than the family.
+            "# TYPE agentd_job_cpu_seconds counter\n".to_owned(),
+            format!("agentd_job_cpu_seconds_total{{id=\"{id}\",name=\"held\"}} 1.5\n"),
+            format!("agentd_job_memory_peak_bytes{{id=\"{id}\",name=\"held\"}} 4096\n"),
+        ] {
+            assert!(metrics.contains(&line), "{line}{metrics}");
+        }
+    }
+    let _ran = home.say(&["stop", "-t", "0", &id]).expect_silent_success();
 }
 
 /// `cargo xtask bench lists` holds this to 50 ms on a quiet machine. Here others run beside it; they take as much from `cat`,
@@ -131,6 +181,33 @@ fn stats_counts_what_a_box_uses() {
     let stats = Started::new(home.agentd().args(["stats", "idle"]));
     let _ran = home.say(&["stop", "--all"]).expect_silent_success();
     let _ran = stats.finish().expect_success();
+}
+
+/// Without --no-stream it is a table a second: one below the other for a program, one in the place of the other on a terminal.
+#[test]
+fn stats_go_on_until_nobody_looks() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let home = Home::new();
+    let one = home.detached(&["--name", "one"], "exec sleep 1000");
+    let mut piped = Started::new(home.agentd().arg("stats"));
+    let mut terminal = Terminal::new();
+    let on_terminal = terminal.start(home.agentd().arg("stats"));
+    piped.wait_for(&one);
+    terminal.wait_for(&one);
+    // Only a later look can show what was not there at the first.
+    let two = home.detached(&["--name", "two"], "exec sleep 1000");
+    piped.wait_for(&two);
+    terminal.wait_for(&two);
+    for started in [&piped, &on_terminal] {
+        started.signal(Signal::TERM);
+    }
+    let (piped, shown) = (piped.finish().stdout, terminal.finish(on_terminal).stdout);
+    let heads = |text: &str| text.lines().filter(|line| line.contains("JOB") && line.contains("NETWORK")).count();
+    assert!(heads(&piped) >= 2 && !piped.contains('\u{1b}'), "{piped:?}");
+    // The signal may have come when it had made room for a further one.
+    assert!(heads(&shown) >= 2 && shown.matches("\u{1b}[H\u{1b}[2J").count() >= heads(&shown), "{shown:?}");
 }
 
 /// What goes through a connection counts while it is open.
@@ -242,7 +319,12 @@ fn completion_and_manual_know_every_verb() {
     let _ran = home.say(&["completion", "man", man.to_str().unwrap()]).expect_silent_success();
     let run_page = fs::read_to_string(man.join("agentd-run.1")).unwrap();
     assert!(run_page.contains("workspace") && run_page.contains("detach"), "the options are there, not only the verb");
+    let nested = fs::read_to_string(man.join("agentd-image-inspect.1")).unwrap();
+    assert!(nested.lines().any(|line| line.starts_with(".TH ")) && nested.contains("NAME|ID"), "{nested}");
     let _ran = home.say(&["completion", "man"]).expect_code(125);
+    let script = home.say(&["completion", "bash"]).expect_silent_success().stdout;
+    let checked = run_with_input(Command::new("bash").args(["-n", "/dev/stdin"]), script.as_bytes());
+    let _ran = checked.expect_silent_success();
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let script = home.say(&["completion", shell]).expect_silent_success().stdout;
         for word in ["attach", "exec", "stop", "workspace", "detach-keys"] {

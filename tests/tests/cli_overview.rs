@@ -1,6 +1,7 @@
 //! What tells of all jobs together, or of their time: `health`, `metrics`, `summary`, `logs --timestamps`.
+#![expect(clippy::panic, reason = "these are tests, helpers included")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::process::Command;
 use std::time::Duration;
@@ -71,20 +72,83 @@ fn metrics_are_open_metrics() {
         "agentd_records_unreadable 0".into(),
         format!("agentd_job_processes{{id=\"{id}\",name=\"busy\"}} 2"),
         format!("agentd_job_restarts{{id=\"{id}\",name=\"busy\"}} 0"),
+        "agentd_jobs{state=\"paused\"} 0".into(),
+        "agentd_oom_kills 0".into(),
+        format!("agentd_job_paused{{id=\"{id}\",name=\"busy\"}} 0"),
     ] {
         assert!(text.lines().any(|known| known == line), "{line}\n{text}");
     }
-    // Every sample is of the family before it, and a number (OpenMetrics 1.0, "Text format").
-    let mut family = String::new();
-    for line in text.lines().filter(|line| *line != "# EOF") {
-        if let Some(rest) = line.strip_prefix("# TYPE ") {
-            family = rest.split(' ').next().unwrap_or_default().to_owned();
-        } else if !line.starts_with("# HELP ") {
-            assert!(line.starts_with(&family), "{line}");
-            assert!(line.rsplit(' ').next().is_some_and(|value| value.parse::<f64>().is_ok()), "{line}");
+    check_exposition(&text);
+    let _ran = home.say(&["stop", &id]).expect_silent_success();
+}
+
+/// Fails unless the text is one of OpenMetrics 1.0 ("Text format") and one of Prometheus's own format ("Exposition formats"),
+/// where they are stricter than each other by the stricter: node_exporter refuses a file whole for one line.
+#[track_caller]
+fn check_exposition(text: &str) {
+    let Some(lines) = text.strip_suffix("# EOF\n") else { panic!("no end: {text}") };
+    let is_name = |name: &str| {
+        let mut letters = name.chars();
+        letters.next().is_some_and(|first| first.is_ascii_alphabetic() || first == '_')
+            && letters.all(|letter| letter.is_ascii_alphanumeric() || letter == '_')
+    };
+    let (mut families, mut helped, mut series) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
+    let mut family = "";
+    for line in lines.lines() {
+        let mut words = line.splitn(4, ' ');
+        match [words.next(), words.next(), words.next(), words.next()] {
+            [Some("#"), Some("TYPE"), Some(name), Some(kind)] => {
+                // What both know and needs no more than one sample a series.
+                assert!(is_name(name) && ["gauge", "counter"].contains(&kind), "{line}");
+                assert!(
+                    kind != "counter" || !name.ends_with("_total"),
+                    "the samples have that, not the family: {line}"
+                );
+                assert!(families.insert(name, kind).is_none(), "once each: {line}");
+                family = name;
+            }
+            [Some("#"), Some("HELP"), Some(name), Some(help)] => {
+                assert!(name == family && helped.insert(name) && !help.contains('\\'), "{line}");
+            }
+            _ => {
+                let of_counter = format!("{family}_total");
+                let wanted = if families.get(family) == Some(&"counter") { &of_counter } else { family };
+                let Some((sample, value)) = line.rsplit_once(' ') else { panic!("{line}") };
+                let (name, labels) = sample.split_once('{').map_or((sample, ""), |(name, labels)| (name, labels));
+                assert!(name == wanted && helped.contains(family), "of the family before it: {line}");
+                assert!(value.parse::<f64>().is_ok_and(|value| value.is_finite() && value >= 0.0), "{line}");
+                if sample != name {
+                    check_labels(labels);
+                }
+                assert!(series.insert(sample), "twice: {line}");
+            }
         }
     }
-    let _ran = home.say(&["stop", &id]).expect_silent_success();
+    assert_eq!(families.len(), helped.len());
+}
+
+/// `name="value"` with commas between, and the brace that ends them.
+#[track_caller]
+fn check_labels(labels: &str) {
+    let (mut rest, mut names) = (labels, BTreeSet::new());
+    loop {
+        let Some((name, value)) = rest.split_once("=\"") else { panic!("{labels}") };
+        let known = |letter: char| letter.is_ascii_lowercase() || letter == '_';
+        assert!(!name.is_empty() && name.chars().all(known) && names.insert(name), "{labels}");
+        let mut is_escaped = false;
+        let end = value.find(|letter| {
+            let ends = letter == '"' && !is_escaped;
+            assert!(!is_escaped || ['\\', '"', 'n'].contains(&letter), "{labels}");
+            is_escaped = letter == '\\' && !is_escaped;
+            ends
+        });
+        let Some(end) = end else { panic!("{labels}") };
+        match value.get(end + 1..) {
+            Some("}") => return,
+            Some(more) if more.starts_with(',') => rest = &more[1..],
+            _ => panic!("{labels}"),
+        }
+    }
 }
 
 #[test]
@@ -109,6 +173,14 @@ fn a_summary_counts_jobs_by_how_they_ended() {
     assert!(of("timed out", "seconds").is_some_and(|seconds| seconds >= 0.1), "{shown}");
     let table = home.say(&["summary"]).expect_silent_success().stdout;
     assert!(table.contains("OUTCOME") && table.contains("succeeded"), "{table}");
+    let line = "{{.Outcome}}: {{.Jobs}} jobs, {{.Restarts}} restarts";
+    let filled = home.say(&["summary", "--format", line]).expect_silent_success().stdout;
+    assert!(
+        filled.contains("succeeded: 2 jobs, 0 restarts\n") && filled.ends_with("all: 4 jobs, 2 restarts\n"),
+        "{filled}"
+    );
+    let refused = home.say(&["summary", "--format", "{{.ID}}"]).expect_code(125);
+    assert!(refused.stderr.contains(".Outcome"), "{refused}");
     let later = home.say(&["summary", "--since", "2999-01-01T00:00:00Z", "--format", "json"]).expect_silent_success();
     assert!(later.stdout.contains("\"jobs\": 0"), "{later}");
 }

@@ -55,6 +55,114 @@ fn a_full_disk_keeps_nobody_from_listing_and_removing() {
     assert!(read("refused").contains("No space left"), "{}", read("refused"));
 }
 
+/// What the disk did not take at the end has no later part that it could be missed before.
+#[test]
+fn output_that_a_full_disk_did_not_take_is_told_to_the_last_byte() {
+    let Some(home) = home() else { return };
+    let ran = on_a_small_disk(
+        &home,
+        r#"
+        mkfifo "$HOME/work/gate"
+        id=$("$A" run -d --workspace "$HOME/work" -- sh -c 'echo begin; read x < gate; head -c 2000000 /dev/zero; exit 3') || exit 98
+        "$A" logs -f "$id" > "$HOME/followed" 2> "$HOME/said-by-follower" &
+        echo > "$HOME/work/gate"
+        echo "wait $("$A" wait "$id")"
+        wait $!
+        "$A" logs "$id" > "$HOME/kept" 2> "$HOME/said"
+        "$A" logs --tail 0 "$id" 2> "$HOME/said-of-nothing"
+        "$A" inspect "$id" | sed -n 's/.*"output_dropped": \([0-9]*\).*/dropped \1/p'
+        "#,
+    );
+    let dropped = ran.stdout.strip_prefix("wait 3\ndropped ").and_then(|rest| rest.trim_end().parse::<u64>().ok());
+    let Some(dropped) = dropped else { panic!("{ran}") };
+    let read = |name: &str| fs::read(home.path().join(name)).unwrap_or_default();
+    assert_eq!(read("kept").len() as u64 + dropped, 2_000_006, "{ran}");
+    let said = format!("agentd: the last {dropped} bytes of its output are not kept: the disk took no more\n");
+    for name in ["said", "said-by-follower", "said-of-nothing"] {
+        assert_eq!(String::from_utf8_lossy(&read(name)), said, "{name}");
+    }
+    assert!(read("kept").starts_with(b"begin\n") && read("followed") == read("kept"), "what was kept stays");
+}
+
+/// Without an inode a supervisor makes no socket. Who talks to it is told so and does not wait for it, and the job can be
+/// ended all the same.
+#[test]
+fn a_disk_without_inodes_keeps_nobody_from_ending_a_job() {
+    let Some(home) = home() else { return };
+    let ran = on_a_small_disk(
+        &home,
+        r#"
+        mount -t tmpfs -o nr_inodes=64,mode=700 none "$XDG_STATE_HOME" || exit 97
+        stubborn='trap "exit 7" TERM; while :; do sleep 0.02; done'
+        for name in one two; do "$A" run -d --name $name -- sh -c "$stubborn" > /dev/null || exit 98; done
+        i=0; while touch "$XDG_STATE_HOME/x$i" 2>/dev/null; do i=$((i + 1)); done
+        # A supervisor that may still answer is waited for for ten seconds.
+        timeout 9 "$A" kill one 2>"$HOME/said"; echo "kill $?"
+        "$A" stop -t 1h one 2>>"$HOME/said"; echo "stop $?"
+        "$A" ps -a --format '{{.Name}} {{.State}}'
+        "$A" rm -f two >/dev/null; echo "rm $?"
+        rm "$XDG_STATE_HOME"/x*
+        "$A" ps -a --format '{{.Name}} {{.State}}'
+        "#,
+    );
+    assert_eq!(ran.stdout, "kill 125\none\nstop 0\ntwo running\none exited (7)\nrm 0\none exited (7)\n", "{ran}");
+    let said = fs::read_to_string(home.path().join("said")).unwrap_or_default();
+    let words = |line: &str, words: [&str; 2]| words.iter().all(|word| line.contains(word));
+    let lines: Vec<&str> = said.lines().collect();
+    assert!(lines.len() == 2 && words(lines[0], ["no socket", "No space left"]), "{said}");
+    assert!(words(lines[1], ["SIGTERM", "--stop-timeout"]), "{said}");
+}
+
+/// Each kind of trouble that `health` knows, made for real.
+#[test]
+fn health_tells_what_is_left_and_what_is_full() {
+    let Some(home) = home() else { return };
+    let ran = on_a_small_disk(
+        &home,
+        r#"
+        export AGENTD_STORE="$XDG_STATE_HOME/store"
+        mkdir -m 700 "$AGENTD_STORE"
+        health() { "$A" health --format json > "$HOME/$1"; echo "$1 $?"; }
+        health well
+        fill; health full; rm "$XDG_STATE_HOME/fill"
+        killed() {
+            live=$(echo "$S"/live/*)
+            kill -9 $("$A" inspect $1 | sed -n 's/.*"supervisor_pid": \([0-9]*\).*/\1/p')
+            flock "$live" true
+        }
+        # A record that cannot be moved, and stubs that cannot be removed.
+        "$A" run -d --name one -- sleep 1000 > /dev/null; killed one
+        mount -o remount,bind,ro "$XDG_STATE_HOME" || exit 96
+        health orphan
+        mount -o remount,bind,rw "$XDG_STATE_HOME" && mount -t tmpfs none "$HOME/work" && git init -q "$HOME/work" || exit 97
+        "$A" run -d --name two --workspace "$HOME/work" -- sleep 1000 > /dev/null; killed two
+        mount -o remount,bind,ro "$HOME/work" || exit 95
+        health stubs
+        mount -o remount,bind,rw "$HOME/work"
+        health mended
+        "#,
+    );
+    let found = |name: &str, subject: &str| {
+        let text = fs::read_to_string(home.path().join(name)).unwrap_or_default();
+        let found: serde_json::Value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}\n{ran}"));
+        let finding = found.as_array().into_iter().flatten().find(|finding| finding["subject"] == subject).cloned();
+        finding.map(|finding| format!("{}: {} {}", finding["verdict"], finding["found"], finding["remedy"]))
+    };
+    let told = |name: &str, subject: &str, words: &[&str]| {
+        let told = found(name, subject).unwrap_or_default();
+        assert!(words.iter().all(|word| told.contains(word)), "{name}: {told}\n{ran}");
+    };
+    assert_eq!(ran.stdout, "well 0\nfull 1\norphan 1\nstubs 1\nmended 0\n", "{ran}");
+    for subject in ["state-space", "store-space"] {
+        told("well", subject, &["\"ok\""]);
+        told("full", subject, &["\"limited\"", " 0 % of its file system is free", "agentd prune"]);
+    }
+    told("well", "left-behind", &["\"ok\"", "nothing"]);
+    told("orphan", "left-behind", &["\"limited\"", "live/", "Read-only file system"]);
+    told("stubs", "left-behind", &["\"limited\"", "stubs of protected paths", "agentd prune"]);
+    told("mended", "left-behind", &["\"ok\""]);
+}
+
 #[test]
 fn a_read_only_state_directory_can_be_looked_at() {
     let Some(home) = home() else { return };

@@ -59,7 +59,9 @@ fn a_killed_supervisor_takes_its_detached_job_along() {
     all_gone(&inside);
     let waited = waiting.finish().expect_code(137);
     waited.expect_one_error_line(&["lost", &id]);
-    assert_eq!(follower.finish().expect_success().stdout, "ready\n");
+    let followed = follower.finish().expect_success();
+    assert_eq!(followed.stdout, "ready\n");
+    followed.expect_one_error_line(&["lost", "end of its output may be missing"]);
     let _ran = viewer.finish().expect_code(137);
     let _ran = command.finish().expect_code(137);
     assert_eq!(home.record(&id)["state"], "lost");
@@ -162,10 +164,76 @@ fn commands_that_race_on_one_job_agree() {
         all_gone(&inside);
         let record = home.record(&id);
         assert_eq!((record["state"].as_str(), record["exit_code"].as_i64()), (Some("exited"), Some(137)));
-        let removers: Vec<_> = (0..4).map(|_| Started::new(home.agentd().args(["rm", "-f", &id]))).collect();
-        assert!(removers.into_iter().map(|remover| remover.finish().code()).any(|code| code == 0));
+        remove_by_four(&home, &id);
         assert!(home.jobs().is_empty(), "{round}");
     }
+}
+
+/// What `prune` tells of jobs is done, and only told with `--dry-run`.
+#[test]
+fn prune_finishes_the_records_of_lost_jobs_and_says_whose() {
+    let Some(home) = home() else { return };
+    let (id, supervisor, inside) = job(&home);
+    kill(&supervisor, Signal::KILL);
+    all_gone(&inside);
+    let live = home.state().join("live").join(&id);
+    let prune = |flags: &[&str]| {
+        let ran = home.say(&[&["prune", "--format", "json"], flags].concat()).expect_silent_success();
+        let report: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+        report["lost_jobs"].clone()
+    };
+    let told = home.say(&["prune", "--dry-run"]).expect_silent_success().stdout;
+    assert!(told.contains(&format!("would finish the record of lost job {id}\n")), "{told}");
+    let before = fs::read(&live).unwrap();
+    assert_eq!(prune(&["--dry-run"]), serde_json::json!([id]));
+    assert_eq!(fs::read(&live).unwrap(), before, "nothing is changed");
+    assert_eq!(prune(&[]), serde_json::json!([id]));
+    assert!(live.symlink_metadata().is_err());
+    assert_eq!((prune(&[]), prune(&["--dry-run"])), (serde_json::json!([]), serde_json::json!([])));
+    assert_eq!(home.record(&id)["state"], "lost");
+}
+
+/// Who comes too late finds no job; nobody is told anything else.
+fn remove_by_four(home: &Home, id: &str) {
+    let removers: Vec<_> = (0..4).map(|_| Started::new(home.agentd().args(["rm", "-f", id]))).collect();
+    let removed: Vec<_> = removers.into_iter().map(Started::finish).collect();
+    for ran in &removed {
+        assert!((ran.code() == 0 && ran.stderr.is_empty()) || ran.stderr.contains("no job is called"), "{ran}");
+    }
+    assert!(removed.iter().any(|ran| ran.code() == 0));
+}
+
+#[test]
+fn those_who_remove_what_runs_or_was_just_lost_agree() {
+    let Some(home) = home() else { return };
+    for round in 0..10 {
+        let (id, supervisor, inside) = job(&home);
+        if round % 2 == 0 {
+            kill(&supervisor, Signal::KILL);
+        }
+        remove_by_four(&home, &id);
+        all_gone(&inside);
+        assert!(home.jobs().is_empty(), "{round}");
+    }
+}
+
+/// A command that finishes the record of a lost job has its lock for a moment: the job does not run for that.
+#[test]
+fn a_lost_job_that_another_command_looks_at_is_waited_for_before_it_is_removed() {
+    let Some(home) = home() else { return };
+    let (id, supervisor, inside) = job(&home);
+    kill(&supervisor, Signal::KILL);
+    all_gone(&inside);
+    let live = fs::File::open(home.state().join("live").join(&id)).unwrap();
+    live.lock().unwrap();
+    let remove = Started::new(home.agentd().args(["rm", &id]));
+    let waiter = format!(" -> FLOCK  ADVISORY  READ {} ", remove.pid());
+    let mut remove = remove;
+    let waits = || fs::read_to_string("/proc/locks").unwrap().contains(&waiter);
+    assert!(wait_until(PATIENCE, || waits() || remove.has_ended()) && waits(), "{}", remove.finish());
+    drop(live);
+    assert_eq!(remove.finish().expect_silent_success().stdout, format!("{id}\n"));
+    assert!(home.jobs().is_empty());
 }
 
 #[test]
@@ -261,6 +329,31 @@ fn a_supervisor_that_does_not_answer_can_be_removed() {
     let _ran = home.say(&["rm", "-f", &id]).expect_silent_success();
     all_gone(&inside);
     assert!(home.jobs().is_empty());
+}
+
+/// One job that cannot be reached keeps no other from what it is told, and makes nobody wait.
+#[test]
+fn a_stuck_supervisor_holds_up_no_other_job() {
+    let Some(home) = home() else { return };
+    let start = |_| home.detached(&[], "exec sleep 1000");
+    let stuck: Vec<String> = (0..4).map(start).collect();
+    let supervisors: Vec<Process> = stuck.iter().map(|id| home.supervisor(id)).collect();
+    supervisors.iter().for_each(|supervisor| kill(supervisor, Signal::STOP));
+    let sound = home.detached(&[], "exec sleep 1000");
+    let mut words = vec!["stop", "-t", "0"];
+    words.extend(stuck.iter().chain([&sound]).map(String::as_str));
+    let stop = Started::new(home.agentd().args(&words));
+    // The others are given ten seconds each for an answer, together: one after the other would be forty.
+    assert!(wait_until(Duration::from_secs(30), || home.record(&sound)["state"] == "exited"));
+    let stopped = stop.finish().expect_code(125);
+    assert_eq!(stopped.stdout, format!("{sound}\n"));
+    let told: Vec<&str> = stopped.stderr.lines().collect();
+    assert_eq!(told.len(), stuck.len(), "{stopped}");
+    for (line, id) in told.iter().zip(&stuck) {
+        assert!(line.starts_with("agentd: ") && line.contains(id) && line.contains("does not answer"), "{stopped}");
+    }
+    supervisors.iter().for_each(|supervisor| kill(supervisor, Signal::CONT));
+    let _ran = home.say(&["stop", "-t", "0", "--all"]).expect_silent_success();
 }
 
 #[test]

@@ -4,6 +4,8 @@
 
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::OwnedFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -76,6 +78,50 @@ fn escape_exec_is_refused_what_the_payload_is_refused() {
     );
     assert!(natively(&natively_possible).values().all(|outcome| outcome == "ok"));
     assert!(in_namespaces(&possible_with_capabilities).values().all(|outcome| outcome == "ok"));
+}
+
+/// What the help shows works as it stands.
+#[test]
+fn cli_the_examples_of_exec_work() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let home = Home::new();
+    let id = home.detached(&[], "exec sleep 1000");
+    let help = home.say(&["exec", "--help"]).expect_success().stdout;
+    let examples: Vec<&str> = help.lines().filter_map(|line| line.trim().strip_prefix("agentd exec JOB ")).collect();
+    assert!(!examples.is_empty(), "{help}");
+    for example in examples {
+        let words: Vec<&str> = ["exec", &id].into_iter().chain(example.split(' ')).collect();
+        let ran = home.say(&words).expect_silent_success();
+        assert!(!ran.stdout.is_empty() && !example.starts_with("ps"), "it sees no process of the job: {ran}");
+    }
+}
+
+/// Landlock is on a command as it is on the payload: nothing else here refuses these two.
+#[test]
+fn escape_exec_is_under_the_payloads_landlock() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let home = Home::new();
+    let name = format!("agentd-test-exec-{}", std::process::id());
+    let _listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
+    let word = format!("abstract={name}");
+    assert_eq!(natively(&[&word])[&word], "ok", "who is under no Landlock reaches it");
+    let id = job(&home, &["-q", "--net", "host"], "exec sleep 1000");
+    let by_exec = outcomes(&[&word], |words| run(home.agentd().args(["exec", &id, INSIDE]).args(words)));
+    assert_eq!(by_exec[&word], "EPERM");
+    // Root's /proc is read-only as a whole.
+    if agentd_tests::is_root() {
+        return;
+    }
+    let write = "echo renamed > /proc/self/comm && echo written";
+    let lax = job(&home, &["-q"], "exec sleep 1000");
+    assert_eq!(home.say(&["exec", &lax, "sh", "-c", write]).expect_silent_success().stdout, "written\n");
+    let strict = job(&home, &["-q", "--profile", "strict"], "exec sleep 1000");
+    let refused = home.say(&["exec", &strict, "sh", "-c", write]).expect_code(2);
+    assert!(refused.stderr.contains("ermission denied") && refused.stdout.is_empty(), "{refused}");
 }
 
 /// Tries on every process it can see what the payload of CVE-2019-5736 did: the program, the memory, what is open, the

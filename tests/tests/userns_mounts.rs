@@ -183,6 +183,13 @@ fn userns_storage_bounds_bytes_and_files() {
     let fill = "for d in /tmp /run /scratch /home/agent /dev/shm; do head -c 1200000 /dev/zero > $d/x || exit 3; done";
     assert_eq!(home.sh(&["--storage", "4m"], fill).code(), 3);
     assert_eq!(home.sh(&["--storage", "64m"], fill).code(), 0, "the same fits into more");
+    // The writable root is of that too: what does not fit is refused, and what the host has free is nobody's business.
+    let fill_root = "head -c 6000000 /dev/zero > /etc/x || { stat -c %s /etc/x; exit 3; }";
+    let refused = home.sh(&["--writable", "--storage", "4m"], fill_root).expect_code(3);
+    assert!(refused.stderr.contains("No space left"), "{refused}");
+    assert!(refused.stdout.trim().parse::<u64>().is_ok_and(|kept| kept <= 4 << 20), "{refused}");
+    assert_eq!(home.sh(&["--writable", "--storage", "64m"], fill_root).code(), 0, "the same fits into more");
+    assert!(fs::symlink_metadata("/etc/x").is_err(), "the host has none of it");
     let inodes: u64 = home.said(&["--storage", "4m"], "stat -f -c %c /tmp").trim().parse().unwrap();
     assert!(inodes <= 65_536, "{inodes} files fit into 4 MiB");
 }

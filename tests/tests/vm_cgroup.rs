@@ -180,6 +180,14 @@ fn a_paused_job_stands_still_and_can_be_stopped() {
     assert_eq!(home.say(&["pause", "beat"]).expect_silent_success().stdout, "beat\n");
     frozen("1");
     assert_eq!(home.say(&["ps", "--format", "{{.State}}"]).expect_silent_success().stdout, "paused\n");
+    assert_eq!(home.say(&["ps", "-f", "status=running", "-q"]).expect_silent_success().stdout, "");
+    let metrics = home.say(&["metrics"]).expect_silent_success().stdout;
+    let value = |name: &str| {
+        let line = metrics.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{name}\n{metrics}"));
+        line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()
+    };
+    assert_eq!((value("agentd_jobs{state=\"paused\"}"), value("agentd_job_paused{")), (1.0, 1.0));
+    assert!(value("agentd_job_cpu_seconds_total{") > 0.0 && value("agentd_job_memory_bytes{") > 0.0, "{metrics}");
     home.say(&["exec", "beat", "true"]).expect_code(125).expect_one_error_line(&["paused", "agentd unpause"]);
     let _ran = home.say(&["unpause", "beat"]).expect_silent_success();
     frozen("0");
@@ -269,6 +277,31 @@ fn nothing_is_left_of_a_jobs_cgroup() {
     assert_eq!(home.jobs()[0]["state"], "lost");
     let left: Vec<PathBuf> = cgroups().into_iter().filter(|path| path.starts_with(&cgroup)).collect();
     assert_eq!(left, Vec::<PathBuf>::new());
+}
+
+/// Others' jobs, and those of another state directory, are none of what is left; an empty cgroup that nobody knows is.
+#[test]
+fn health_knows_a_left_cgroup_from_one_that_is_lived_in() {
+    let Some(home) = home() else { return };
+    let elsewhere = Home::new();
+    let mut job =
+        Started::new(&mut command(&elsewhere, &["--pids", "50", "--stop-timeout", "1ms"], "echo on; sleep 1000"));
+    job.wait_for("on");
+    let cgroup = cgroup_of_running(&elsewhere);
+    let left = || {
+        let said = home.say(&["health", "--format", "json"]);
+        let rows: Value = serde_json::from_str(&said.stdout).unwrap_or_else(|e| panic!("{e}\n{said}"));
+        rows.as_array().unwrap().iter().find(|row| row["subject"] == "left-behind").unwrap().clone()
+    };
+    // Other tests kill what leaves a cgroup for a moment.
+    assert!(wait_until(PATIENCE, || left()["verdict"] == "ok"), "{}", left());
+    let unknown = cgroup.with_file_name("agentd-0123456789ab");
+    fs::create_dir(&unknown).unwrap();
+    let found = left();
+    fs::remove_dir(&unknown).unwrap();
+    assert!(found["verdict"] != "ok" && found.to_string().contains("agentd-0123456789ab"), "{found}");
+    job.signal(Signal::TERM);
+    let _ran = job.finish();
 }
 
 #[test]

@@ -29,7 +29,8 @@ pub(super) fn run(args: Args) -> Result<u8> {
     let id = jobs.find(&args.job)?;
     let caller = Caller::reach(&jobs, &id)?;
     let wish = Wish { input: !args.no_stdin, signals: args.sig_proxy, keys: args.detach_keys };
-    match attached::attach(&caller, wish)? {
+    let fell_behind = || say(&format!("fell behind, and some output is not shown here; `agentd logs {id}` has it"));
+    match attached::attach(&caller, wish, fell_behind)? {
         Left::Detached => {
             say(&format!("detached from job {id}, which goes on"));
             Ok(0)

@@ -16,7 +16,7 @@ use crate::supervisor::guest;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
-  agentd exec JOB ps aux
+  agentd exec JOB ls -l /scratch
   agentd exec -it JOB bash")]
 pub(super) struct Args {
     /// Pass standard input on

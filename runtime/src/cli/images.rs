@@ -11,8 +11,9 @@ use serde::Serialize;
 
 use super::environment::Directories;
 use super::ps::{age, shortened};
+use super::template::Listing;
 use super::wanted::{canonical, stored};
-use super::{Format, print_json, printable};
+use super::{print_json, printable};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -25,9 +26,17 @@ pub(super) struct Args {
     /// Print digests and names in full
     #[arg(long)]
     no_trunc: bool,
-    /// How to print them; json is an array
-    #[arg(long, value_enum, default_value = "table")]
-    format: Format,
+    /// How to print them: table, json (an array), or a template with {{.Name}}, {{.Tag}}, {{.ID}}, {{.Digest}}, {{.Created}},
+    /// {{.CreatedAt}} and {{.Size}}
+    #[arg(long, value_name = "table|json|TEMPLATE", default_value = "table", value_parser = listing)]
+    format: Listing,
+}
+
+/// Fields of a template, docker's other names for them included.
+const FIELDS: &[&str] = &["Name", "Repository", "Tag", "ID", "Digest", "Created", "CreatedSince", "CreatedAt", "Size"];
+
+fn listing(text: &str) -> Result<Listing> {
+    Listing::new(text, FIELDS)
 }
 
 /// An image of the list, as programs get it.
@@ -56,18 +65,23 @@ pub(super) fn run(args: &Args) -> Result<()> {
         },
     };
     let mut out = std::io::stdout().lock();
-    match (args.quiet, args.format) {
+    match (args.quiet, &args.format) {
         (true, _) => {
             let digests: BTreeSet<&str> = images.iter().map(|image| image.digest.as_str()).collect();
             for digest in digests {
                 writeln!(out, "{}", if args.no_trunc { digest } else { short(digest) })?;
             }
         }
-        (false, Format::Json) => {
+        (false, Listing::Json) => {
             drop(out);
             print_json(&images.iter().map(row).collect::<Vec<_>>())?;
         }
-        (false, Format::Table) => writeln!(out, "{}", table(&images, args.no_trunc))?,
+        (false, Listing::Template(template)) => {
+            for image in &images {
+                writeln!(out, "{}", template.fill(|field| value(field, image, args.no_trunc)))?;
+            }
+        }
+        (false, Listing::Table) => writeln!(out, "{}", table(&images, args.no_trunc))?,
     }
     Ok(())
 }
@@ -85,16 +99,30 @@ fn table(images: &[Listed], whole: bool) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(["NAME", "TAG", "ID", "CREATED", "SIZE"]);
     for image in images {
-        let (name, tag) = parts(&image.reference);
-        let (name, tag) = (printable(&name), tag.as_deref().map_or("<none>".into(), printable));
-        let id = if whole { image.digest.as_str() } else { short(&image.digest) };
-        let size = if image.complete { size(image.size) } else { "incomplete".to_owned() };
-        // Before 2000 it is the zero that reproducible builds write.
-        let created = image.created.as_deref().filter(|created| *created > "2000").map_or_else(|| "-".into(), age);
         let most = if whole { usize::MAX } else { LONGEST };
-        table.add_row([shortened(name, most), shortened(tag, most), id.into(), created.into(), size.into()]);
+        let cell = |field| shortened(value(field, image, whole).unwrap_or_default().into(), most);
+        let id = value("ID", image, whole).unwrap_or_default();
+        table.add_row([cell("Name"), cell("Tag"), id.into(), cell("Created"), cell("Size")]);
     }
     table
+}
+
+/// A field of a template.
+fn value(field: &str, image: &Listed, whole: bool) -> Option<String> {
+    let (name, tag) = parts(&image.reference);
+    // Before 2000 it is the zero that reproducible builds write.
+    let created = image.created.as_deref().filter(|created| *created > "2000");
+    Some(match field {
+        "Name" | "Repository" => printable(&name).into_owned(),
+        "Tag" => tag.as_deref().map_or("<none>".into(), printable).into_owned(),
+        "ID" => if whole { image.digest.as_str() } else { short(&image.digest) }.to_owned(),
+        "Digest" => image.digest.clone(),
+        "Created" | "CreatedSince" => created.map_or_else(|| "-".into(), age),
+        "CreatedAt" => created.map_or("-".into(), printable).into_owned(),
+        "Size" if image.complete => size(image.size),
+        "Size" => "incomplete".into(),
+        _ => return None,
+    })
 }
 
 /// Characters of a name in a table.

@@ -3,6 +3,7 @@
 use anyhow::Result;
 
 use super::environment::Directories;
+use super::which::each;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -11,11 +12,11 @@ pub(super) struct Args {
     jobs: Vec<String>,
 }
 
-/// Runs the verb.
-pub(super) fn run(args: &Args) -> Result<()> {
+/// Runs the verb; gives the exit code. What can be read is printed beside what cannot.
+pub(super) fn run(args: &Args) -> Result<u8> {
     let jobs = Directories::find()?.swept_jobs();
     let mut found = Vec::new();
-    for text in &args.jobs {
+    let code = each(&args.jobs, |text| {
         let id = jobs.find(text)?;
         let mut document = serde_json::to_value(jobs.read(&id)?)?;
         let plan = jobs.directory_of(&id).join("plan.json");
@@ -26,6 +27,8 @@ pub(super) fn run(args: &Args) -> Result<()> {
             document.insert("plan".into(), plan.into());
         }
         found.push(document);
-    }
-    super::print_json(&found)
+        Ok(())
+    })?;
+    super::print_json(&found)?;
+    Ok(code)
 }

@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 
 use super::environment::Directories;
 use super::printable;
-use super::which::Which;
+use super::which::{Which, at_once, each};
 use crate::control::{Caller, Request};
 
 #[derive(Debug, clap::Args)]
@@ -31,19 +31,19 @@ fn signal(text: &str) -> Result<i32> {
     Ok(name.parse::<Signal>()? as i32)
 }
 
-/// Runs the verb.
-pub(super) fn run(args: &Args) -> Result<()> {
+/// Runs the verb; gives the exit code.
+pub(super) fn run(args: &Args) -> Result<u8> {
     let jobs = Directories::find()?.swept_jobs();
     let wanted = args.which.of(&jobs)?;
-    let mut out = std::io::stdout().lock();
-    for (text, id) in wanted {
-        Caller::reach(&jobs, &id)?.tell(Request::Signal { number: args.signal })?;
+    let request = Request::Signal { number: args.signal };
+    let told = at_once(&wanted, |(_, id)| Caller::reach(&jobs, id)?.tell(request.clone()));
+    each(wanted.iter().zip(told), |((text, id), told)| {
+        told?;
         if args.signal == libc::SIGKILL {
-            jobs.wait(&id)?;
+            jobs.wait(id)?;
         }
-        writeln!(out, "{}", printable(&text))?;
-    }
-    Ok(())
+        Ok(writeln!(std::io::stdout(), "{}", printable(text))?)
+    })
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use super::{Format, print_json, printable, say};
 use crate::job::events::{Denial, EVENTS, Events};
 use crate::job::id::JobId;
 use crate::job::logs::{Part, Reader};
+use crate::job::record::State;
 use crate::job::spec;
 use crate::job::store::Jobs;
 
@@ -90,10 +91,30 @@ pub(super) fn run(args: &Args) -> Result<()> {
             stream.reader.skip_to_last(lines)?;
         }
     }
-    if !args.follow {
-        return streams.iter_mut().try_for_each(Shown::pour);
+    if args.follow {
+        follow(&jobs, &id, &mut streams)?;
+    } else {
+        streams.iter_mut().try_for_each(Shown::pour)?;
     }
-    follow(&jobs, &id, &mut streams)
+    tell_of_the_end(&jobs, &id, &streams)
+}
+
+/// Says what is missing behind the last byte that is kept of a job that has ended: no later part of a stream shows that.
+fn tell_of_the_end(jobs: &Jobs, id: &JobId, streams: &[Shown]) -> Result<()> {
+    // A record that cannot be read keeps nobody from the output.
+    let Ok(record) = jobs.read(id) else { return Ok(()) };
+    if let State::Lost { .. } = record.state {
+        say(&format!("job {id} is lost: the end of its output may be missing"));
+    }
+    let mut before = 0_u64;
+    for stream in streams {
+        before = before.saturating_add(stream.reader.gaps()?);
+    }
+    match record.output_dropped.saturating_sub(before) {
+        0 => {}
+        missing => say(&format!("the last {missing} bytes of its output are not kept: the disk took no more")),
+    }
+    Ok(())
 }
 
 /// Prints what comes until the job has ended.
@@ -143,7 +164,7 @@ impl Shown {
                 },
                 Part::Missing(bytes) => {
                     self.out.flush()?;
-                    say(&format!("{bytes} bytes of {} are not kept here (--max-output)", self.name));
+                    say(&format!("{bytes} bytes of {} are not kept here (--max-output, or a full disk)", self.name));
                 }
                 Part::End => return Ok(self.out.flush()?),
             }

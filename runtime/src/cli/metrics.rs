@@ -2,15 +2,20 @@
 //!
 //! Written here and not by a library: there is nothing to register or to count while the program runs, only a text of lines
 //! to write once. Invariant: what a job or its user chose stands in no label but as an id or a name, which cannot hold a
-//! quote or a line break.
+//! quote or a line break. Each line is one of Prometheus's own text format as well: node_exporter refuses a file whole for
+//! one type that this does not know (`info`, `stateset`). So a counter's `# TYPE` goes without `_total`, as OpenMetrics has it.
 
 use std::collections::BTreeMap;
 use std::fmt::{Display, Write as _};
 use std::io::Write;
+use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Result;
 
 use super::environment::Directories;
+use super::ps::standing;
+use crate::cgroup::counted::Counted;
 use crate::job::record::{Record, State};
 use crate::job::usage::{Sample, Usage};
 
@@ -26,18 +31,47 @@ pub(super) fn run(Args {}: &Args) -> Result<()> {
     Ok(std::io::stdout().lock().write_all(text.as_bytes())?)
 }
 
-/// What of a running job is told.
-type Value = fn(&Record, &Usage) -> u64;
+/// A running job, and what is counted of it.
+struct Job<'r> {
+    record: &'r Record,
+    usage: Usage,
+    /// Where it has a cgroup.
+    counted: Counted,
+}
+
+/// What of a running job is told; nothing where nobody counts it.
+type Value = fn(&Job<'_>) -> Option<String>;
+
+/// Name, type and help of a family, and what of a running job it tells.
+const EACH: [(&str, &str, &str, Value); 7] = [
+    ("agentd_job_memory_bytes", "gauge", "Memory of a running job.", |job| {
+        Some(job.counted.memory.unwrap_or(job.usage.memory_bytes).to_string())
+    }),
+    ("agentd_job_memory_peak_bytes", "gauge", "The most memory of a running job with a cgroup.", |job| {
+        Some(job.counted.memory_peak?.to_string())
+    }),
+    ("agentd_job_cpu_seconds", "counter", "Processor time of a running job with a cgroup.", |job| {
+        Some(Duration::from_micros(job.counted.cpu_us?).as_secs_f64().to_string())
+    }),
+    ("agentd_job_paused", "gauge", "Whether a running job is paused.", |job| {
+        Some(u8::from(standing(&job.record.state, job.record.cgroup.as_deref()) == "paused").to_string())
+    }),
+    ("agentd_job_processes", "gauge", "Processes of a running job.", |job| Some(job.usage.processes.to_string())),
+    ("agentd_job_threads", "gauge", "Threads of a running job.", |job| Some(job.usage.threads.to_string())),
+    ("agentd_job_restarts", "gauge", "Starts of a running job after its first.", |job| {
+        Some(job.record.restarts.to_string())
+    }),
+];
 
 /// The text, to its `# EOF`.
 fn exposition(records: &[Record], unreadable: usize, sample: &Sample) -> String {
     let mut text = Metrics::default();
-    text.family("agentd_build", "info", "The agentd that says this.");
+    text.family("agentd_build_info", "gauge", "The agentd that says this.");
     text.line("agentd_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
     text.family("agentd_jobs", "gauge", "Jobs that are known, by where they stand.");
-    for state in ["running", "exited", "failed", "lost"] {
-        let count = records.iter().filter(|record| record.state.word() == state).count();
-        text.line("agentd_jobs", &[("state", state)], count);
+    for state in ["running", "paused", "exited", "failed", "lost"] {
+        let is_there = |record: &&Record| standing(&record.state, record.cgroup.as_deref()) == state;
+        text.line("agentd_jobs", &[("state", state)], records.iter().filter(is_there).count());
     }
     text.family("agentd_records_unreadable", "gauge", "Records that cannot be read.");
     text.line("agentd_records_unreadable", &[], unreadable);
@@ -49,22 +83,25 @@ fn exposition(records: &[Record], unreadable: usize, sample: &Sample) -> String 
     for (code, count) in codes {
         text.line("agentd_job_exits", &[("code", &code.to_string())], count);
     }
-    let running: Vec<_> = records.iter().filter(|record| record.state == State::Running).collect();
-    let usages: Vec<_> = running.iter().map(|record| sample.of(record.supervisor_pid, sample)).collect();
-    let jobs: Vec<_> = running.iter().zip(usages).collect();
-    let name = |record: &Record| record.name.as_ref().map(ToString::to_string).unwrap_or_default();
-    let each: [(&str, &str, &str, Value); 4] = [
-        ("agentd_job_memory_bytes", "gauge", "Resident memory of a running job.", |_, usage| usage.memory_bytes),
-        ("agentd_job_processes", "gauge", "Processes of a running job.", |_, usage| usage.processes),
-        ("agentd_job_threads", "gauge", "Threads of a running job.", |_, usage| usage.threads),
-        ("agentd_job_restarts", "gauge", "Starts of a running job after its first.", |record, _| {
-            record.restarts.into()
-        }),
-    ];
-    for (family, kind, help, value) in each {
+    text.family("agentd_oom_kills", "gauge", "Processes killed for memory, of the jobs that have ended and are known.");
+    let killed = records.iter().filter_map(|record| record.usage.as_ref()?.oom_kills);
+    text.line("agentd_oom_kills", &[], killed.fold(0, u64::saturating_add));
+    let running = records.iter().filter(|record| record.state == State::Running);
+    let counted = |record: &Record| record.cgroup.as_deref().map(|path| Counted::of(Path::new(path)));
+    let job = |record| Job {
+        record,
+        usage: sample.of(record.supervisor_pid, sample),
+        counted: counted(record).unwrap_or_default(),
+    };
+    let jobs: Vec<_> = running.map(job).collect();
+    for (family, kind, help, value) in EACH {
         text.family(family, kind, help);
-        for (record, usage) in &jobs {
-            text.line(family, &[("id", record.id.as_str()), ("name", &name(record))], value(record, usage));
+        let sample = if kind == "counter" { format!("{family}_total") } else { family.to_owned() };
+        for job in &jobs {
+            let name = job.record.name.as_ref().map(ToString::to_string).unwrap_or_default();
+            if let Some(value) = value(job) {
+                text.line(&sample, &[("id", job.record.id.as_str()), ("name", &name)], value);
+            }
         }
     }
     text.0.push_str("# EOF\n");

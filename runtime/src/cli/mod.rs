@@ -93,7 +93,8 @@ enum Verb {
     /// Make a running job's streams yours, until its end or the detach keys
     ///
     /// You see what it says from now on (`agentd logs` has the rest), and what you type goes to it if it was started with -i.
-    /// Several can be attached to one job. Its exit code is the job's.
+    /// Several can be attached to one job. One that falls a megabyte behind is told, and goes on with what is new. Its exit code
+    /// is the job's.
     Attach(Later<attach::Args>),
     /// Run a command in the box of a running job
     ///
@@ -247,7 +248,7 @@ pub fn main() -> ExitCode {
     let done = match cli.verb {
         Verb::Run(Later(args)) => run::run(*args, shell),
         Verb::Ps(Later(args)) => ps::run(&args).map(|()| 0),
-        Verb::Inspect(Later(args)) => inspect::run(&args).map(|()| 0),
+        Verb::Inspect(Later(args)) => inspect::run(&args),
         Verb::Logs(Later(args)) => logs::run(&args).map(|()| 0),
         Verb::Attach(Later(args)) => attach::run(args),
         Verb::Exec(Later(args)) => exec::run(*args),
@@ -257,14 +258,14 @@ pub fn main() -> ExitCode {
         Verb::Summary(Later(args)) => summary::run(&args).map(|()| 0),
         Verb::Health(Later(args)) => health::run(&args),
         Verb::Metrics(Later(args)) => metrics::run(&args).map(|()| 0),
-        Verb::Stop(Later(args)) => stop::run(&args).map(|()| 0),
-        Verb::Pause(Later(args)) => pause::run(&args, &Request::Pause).map(|()| 0),
-        Verb::Unpause(Later(args)) => pause::run(&args, &Request::Unpause).map(|()| 0),
-        Verb::Kill(Later(args)) => kill::run(&args).map(|()| 0),
+        Verb::Stop(Later(args)) => stop::run(&args),
+        Verb::Pause(Later(args)) => pause::run(&args, &Request::Pause),
+        Verb::Unpause(Later(args)) => pause::run(&args, &Request::Unpause),
+        Verb::Kill(Later(args)) => kill::run(&args),
         Verb::Wait(Later(args)) => wait::run(&args),
         Verb::Secret(Later(args)) => secret::run(&args).map(|()| 0),
         Verb::Rename(Later(args)) => rename::run(&args).map(|()| 0),
-        Verb::Rm(Later(args)) => rm::run(&args).map(|()| 0),
+        Verb::Rm(Later(args)) => rm::run(&args),
         Verb::Commit(Later(args)) => commit::run(args),
         Verb::Pull(Later(args)) => pull::run(args),
         Verb::Images(Later(args)) => images::run(&args).map(|()| 0),
@@ -279,16 +280,17 @@ pub fn main() -> ExitCode {
     match done {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            // A reader that went away (`agentd ps | head`) is no failure worth words.
-            let is_closed = error
-                .downcast_ref::<std::io::Error>()
-                .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe);
-            if !is_closed {
+            if !is_closed(&error) {
                 say(&format!("{error:#}"));
             }
             ExitCode::from(FAILED)
         }
     }
+}
+
+/// Whether whoever reads the output went away (`agentd ps | head`): no failure worth words.
+fn is_closed(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
 /// The command line. What a flag of it needs may stand in the job file it names, which is looked at later.

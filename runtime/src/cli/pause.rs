@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::environment::Directories;
 use super::printable;
-use super::which::Which;
+use super::which::{Which, at_once, each};
 use crate::control::{Caller, Request};
 
 #[derive(Debug, clap::Args)]
@@ -15,13 +15,13 @@ pub(super) struct Args {
     which: Which,
 }
 
-/// Runs the verb.
-pub(super) fn run(args: &Args, request: &Request) -> Result<()> {
+/// Runs the verb; gives the exit code.
+pub(super) fn run(args: &Args, request: &Request) -> Result<u8> {
     let jobs = Directories::find()?.swept_jobs();
-    let mut out = std::io::stdout().lock();
-    for (text, id) in args.which.of(&jobs)? {
-        Caller::reach(&jobs, &id)?.tell(request.clone())?;
-        writeln!(out, "{}", printable(&text))?;
-    }
-    Ok(())
+    let wanted = args.which.of(&jobs)?;
+    let told = at_once(&wanted, |(_, id)| Caller::reach(&jobs, id)?.tell(request.clone()));
+    each(wanted.iter().zip(told), |((text, _), told)| {
+        told?;
+        Ok(writeln!(std::io::stdout(), "{}", printable(text))?)
+    })
 }

@@ -9,6 +9,9 @@ use serde::Serialize;
 use super::environment::Directories;
 use super::images::size;
 use super::{Format, print_json, printable, say};
+use crate::job::id::JobId;
+use crate::job::record::State;
+use crate::job::store::{JobStoreError, Jobs};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -33,7 +36,7 @@ struct Report {
     layers: Vec<Sized>,
     documents: Vec<Sized>,
     downloads: Vec<Sized>,
-    /// Ids of jobs whose supervisor was gone: their records were finished.
+    /// Ids of jobs whose supervisor is gone and whose records had no end yet.
     lost_jobs: Vec<String>,
     bytes: u64,
     dry_run: bool,
@@ -53,7 +56,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     }
     let directories = Directories::find()?;
     let jobs = directories.jobs();
-    let (lost, troubles) = jobs.sweep();
+    let (lost, troubles) = if args.dry_run { lost(&jobs)? } else { jobs.sweep() };
     troubles.into_iter().for_each(|trouble| say(&format!("{:#}", anyhow::Error::from(trouble))));
     let lost_jobs = lost.into_iter().map(String::from).collect();
     let mut rubbish = Rubbish::default();
@@ -79,15 +82,24 @@ pub(super) fn run(args: &Args) -> Result<()> {
     }
 }
 
+/// The jobs whose records a sweep would finish.
+fn lost(jobs: &Jobs) -> Result<(Vec<JobId>, Vec<JobStoreError>)> {
+    let is_lost = |id: &JobId| jobs.read(id).is_ok_and(|record| matches!(record.state, State::Lost { .. }));
+    Ok((jobs.running()?.into_iter().filter(is_lost).collect(), Vec::new()))
+}
+
 fn sized(things: &[(String, u64)]) -> Vec<Sized> {
     things.iter().map(|(name, bytes)| Sized { name: name.clone(), bytes: *bytes }).collect()
 }
 
 fn print(report: &Report) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    let (removed, freed) = if report.dry_run { ("would remove", "would free") } else { ("removed", "freed") };
+    let (finished, removed, freed) = match report.dry_run {
+        true => ("would finish", "would remove", "would free"),
+        false => ("finished", "removed", "freed"),
+    };
     for job in &report.lost_jobs {
-        writeln!(out, "finished the record of lost job {job}")?;
+        writeln!(out, "{finished} the record of lost job {job}")?;
     }
     for name in &report.images {
         writeln!(out, "{removed} image {}", printable(name))?;

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Result, bail};
 use rustix::termios::tcgetwinsize;
+use serde::Serialize;
 
 use super::environment::Directories;
 use super::template::Listing;
@@ -27,7 +28,7 @@ pub(super) struct Args {
     /// Print ids only
     #[arg(short, long)]
     quiet: bool,
-    /// Only those with status=running|exited|failed|lost, name=TEXT, image=TEXT or exited=CODE; several of one kind are
+    /// Only those with status=running|paused|exited|failed|lost, name=TEXT, image=TEXT or exited=CODE; several of one kind are
     /// alternatives
     #[arg(short, long, value_name = "KIND=VALUE")]
     filter: Vec<Filter>,
@@ -71,11 +72,13 @@ impl FromStr for Filter {
 
     fn from_str(text: &str) -> Result<Self> {
         Ok(match text.split_once('=') {
-            Some(("status", value @ ("running" | "exited" | "failed" | "lost"))) => Filter::Status(value.into()),
+            Some(("status", value @ ("running" | PAUSED | "exited" | "failed" | "lost"))) => {
+                Filter::Status(value.into())
+            }
             Some(("name", value)) => Filter::Name(value.into()),
             Some(("image" | "ancestor", value)) => Filter::Image(value.into()),
             Some(("exited", value)) => Filter::Exited(value.parse()?),
-            _ => bail!("write status=running|exited|failed|lost, name=TEXT, image=TEXT or exited=CODE"),
+            _ => bail!("write status=running|paused|exited|failed|lost, name=TEXT, image=TEXT or exited=CODE"),
         })
     }
 }
@@ -83,7 +86,7 @@ impl FromStr for Filter {
 impl Filter {
     fn lets(&self, record: &Brief) -> bool {
         match self {
-            Filter::Status(status) => record.state().word() == status,
+            Filter::Status(status) => standing(&record.state(), record.cgroup.as_deref()) == status,
             Filter::Name(text) => record.name.as_ref().is_some_and(|name| name.as_str().contains(text)),
             Filter::Image(text) => record.image.contains(text),
             Filter::Exited(code) => record.state().exit_code() == Some(*code),
@@ -103,7 +106,7 @@ fn passes(filters: &[Filter], record: &Brief) -> bool {
 pub(super) fn run(args: &Args) -> Result<()> {
     let jobs = Directories::find()?.swept_jobs();
     let wants_ended = args.filter.iter().any(|filter| match filter {
-        Filter::Status(status) => status != "running",
+        Filter::Status(status) => status != "running" && status != PAUSED,
         Filter::Exited(_) => true,
         Filter::Name(_) | Filter::Image(_) => false,
     });
@@ -128,12 +131,23 @@ pub(super) fn run(args: &Args) -> Result<()> {
     Ok(out.flush()?)
 }
 
+/// A job of the list, as programs get it.
+#[derive(Serialize)]
+struct Row {
+    #[serde(flatten)]
+    record: Record,
+    paused: bool,
+}
+
 /// The whole records, but of jobs that were removed meanwhile.
-fn whole(jobs: &Jobs, records: &[Brief]) -> Result<Vec<Record>> {
+fn whole(jobs: &Jobs, records: &[Brief]) -> Result<Vec<Row>> {
     let mut whole = Vec::with_capacity(records.len());
     for brief in records {
         match jobs.read(&brief.id) {
-            Ok(record) => whole.push(record),
+            Ok(record) => {
+                let paused = standing(&record.state, record.cgroup.as_deref()) == PAUSED;
+                whole.push(Row { record, paused });
+            }
             Err(JobStoreError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
             Err(trouble) => say(&format!("{:#}", anyhow::Error::from(trouble))),
         }
@@ -269,14 +283,22 @@ fn table(out: &mut impl Write, records: &[Brief]) -> Result<()> {
     Ok(())
 }
 
-/// Where it stands; that a job is paused is the kernel's to say.
-fn state(record: &Brief) -> String {
-    let state = record.state();
-    let freeze =
-        record.cgroup.as_ref().filter(|_| state == State::Running).map(|path| Path::new(path).join("cgroup.freeze"));
+/// Where a job stands, in a word; that one that runs is paused is the kernel's to say, and in no record.
+pub(super) fn standing(state: &State, cgroup: Option<&str>) -> &'static str {
+    let freeze = cgroup.filter(|_| *state == State::Running).map(|path| Path::new(path).join("cgroup.freeze"));
     let is_paused = freeze.is_some_and(|freeze| fs::read_to_string(freeze).is_ok_and(|text| text.trim() == "1"));
-    if is_paused { "paused".into() } else { state.summary() }
+    if is_paused { PAUSED } else { state.word() }
 }
+
+/// The same with what matters of the rest.
+fn state(record: &Brief) -> String {
+    match standing(&record.state(), record.cgroup.as_deref()) {
+        PAUSED => PAUSED.into(),
+        _ => record.state().summary(),
+    }
+}
+
+const PAUSED: &str = "paused";
 
 /// Bytes that are written at once.
 const OUTPUT: usize = 64 << 10;
@@ -331,7 +353,7 @@ mod tests {
     fn filters_are_words_that_are_known() {
         assert_eq!("status=lost".parse::<Filter>().unwrap(), Filter::Status("lost".into()));
         assert_eq!("exited=137".parse::<Filter>().unwrap(), Filter::Exited(137));
-        for bad in ["", "status", "status=paused", "exited=1000", "label=x", "=x"] {
+        for bad in ["", "status", "status=stopped", "exited=1000", "label=x", "=x"] {
             assert!(bad.parse::<Filter>().is_err(), "{bad}");
         }
     }

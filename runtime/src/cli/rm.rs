@@ -5,10 +5,11 @@ use std::io::Write;
 use anyhow::Result;
 
 use super::environment::Directories;
+use super::which::{at_once, each};
 use crate::control::{self, Caller, ControlError, Request};
 use crate::job::id::{JobId, JobName};
 use crate::job::record::State;
-use crate::job::store::Jobs;
+use crate::job::store::{JobStoreError, Jobs};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -23,31 +24,36 @@ pub(super) struct Args {
     force: bool,
 }
 
-/// Runs the verb.
-pub(super) fn run(args: &Args) -> Result<()> {
+/// Runs the verb; gives the exit code.
+pub(super) fn run(args: &Args) -> Result<u8> {
     let jobs = Directories::find()?.swept_jobs();
-    let mut out = std::io::stdout().lock();
-    if args.all {
+    let (ids, troubles) = if args.all {
         let (records, troubles) = jobs.list()?;
-        for record in records.iter().filter(|record| args.force || record.state != State::Running) {
-            if args.force {
-                kill(&jobs, &record.id)?;
-            }
-            jobs.remove(&record.id)?;
-            writeln!(out, "{}", record.id)?;
+        let chosen = records.into_iter().filter(|record| args.force || record.state != State::Running);
+        (chosen.map(|record| record.id).collect(), troubles)
+    } else {
+        // All are looked up before the first is removed: a mistyped name changes nothing.
+        (args.jobs.iter().map(|text| jobs.find(text)).collect::<Result<Vec<_>, _>>()?, Vec::new())
+    };
+    let ended = at_once(&ids, |id| if args.force { kill(&jobs, id) } else { Ok(()) });
+    let removed = each(ids.iter().zip(ended), |(id, ended)| {
+        ended?;
+        remove(&jobs, id)?;
+        Ok(writeln!(std::io::stdout(), "{id}")?)
+    })?;
+    Ok(removed.max(each(troubles, |trouble| Err(trouble.into()))?))
+}
+
+/// Forgets a job that has ended.
+fn remove(jobs: &Jobs, id: &JobId) -> Result<()> {
+    loop {
+        match jobs.remove(id) {
+            // Its record is locked, and not by a supervisor that runs it: by one that is about to be gone, or by a command that
+            // writes the end of what a killed one left.
+            Err(JobStoreError::Running(_)) if control::is_gone(jobs, id) => jobs.wait(id)?,
+            removed => return Ok(removed?),
         }
-        return troubles.into_iter().next().map_or(Ok(()), |trouble| Err(trouble.into()));
     }
-    // All are looked up before the first is removed: a mistyped name changes nothing.
-    let ids = args.jobs.iter().map(|text| jobs.find(text)).collect::<Result<Vec<_>, _>>()?;
-    for id in ids {
-        if args.force {
-            kill(&jobs, &id)?;
-        }
-        jobs.remove(&id)?;
-        writeln!(out, "{id}")?;
-    }
-    Ok(())
 }
 
 /// Ends and forgets the job that has `name`, if there is one (`run --replace`).
@@ -55,7 +61,7 @@ pub(super) fn replace(jobs: &Jobs, name: &JobName) -> Result<()> {
     match jobs.find_name(name) {
         Some(id) => {
             kill(jobs, &id)?;
-            Ok(jobs.remove(&id)?)
+            remove(jobs, &id)
         }
         None => Ok(()),
     }
@@ -65,7 +71,7 @@ pub(super) fn replace(jobs: &Jobs, name: &JobName) -> Result<()> {
 fn kill(jobs: &Jobs, id: &JobId) -> Result<()> {
     let told = Caller::reach(jobs, id).and_then(|caller| caller.tell(Request::Signal { number: libc::SIGKILL }));
     let told = match told {
-        Err(ControlError::Silent { .. }) => control::end(jobs, id),
+        Err(ControlError::Silent { .. } | ControlError::NoSocket { .. }) => control::end(jobs, id),
         told => told,
     };
     match told {

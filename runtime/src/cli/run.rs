@@ -369,7 +369,7 @@ fn perform(
     }
     if !quiet && finished.record.output_dropped > 0 {
         let bytes = finished.record.output_dropped;
-        say(&format!("{bytes} bytes of output are not in the log (--max-output)"));
+        say(&format!("{bytes} bytes of output are not in the log (--max-output, or a full disk)"));
     }
     if !quiet && finished.record.denials > 0 {
         say(&denied(&finished, &plan, remove));

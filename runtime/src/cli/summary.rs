@@ -9,7 +9,8 @@ use serde::Serialize;
 
 use super::environment::Directories;
 use super::images::size;
-use super::{Format, logs, print_json, say};
+use super::template::Listing;
+use super::{logs, print_json, say};
 use crate::job::record::{Record, State};
 
 #[derive(Debug, clap::Args)]
@@ -17,9 +18,17 @@ pub(super) struct Args {
     /// Only jobs that were started since: 24h (ago), or 2026-01-31T12:00:00Z
     #[arg(long, value_name = "TIME", value_parser = logs::since)]
     since: Option<SystemTime>,
-    /// How to print it
-    #[arg(long, value_enum, default_value = "table")]
-    format: Format,
+    /// How to print it: table, json, or a template with {{.Outcome}}, {{.Jobs}}, {{.Restarts}}, {{.Time}}, {{.CPU}},
+    /// {{.Denied}}, {{.Refused}}, {{.Up}} and {{.Down}}
+    #[arg(long, value_name = "table|json|TEMPLATE", default_value = "table", value_parser = listing)]
+    format: Listing,
+}
+
+/// The columns, and the fields of a template.
+const FIELDS: [&str; 9] = ["Outcome", "Jobs", "Restarts", "Time", "CPU", "Denied", "Refused", "Up", "Down"];
+
+fn listing(text: &str) -> Result<Listing> {
+    Listing::new(text, &FIELDS)
 }
 
 /// What jobs of one outcome did.
@@ -46,9 +55,16 @@ pub(super) fn run(args: &Args) -> Result<()> {
         records.retain(|record| humantime::parse_rfc3339(&record.created).map_or(true, |created| created >= since));
     }
     let rows = rows(&records);
-    match args.format {
-        Format::Json => print_json(&rows),
-        Format::Table => Ok(writeln!(std::io::stdout().lock(), "{}", table(&rows))?),
+    let mut out = std::io::stdout().lock();
+    match &args.format {
+        Listing::Json => {
+            drop(out);
+            print_json(&rows)
+        }
+        Listing::Template(template) => {
+            rows.iter().try_for_each(|row| Ok(writeln!(out, "{}", template.fill(|field| value(field, row)))?))
+        }
+        Listing::Table => Ok(writeln!(out, "{}", table(&rows))?),
     }
 }
 
@@ -93,10 +109,8 @@ impl Row {
     }
 }
 
-fn table(rows: &[Row]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    table.set_header(["OUTCOME", "JOBS", "RESTARTS", "TIME", "CPU", "DENIED", "REFUSED", "UP", "DOWN"]);
+/// A field of a template.
+fn value(field: &str, row: &Row) -> Option<String> {
     let time = |seconds: f64| {
         let whole = Duration::try_from_secs_f64(seconds).unwrap_or_default().as_secs();
         if seconds < 60.0 {
@@ -105,18 +119,26 @@ fn table(rows: &[Row]) -> Table {
             humantime::format_duration(Duration::from_secs(whole)).to_string()
         }
     };
+    Some(match field {
+        "Outcome" => row.outcome.to_owned(),
+        "Jobs" => row.jobs.to_string(),
+        "Restarts" => row.restarts.to_string(),
+        "Time" => time(row.seconds),
+        "CPU" => time(row.cpu_seconds),
+        "Denied" => row.denied_calls.to_string(),
+        "Refused" => row.refused_requests.to_string(),
+        "Up" => size(row.network_up_bytes),
+        "Down" => size(row.network_down_bytes),
+        _ => return None,
+    })
+}
+
+fn table(rows: &[Row]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(FIELDS.map(str::to_uppercase));
     for row in rows {
-        table.add_row([
-            row.outcome.to_owned(),
-            row.jobs.to_string(),
-            row.restarts.to_string(),
-            time(row.seconds),
-            time(row.cpu_seconds),
-            row.denied_calls.to_string(),
-            row.refused_requests.to_string(),
-            size(row.network_up_bytes),
-            size(row.network_down_bytes),
-        ]);
+        table.add_row(FIELDS.map(|field| value(field, row).unwrap_or_default()));
     }
     table
 }

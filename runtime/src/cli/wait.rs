@@ -5,7 +5,8 @@ use std::io::Write;
 use anyhow::Result;
 
 use super::environment::Directories;
-use super::{say, which::named};
+use super::say;
+use super::which::{each, named};
 use crate::job::id::JobId;
 use crate::job::record::State;
 use crate::job::store::Jobs;
@@ -20,15 +21,15 @@ pub(super) struct Args {
     jobs: Vec<String>,
 }
 
-/// Runs the verb; gives the exit code of the last job.
+/// Runs the verb; gives the exit code of the last job, or that one could not be waited for.
 pub(super) fn run(args: &Args) -> Result<u8> {
     let jobs = Directories::find()?.jobs();
     let mut last = 0;
-    for (_, id) in named(&jobs, &args.jobs)? {
+    let code = each(named(&jobs, &args.jobs)?, |(_, id)| {
         last = outcome(&jobs, &id)?;
-        writeln!(std::io::stdout().lock(), "{last}")?;
-    }
-    Ok(last)
+        Ok(writeln!(std::io::stdout().lock(), "{last}")?)
+    })?;
+    Ok(if code == 0 { last } else { code })
 }
 
 /// Waits for a job's end; gives its exit code.

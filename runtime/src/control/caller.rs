@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use agentd_sys::channel;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{Mode, OFlags, inotify, open};
+use rustix::fs::{Mode, OFlags, StatVfsMountFlags, inotify, open, statvfs};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -43,6 +43,16 @@ pub enum ControlError {
         id: JobId,
         /// The process.
         pid: u32,
+    },
+    /// It cannot make its socket.
+    #[error(
+        "job {id} cannot be talked to: its supervisor can make no socket in its directory ({source}); make room there, or `agentd stop {id}`"
+    )]
+    NoSocket {
+        /// The job.
+        id: JobId,
+        /// Why not.
+        source: io::Error,
     },
     /// It says no.
     #[error("job {id}: {reason}")]
@@ -84,8 +94,11 @@ impl Caller {
         let directory = jobs.directory_of(id);
         let begun = Instant::now();
         let watch = inotify::init(inotify::CreateFlags::CLOEXEC).map_err(|e| to("wait for the socket")(e.into()))?;
-        inotify::add_watch(&watch, &directory, inotify::WatchFlags::MOVED_TO)
-            .map_err(|e| to("wait for the socket")(e.into()))?;
+        match inotify::add_watch(&watch, &directory, inotify::WatchFlags::MOVED_TO) {
+            // Another command has forgotten the job meanwhile.
+            Err(Errno::NOENT) => return Err(ControlError::Ending(id.clone())),
+            watched => watched.map_err(|e| to("wait for the socket")(e.into()))?,
+        };
         let mut has_asked = false;
         loop {
             match reach(&directory) {
@@ -95,7 +108,13 @@ impl Caller {
                 Err(error) => return Err(to("reach the supervisor")(error.into())),
             }
             if !has_asked {
-                pidfd_send_signal(&supervisor, Signal::URG).map_err(|e| to("call the supervisor")(e.into()))?;
+                if let Some(source) = refusal(&directory) {
+                    return Err(ControlError::NoSocket { id: id.clone(), source });
+                }
+                match pidfd_send_signal(&supervisor, Signal::URG) {
+                    Err(Errno::SRCH) => return Err(ControlError::Ending(id.clone())),
+                    called => called.map_err(|e| to("call the supervisor")(e.into()))?,
+                }
                 has_asked = true;
                 continue;
             }
@@ -158,11 +177,34 @@ impl Caller {
 /// # Errors
 /// [`ControlError::NotRunning`]; [`ControlError::Ending`].
 pub fn end(jobs: &Jobs, id: &JobId) -> Result<(), ControlError> {
+    send(jobs, id, Signal::KILL)
+}
+
+fn send(jobs: &Jobs, id: &JobId, signal: Signal) -> Result<(), ControlError> {
     let (_, supervisor) = supervisor(jobs, id)?;
-    match pidfd_send_signal(&supervisor, Signal::KILL) {
+    match pidfd_send_signal(&supervisor, signal) {
         Ok(()) | Err(Errno::SRCH) => Ok(()),
         Err(error) => Err(ControlError::Io { what: "end the supervisor", id: id.clone(), source: error.into() }),
     }
+}
+
+/// Stops a job whose supervisor can make no socket: SIGTERM for that process, which then ends the box as it was started to.
+///
+/// # Errors
+/// [`ControlError::NotRunning`]; [`ControlError::Ending`].
+pub fn terminate(jobs: &Jobs, id: &JobId) -> Result<(), ControlError> {
+    send(jobs, id, Signal::TERM)
+}
+
+/// Whether a job whose record is locked has no supervisor any more, or one that is about to be gone: then the lock is free in
+/// a moment. Where its number is another process's that cannot be said, and it is not.
+#[must_use]
+pub fn is_gone(jobs: &Jobs, id: &JobId) -> bool {
+    let Ok(record) = jobs.read(id) else { return false };
+    let pid = i32::try_from(record.supervisor_pid).ok().and_then(Pid::from_raw);
+    record.state != State::Running
+        || pid.is_none_or(|pid| pidfd_open(pid, PidfdFlags::empty()).is_err())
+        || matches!(supervisor(jobs, id), Err(ControlError::Ending(_)))
 }
 
 /// A pidfd of a job's supervisor.
@@ -200,6 +242,15 @@ fn reach(directory: &Path) -> Result<OwnedFd, Errno> {
     let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     connect(&socket, &address(&directory, SOCKET)?)?;
     Ok(socket)
+}
+
+/// Why no socket can be made in a directory, as far as its file system says: that the supervisor does not make one is to be
+/// known without waiting for it. One that counts no inodes says that it has none at all.
+fn refusal(directory: &Path) -> Option<io::Error> {
+    let space = statvfs(directory).ok()?;
+    let is_full = space.f_files > 0 && space.f_favail == 0;
+    let errno = if space.f_flag.contains(StatVfsMountFlags::RDONLY) { Some(Errno::ROFS) } else { None };
+    errno.or(is_full.then_some(Errno::NOSPC)).map(io::Error::from)
 }
 
 /// The address of a socket in `directory`.

@@ -13,7 +13,7 @@ use agentd_egress::Change;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use caller::address;
-pub use caller::{Caller, ControlError, end};
+pub use caller::{Caller, ControlError, end, is_gone, terminate};
 
 /// Name of the socket in a job's directory.
 pub(crate) const SOCKET: &str = "control.sock";

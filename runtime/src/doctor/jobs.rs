@@ -4,9 +4,12 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::statvfs;
+use rustix::process::geteuid;
 
 use super::Finding;
 use crate::job::id::JobId;
@@ -75,14 +78,20 @@ fn is_stopped(pid: u32) -> bool {
 /// What jobs that do not run have left beside their records.
 fn left(jobs: &Jobs, (lost, troubles): &(Vec<JobId>, Vec<JobStoreError>)) -> Finding {
     let subject = "left-behind";
-    let running: BTreeSet<String> = jobs.running().unwrap_or_default().into_iter().map(String::from).collect();
+    let mut cgroups = abandoned(Path::new(HIERARCHY), jobs);
+    if !cgroups.is_empty() {
+        // Of a job that begins or ends in this moment: it has its cgroup before its record, and before anyone is in there.
+        std::thread::sleep(MOMENT);
+        let still = abandoned(Path::new(HIERARCHY), jobs);
+        cgroups.retain(|path| still.contains(path));
+    }
     let mut left: Vec<String> = troubles.iter().map(text).collect();
-    if running.is_empty() && fs::read(jobs.stubs()).is_ok_and(|list| list.iter().any(|byte| *byte != 0)) {
+    if jobs.running().is_ok_and(|running| running.is_empty())
+        && fs::read(jobs.stubs()).is_ok_and(|list| list.iter().any(|byte| *byte != 0))
+    {
         left.push("stubs of protected paths in workspaces".into());
     }
-    left.extend(
-        cgroups().into_iter().filter(|(id, _)| !running.contains(id)).map(|(_, path)| format!("the cgroup {path}")),
-    );
+    left.extend(cgroups.into_iter().map(|path| format!("the cgroup {}", path.display())));
     if let Some(first) = left.first() {
         let found = format!("{}: {first}", left.len());
         return Finding::limited(subject, found, "`agentd prune` removes what it may; see why it may not".to_owned());
@@ -96,11 +105,18 @@ fn left(jobs: &Jobs, (lost, troubles): &(Vec<JobId>, Vec<JobStoreError>)) -> Fin
     }
 }
 
-/// The cgroups called `agentd-ID` that this user can see and change, with the id.
-fn cgroups() -> Vec<(String, String)> {
+/// Where cgroups are.
+const HIERARCHY: &str = "/sys/fs/cgroup";
+/// Longer than a start takes from its cgroup to a process in there.
+const MOMENT: Duration = Duration::from_secs(1);
+
+/// The cgroups below `hierarchy` that are called `agentd-ID`, belong to this user and hold nobody, of no job that runs here.
+/// One that somebody lives in is another's: root may write in everybody's, and a user has as many state directories as
+/// `XDG_STATE_HOME` had values.
+fn abandoned(hierarchy: &Path, jobs: &Jobs) -> Vec<PathBuf> {
     /// Directories that are looked at: a machine has hundreds.
     const MOST: usize = 20_000;
-    let (mut found, mut next) = (Vec::new(), vec![std::path::PathBuf::from("/sys/fs/cgroup")]);
+    let (mut found, mut next) = (Vec::new(), vec![hierarchy.to_owned()]);
     let mut seen = 0;
     while let Some(directory) = next.pop() {
         for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
@@ -109,15 +125,23 @@ fn cgroups() -> Vec<(String, String)> {
                 continue;
             }
             let name = entry.file_name();
-            let id = name.to_str().and_then(|name| name.strip_prefix("agentd-")?.parse::<JobId>().ok());
-            let is_ours = rustix::fs::access(entry.path(), rustix::fs::Access::WRITE_OK).is_ok();
-            match id.filter(|_| is_ours) {
-                Some(id) => found.push((id.into(), entry.path().display().to_string())),
+            match name.to_str().and_then(|name| name.strip_prefix("agentd-")?.parse::<JobId>().ok()) {
+                Some(id) if is_ours_and_empty(&entry.path()) => found.push((id, entry.path())),
+                Some(_) => {}
                 None => next.push(entry.path()),
             }
         }
     }
-    found
+    // Asked for last: a job that has begun since is no stranger.
+    let running: BTreeSet<String> = jobs.running().unwrap_or_default().into_iter().map(String::from).collect();
+    found.into_iter().filter(|(id, _)| !running.contains(id.as_str())).map(|(_, path)| path).collect()
+}
+
+/// Whether this user owns the cgroup and no process is in it or below (cgroup-v2.rst, "Un-populated notification").
+fn is_ours_and_empty(cgroup: &Path) -> bool {
+    let is_ours = fs::symlink_metadata(cgroup).is_ok_and(|found| found.uid() == geteuid().as_raw());
+    let events = fs::read_to_string(cgroup.join("cgroup.events")).unwrap_or_default();
+    is_ours && events.lines().any(|line| line == "populated 0")
 }
 
 /// Room for more; nothing to say of a directory that is not there yet, and of a file system that counts no inodes.
@@ -141,5 +165,36 @@ fn text(error: &JobStoreError) -> String {
     match std::error::Error::source(error) {
         Some(source) => format!("{error}: {source}"),
         None => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cgroup_is_left_if_it_is_ours_and_nobody_lives_in_it() {
+        let place = tempfile::tempdir().unwrap();
+        let jobs = Jobs::at(place.path().join("state"));
+        fs::create_dir_all(place.path().join("state/live")).unwrap();
+        let cgroup = |path: &str, events: &str| {
+            let path = place.path().join("cgroup").join(path);
+            fs::create_dir_all(&path).unwrap();
+            fs::write(path.join("cgroup.events"), events).unwrap();
+            path
+        };
+        let left = cgroup("user.slice/agentd-0123456789ab", "populated 0\nfrozen 0\n");
+        cgroup("user.slice/agentd-0123456789ac", "populated 1\nfrozen 0\n");
+        cgroup("user.slice/agentd-of-another-kind", "populated 0\n");
+        // One that runs and has just come, one of a hierarchy that agentd makes nothing in.
+        cgroup("agentd-0123456789ad", "populated 0\n");
+        fs::write(place.path().join("state/live/0123456789ad"), "").unwrap();
+        fs::create_dir_all(place.path().join("cgroup/agentd-0123456789ae")).unwrap();
+        assert_eq!(abandoned(&place.path().join("cgroup"), &jobs), [left.as_path()]);
+        if geteuid().is_root() {
+            // Root may write in everybody's, and this one is not root's.
+            std::os::unix::fs::chown(&left, Some(1), None).unwrap();
+            assert!(abandoned(&place.path().join("cgroup"), &jobs).is_empty());
+        }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Invariant: a reader goes through a stream by its offset, and tells of every byte that is not there.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -121,9 +121,10 @@ impl Reader {
                 }
             }
             let from = self.open.as_ref().map(|(base, _)| *base);
+            // One without a byte may go again: what is missing before it is told when it has one.
             let next = self.segments()?.into_iter().find(|base| match from {
-                Some(from) => *base > from,
-                None => true,
+                Some(from) => *base > from && self.length(*base) > 0,
+                None => self.length(*base) > 0,
             });
             let Some(base) = next else { return Ok(Part::End) };
             match File::open(self.directory.join(segment_name(self.name, base))) {
@@ -157,6 +158,21 @@ impl Reader {
     #[must_use]
     pub fn at(&self) -> u64 {
         self.at
+    }
+
+    /// Bytes that are not kept before the last that is.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn gaps(&self) -> io::Result<u64> {
+        let (mut end, mut kept) = (0_u64, 0_u64);
+        for base in self.segments()? {
+            let length = self.length(base);
+            if length > 0 {
+                (end, kept) = (base.saturating_add(length), kept.saturating_add(length));
+            }
+        }
+        Ok(end.saturating_sub(kept))
     }
 
     /// When the bytes came that are there now.
@@ -232,6 +248,11 @@ impl Reader {
             }
         }
         Ok(())
+    }
+
+    /// Bytes of the segment that begins at `base`; none of one that is gone.
+    fn length(&self, base: u64) -> u64 {
+        fs::metadata(self.directory.join(segment_name(self.name, base))).map_or(0, |found| found.len())
     }
 
     /// Where the segments begin, in order.

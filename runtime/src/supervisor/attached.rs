@@ -53,11 +53,12 @@ pub struct Wish {
     pub keys: Keys,
 }
 
-/// Attaches.
+/// Attaches. A supervisor keeps a megabyte for a viewer and lets go of one that is further behind; that is told by
+/// `fell_behind`, and the job's output goes on from where it is then.
 ///
 /// # Errors
 /// [`AttachError`]; the job goes on.
-pub fn attach(caller: &Caller, wish: Wish) -> Result<Left, AttachError> {
+pub fn attach(caller: &Caller, wish: Wish, fell_behind: impl Fn()) -> Result<Left, AttachError> {
     let host = |what| move |error: io::Error| AttachError::Host { what, source: error };
     let (Answer::Job { terminal, input }, _) = caller.ask(Request::Describe, None)? else {
         return Err(host("understand the supervisor")(io::ErrorKind::InvalidData.into()));
@@ -97,7 +98,27 @@ pub fn attach(caller: &Caller, wish: Wish) -> Result<Left, AttachError> {
     // A program draws anew only for a size that changes, and who attaches has seen nothing of it yet.
     ended(resize(1))?;
     ended(resize(0))?;
-    while !streams.done() {
+    let mut lost = Vec::new();
+    loop {
+        // A terminal has one stream for both.
+        lost.extend(streams.take_ended().into_iter().filter(|stream| !terminal || *stream == Stream::Stdout));
+        // What there is of the others comes first: at the job's end nobody answers until all of it is over.
+        if !lost.is_empty() && streams.drained().map_err(host("wait for the job"))? {
+            // Its end is where output ends, and then there is nobody any more to answer.
+            if caller.ask(Request::Describe, None).is_err() {
+                lost.clear();
+            } else {
+                fell_behind();
+            }
+            for stream in lost.drain(..) {
+                let (ours, theirs) = pipe()?;
+                ended(view(stream, theirs))?;
+                streams.show_again(stream, ours).map_err(host("set the streams up"))?;
+            }
+        }
+        if streams.done() {
+            return Ok(Left::Ended);
+        }
         let mut fds = vec![PollFd::new(&signals, PollFlags::IN)];
         streams.interest(&mut fds);
         match poll(&mut fds, None) {
@@ -117,5 +138,4 @@ pub fn attach(caller: &Caller, wish: Wish) -> Result<Left, AttachError> {
             return Ok(Left::Detached);
         }
     }
-    Ok(Left::Ended)
 }

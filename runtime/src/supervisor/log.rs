@@ -104,6 +104,7 @@ impl Log {
                 Err(error) => {
                     tracing::debug!(%error, "output could not be kept");
                     self.file = None;
+                    self.forget_empty();
                     self.seen += bytes.len() as u64;
                     return;
                 }
@@ -132,10 +133,7 @@ impl Log {
             && (self.kept() + self.longest() > self.bound || self.segments.len() >= MOST_SEGMENTS)
         {
             if let Some(oldest) = self.segments.pop_front() {
-                let name = segment_name(self.name, oldest.base);
-                // What a job's directory holds too much is seen by nobody but its user, who may have taken it away.
-                fs::remove_file(self.directory.join(times_name(&name))).unwrap_or_default();
-                fs::remove_file(self.directory.join(name)).unwrap_or_default();
+                self.remove(&oldest);
             }
         }
         self.file = None;
@@ -144,6 +142,20 @@ impl Log {
         self.segments.push_back(Segment { base: self.seen, length: 0 });
         self.noted = None;
         Ok(())
+    }
+
+    /// A file that the disk took, but no byte for it: more of them would push out what is kept.
+    fn forget_empty(&mut self) {
+        if let Some(empty) = self.segments.pop_back_if(|segment| segment.length == 0) {
+            self.remove(&empty);
+        }
+    }
+
+    /// What a job's directory holds too much is seen by nobody but its user, who may have taken it away.
+    fn remove(&self, segment: &Segment) {
+        let name = segment_name(self.name, segment.base);
+        fs::remove_file(self.directory.join(times_name(&name))).unwrap_or_default();
+        fs::remove_file(self.directory.join(name)).unwrap_or_default();
     }
 
     /// Notes when byte `at` came. A job that is over within a second makes no file for that.

@@ -95,6 +95,8 @@ struct Copy {
 #[derive(Debug)]
 struct Silent {
     stream: Stream,
+    /// Whether who gets it of agentd's own was there to the end.
+    is_read: bool,
     log: Option<Log>,
     viewers: Vec<Viewer>,
 }
@@ -128,7 +130,12 @@ impl Streams {
         };
         if wanted.terminal {
             // What the payload gets instead is the box's own pty, which does not exist yet.
-            streams.silent.push(Silent { stream: Stream::Stdout, log: log("stdout"), viewers: Vec::new() });
+            streams.silent.push(Silent {
+                stream: Stream::Stdout,
+                is_read: true,
+                log: log("stdout"),
+                viewers: Vec::new(),
+            });
             return Ok((streams, [null()?, null()?, null()?]));
         }
         let (out, payload_out) = pipe_with(PipeFlags::CLOEXEC)?;
@@ -173,6 +180,18 @@ impl Streams {
             input: None,
             silent: Vec::new(),
         })
+    }
+
+    /// Shows a stream that has ended once more, from another pipe (of those that [`Streams::remote`] copies).
+    pub(super) fn show_again(&mut self, stream: Stream, from: OwnedFd) -> io::Result<()> {
+        let to = if stream == Stream::Stderr { stderr() } else { stdout() };
+        self.copies.push(Copy::new(stream, from, Some(own(to)?), None));
+        Ok(())
+    }
+
+    /// The streams of output whose source has ended since this was last asked.
+    pub(super) fn take_ended(&mut self) -> Vec<Stream> {
+        self.silent.drain(..).filter(|silent| silent.is_read).map(|silent| silent.stream).collect()
     }
 
     /// Whether the keys that end it were typed.
@@ -294,7 +313,7 @@ impl Streams {
             self.copies.retain_mut(|copy| {
                 if copy.is_done() && copy.is_output() {
                     let (log, viewers) = (copy.log.take(), std::mem::take(&mut copy.viewers));
-                    silent.push(Silent { stream: copy.stream, log, viewers });
+                    silent.push(Silent { stream: copy.stream, is_read: copy.to.is_some(), log, viewers });
                 }
                 !copy.is_done()
             });

@@ -18,7 +18,8 @@ fn a_log_is_bounded_and_the_record_says_what_it_lacks() {
     let kept = logs.stdout.len();
     assert!((512..=1024).contains(&kept) && all.ends_with(&logs.stdout), "the newest half at least: {kept}");
     assert_eq!(record["output_dropped"].as_u64(), Some(10_000 - kept as u64));
-    let marker = format!("agentd: {} bytes of output are not kept here (--max-output)\n", 10_000 - kept);
+    let marker =
+        format!("agentd: {} bytes of output are not kept here (--max-output, or a full disk)\n", 10_000 - kept);
     assert_eq!(logs.stderr, marker + &"b".repeat(300), "what is missing is told");
     assert!(ran.stderr.contains(&format!("{} bytes", 10_000 - kept)), "{ran}");
 }
@@ -145,6 +146,24 @@ fn a_dry_run_for_people_says_what_matters_and_runs_nothing() {
         assert!(ran.stdout.contains(word), "{word:?} is missing\n{ran}");
     }
     assert!(!ran.stdout.contains('\u{1b}'), "{ran}");
+    let bounds = [
+        "--storage",
+        "64M",
+        "--timeout",
+        "90s",
+        "--ulimit",
+        "nofile=10:20",
+        "--max-output",
+        "5000",
+        "--stop-timeout",
+        "3s",
+    ];
+    let limits = sh(&home, &[&["--dry-run"], &bounds[..]].concat(), "true").expect_success().stdout;
+    let limits = limits.lines().find(|line| line.starts_with("limits ")).unwrap_or_default().to_owned();
+    for word in ["storage 6", "timeout 1m 30s", "ulimit nofile=10:20", "max-output 5.00 kB a stream", "stop-timeout 3s"]
+    {
+        assert!(limits.contains(word), "{word:?} is missing: {limits}");
+    }
     assert_eq!(std::fs::read_dir(home.workspace()).unwrap().count(), 0);
     assert!(home.state().symlink_metadata().is_err());
     let _ran = sh(&home, &["--dry-run", "--format", "yaml"], "true").expect_code(125);
