@@ -21,3 +21,25 @@ pub fn cpu_time(command: &Command, times: u32) -> Duration {
     let seconds = ran.stderr.split_whitespace().map(str::parse::<f64>).sum::<Result<f64, _>>();
     Duration::from_secs_f64(seconds.unwrap_or_else(|e| panic!("{e}\n{ran}")))
 }
+
+/// Whether `one` costs less than `most` times what `other` does, by the least of each: processor time is dearer while the
+/// core's other thread has work, so they take turns until it shows, three times at least.
+///
+/// # Errors
+/// What they cost in each turn.
+pub fn costs_below(
+    most: f64,
+    mut one: impl FnMut() -> Duration,
+    mut other: impl FnMut() -> Duration,
+) -> Result<(), Vec<(Duration, Duration)>> {
+    const TURNS: usize = 12;
+    let mut costs = Vec::new();
+    while costs.len() < TURNS {
+        costs.push((one(), other()));
+        let least = |which: fn(&(Duration, Duration)) -> Duration| costs.iter().map(which).min().unwrap_or_default();
+        if costs.len() >= 3 && least(|cost| cost.0) < least(|cost| cost.1).mul_f64(most) {
+            return Ok(());
+        }
+    }
+    Err(costs)
+}

@@ -33,7 +33,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-pub use cost::cpu_time;
+pub use cost::{costs_below, cpu_time};
 pub use ran::{Ran, run, run_with_input};
 pub use started::Started;
 pub use terminal::Terminal;

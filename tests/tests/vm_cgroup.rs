@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use agentd_tests::kernel::Process;
-use agentd_tests::{Feature, Home, Ran, Started, is_root, require, run, wait_until};
+use agentd_tests::{Feature, Home, Ran, Started, is_root, require, run, traced, wait_until};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -253,6 +253,15 @@ fn a_job_in_the_background_and_a_command_by_exec_have_the_memory_limit_too() {
     let cgroup = cgroup_of_running(&home);
     let _ran = run(home.agentd().args(["rm", "-f", "job"])).expect_success();
     assert!(wait_until(PATIENCE, || cgroup.symlink_metadata().is_err()));
+}
+
+/// To move a process there later would leave a moment in which it is elsewhere, and takes longer.
+#[test]
+fn a_box_is_born_in_its_cgroup() {
+    let Some(home) = home() else { return };
+    let options = ["-e", "trace=clone3"];
+    let trace = traced(&command(&home, &["--pids", "50"], "true"), &options, &home).unwrap();
+    assert!(trace.contains("CLONE_INTO_CGROUP"), "{trace}");
 }
 
 #[test]

@@ -124,6 +124,13 @@ fn units_came_back() {
     let before: Vec<&str> = before.lines().collect();
     assert_ne!(before[0], boot().trim(), "the machine was booted again");
     units_run();
+    // Whoever has a unit has had all of his jobs looked after by its start: nothing but the unit's own is taken to run.
+    for (owner, state) in
+        [(Owner::Machine, "/var/lib/agentd-jobs/.local/state"), (Owner::Lingerer, "/home/lingers/.local/state")]
+    {
+        let live = owner.run(&format!("ls {state}/agentd/live")).expect_success().stdout;
+        assert_eq!(live.lines().count(), 1, "{owner:?}: {live}");
+    }
     for owner in OWNERS.into_iter().filter(|owner| owner.has_unit()) {
         let (id, state) = owner.job("boot");
         assert_eq!(state, "running", "{owner:?}");

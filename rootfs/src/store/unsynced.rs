@@ -10,7 +10,7 @@
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
-use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, flock, mkdirat, openat, syncfs, unlinkat};
+use rustix::fs::{AtFlags, Dir, FlockOperation, Mode, OFlags, flock, mkdirat, openat, syncfs, unlinkat};
 use rustix::io::Errno;
 
 use super::{Store, StoreError};
@@ -107,18 +107,12 @@ impl Store {
             Err(Errno::NOENT) => return Ok(None),
             other => other.map_err(&io)?,
         };
-        let mut names = self.list(&self.root, DIRECTORY)?;
-        if names.is_empty() {
+        if self.list(&self.root, DIRECTORY)?.is_empty() {
             return Ok(None);
         }
-        let Some((machine, boot)) = this_start() else { return Ok(None) };
-        names.retain(|name| Note::parse(name).is_some_and(|note| note.machine == machine && note.boot == boot));
-        match flock(&notes, FlockOperation::NonBlockingLockExclusive) {
-            _ if names.is_empty() => Ok(None),
-            Ok(()) => Ok(Some(WriteBack { notes, names })),
-            Err(Errno::WOULDBLOCK) => Ok(None),
-            Err(errno) => Err(io(errno)),
-        }
+        let Some(start) = this_start() else { return Ok(None) };
+        let mut write_back = WriteBack { notes, start, names: Vec::new() };
+        Ok(if write_back.take().map_err(io)? { Some(write_back) } else { None })
     }
 
     fn notes(&self) -> rustix::io::Result<OwnedFd> {
@@ -130,8 +124,10 @@ impl Store {
 /// Layers that are to be written back: it takes as long as the disk takes, and nothing depends on it.
 #[derive(Debug)]
 pub struct WriteBack {
-    /// Locked, so that one process does it.
+    /// Locked while there are `names`, so that one process does it.
     notes: OwnedFd,
+    /// The machine, and this start of it.
+    start: (String, String),
     names: Vec<String>,
 }
 
@@ -142,19 +138,45 @@ impl WriteBack {
         self.notes.as_raw_fd()
     }
 
-    /// Waits for the disk and removes the notes.
+    /// Takes on what is noted, unless another process is at it, which will look again; says whether there is something.
+    fn take(&mut self) -> rustix::io::Result<bool> {
+        let (machine, boot) = &self.start;
+        let is_ours =
+            |name: &&str| Note::parse(name).is_some_and(|note| note.machine == *machine && note.boot == *boot);
+        let mut names = Vec::new();
+        for entry in Dir::read_from(&self.notes)? {
+            let entry = entry?;
+            names.extend(entry.file_name().to_str().ok().filter(is_ours).map(str::to_owned));
+        }
+        self.names = names;
+        match flock(&self.notes, FlockOperation::NonBlockingLockExclusive) {
+            _ if self.names.is_empty() => Ok(false),
+            Ok(()) => Ok(true),
+            Err(Errno::WOULDBLOCK) => Ok(false),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Waits for the disk and removes the notes, those too that are made meanwhile: who makes one finds the lock taken.
     ///
     /// # Errors
-    /// The errno of `syncfs(2)` or `unlinkat(2)`: what is left is tried again with the next use of an image.
-    pub fn finish(self) -> std::io::Result<()> {
-        syncfs(&self.notes)?;
-        for name in &self.names {
-            match unlinkat(&self.notes, name, AtFlags::empty()) {
-                Ok(()) | Err(Errno::NOENT) => {}
-                Err(errno) => return Err(errno.into()),
+    /// The errno of `syncfs(2)`, `unlinkat(2)` and what looks for notes: what is left is tried again with the next use of an
+    /// image.
+    pub fn finish(mut self) -> std::io::Result<()> {
+        loop {
+            syncfs(&self.notes)?;
+            for name in &self.names {
+                match unlinkat(&self.notes, name, AtFlags::empty()) {
+                    Ok(()) | Err(Errno::NOENT) => {}
+                    Err(errno) => return Err(errno.into()),
+                }
+            }
+            // Before it looks again: a note that it does not see is made by who will find no lock.
+            flock(&self.notes, FlockOperation::Unlock)?;
+            if !self.take()? {
+                return Ok(());
             }
         }
-        Ok(())
     }
 }
 

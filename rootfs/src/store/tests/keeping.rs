@@ -227,6 +227,9 @@ fn notes_go_when_they_are_written_back_and_stay_when_they_are_of_another_machine
     let write_back = place.store().write_back().unwrap().unwrap();
     assert!(place.store().write_back().unwrap().is_none(), "one process does it");
     assert_eq!(notes(&place).1.len(), 2);
+    // Of a pull that ends meanwhile, and leaves it to the one that is at it.
+    fs::write(directory.join(names[0].replace(&format!(".{pid}."), ".1.")), "").unwrap();
+    assert!(place.store().write_back().unwrap().is_none());
     write_back.finish().unwrap();
     assert_eq!(notes(&place).1, [foreign]);
     assert!(place.store().write_back().unwrap().is_none(), "there is nothing to do");
