@@ -263,6 +263,11 @@ pub(crate) mod tests {
         Box::leak(Box::default())
     }
 
+    fn source<'a>(blob: &'a [u8], compression: Compression, any: &'a Digest) -> Source<'a> {
+        let taken = nothing();
+        Source { blob: Box::new(blob), compression, digest: any, diff_id: any, on_read: &|_| {}, cancel: &RUN, taken }
+    }
+
     pub(crate) fn with_stream<T>(
         blob: &[u8],
         compression: Compression,
@@ -270,30 +275,13 @@ pub(crate) mod tests {
         f: impl FnOnce(LayerStream<'_>) -> T,
     ) -> T {
         let any = sha256(b"");
-        let source = Source {
-            blob: Box::new(blob),
-            compression,
-            digest: &any,
-            diff_id: &any,
-            on_read: &|_| {},
-            cancel: &RUN,
-            taken: nothing(),
-        };
-        f(LayerStream::new(source, limits).unwrap())
+        f(LayerStream::new(source(blob, compression, &any), limits).unwrap())
     }
 
     /// With threads and without, which have to agree.
     fn digests(blob: &[u8], compression: Compression) -> Result<(Digest, Digest), StreamError> {
         let any = sha256(b"");
-        let source = || Source {
-            blob: Box::new(blob),
-            compression,
-            digest: &any,
-            diff_id: &any,
-            on_read: &|_| {},
-            cancel: &RUN,
-            taken: nothing(),
-        };
+        let source = || source(blob, compression, &any);
         let limits = Limits::default();
         let alone = LayerStream::new(source(), &limits).and_then(LayerStream::finish);
         let ahead = std::thread::scope(|scope| LayerStream::ahead(scope, source(), &limits)?.finish());

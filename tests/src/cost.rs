@@ -15,9 +15,8 @@ use crate::run;
 pub fn cpu_time(command: &Command, times: u32) -> Duration {
     let script = r#"TIMEFORMAT='%3U %3S'; time for ((n = 0; n < $0; n++)); do "$@" >/dev/null || exit; done"#;
     let mut timed = Command::new("bash");
-    timed.args(["-c", script, &times.to_string()]).arg(command.get_program()).args(command.get_args());
-    timed.env_clear().envs(command.get_envs().filter_map(|(name, value)| Some((name, value?)))).stdin(Stdio::null());
-    let ran = run(&mut timed).expect_success();
+    timed.args(["-c", script, &times.to_string()]);
+    let ran = run(crate::behind(timed, command).stdin(Stdio::null())).expect_success();
     let seconds = ran.stderr.split_whitespace().map(str::parse::<f64>).sum::<Result<f64, _>>();
     Duration::from_secs_f64(seconds.unwrap_or_else(|e| panic!("{e}\n{ran}")))
 }

@@ -83,9 +83,7 @@ impl Cgroup {
     pub fn around(&self, command: &Command) -> Command {
         let mut around = Command::new("sh");
         around.args(["-c", r#"echo $$ >"$0/cgroup.procs" && exec "$@""#]).arg(&self.0);
-        around.arg(command.get_program()).args(command.get_args()).env_clear();
-        around.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        around
+        crate::behind(around, command)
     }
 
     /// Whether that process is in it.

@@ -38,6 +38,13 @@ pub use ran::{Ran, run, run_with_input};
 pub use started::Started;
 pub use terminal::Terminal;
 
+/// `command`, with its environment, as the last words of `front`, which becomes or starts it.
+pub(crate) fn behind(mut front: Command, command: &Command) -> Command {
+    front.arg(command.get_program()).args(command.get_args()).env_clear();
+    front.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    front
+}
+
 /// Runs `program` under strace, which follows its children; gives what it wrote. `None` where strace is missing or may not
 /// trace, which is said: the caller skips.
 ///
@@ -48,10 +55,8 @@ pub use terminal::Terminal;
 pub fn traced(program: &Command, options: &[&str], home: &Home) -> Option<String> {
     let trace = home.path().join("trace");
     let mut traced = Command::new("strace");
-    traced.args(["-f", "-qq"]).args(options).arg("-o").arg(&trace).arg("--").arg(program.get_program());
-    traced.args(program.get_args()).env_clear();
-    traced.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    let Ok(output) = traced.output() else {
+    traced.args(["-f", "-qq"]).args(options).arg("-o").arg(&trace).arg("--");
+    let Ok(output) = behind(traced, program).output() else {
         eprintln!("skipped: no strace");
         return None;
     };

@@ -54,8 +54,8 @@ impl Terminal {
     pub fn start(&self, command: &Command) -> Started {
         // setsid(1) becomes the command. Doing the same in the child by hand would need unsafe code.
         let mut on_terminal = Command::new("setsid");
-        on_terminal.arg("--ctty").arg(command.get_program()).args(command.get_args()).env_clear();
-        on_terminal.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        on_terminal.arg("--ctty");
+        let mut on_terminal = crate::behind(on_terminal, command);
         on_terminal.stdin(self.stream()).stdout(self.stream()).stderr(self.stream());
         Started::with_streams(&mut on_terminal)
     }

@@ -191,7 +191,11 @@ impl Leaf {
 
     /// Most bytes of memory at once (Linux 5.19).
     pub(crate) fn memory_peak(&self) -> Option<u64> {
-        fs::read_to_string(self.directory.join("memory.peak")).ok()?.trim().parse().ok()
+        self.number("memory.peak")
+    }
+
+    fn number(&self, name: &str) -> Option<u64> {
+        fs::read_to_string(self.directory.join(name)).ok()?.trim().parse().ok()
     }
 
     /// What was used.
@@ -199,12 +203,10 @@ impl Leaf {
         // A kill that came with the end is told too.
         self.look();
         let text = |name: &str| fs::read_to_string(self.directory.join(name)).unwrap_or_default();
-        let number = |name: &str| text(name).trim().parse().ok();
-        let memory_peak = self.memory_peak();
         let (cpu, memory, pids) = (text("cpu.stat"), text("memory.events"), text("pids.events"));
         Usage {
-            memory_peak,
-            pids_peak: number("pids.peak"),
+            memory_peak: self.memory_peak(),
+            pids_peak: self.number("pids.peak"),
             cpu_us: field(&cpu, "usage_usec"),
             cpu_throttled_us: field(&cpu, "throttled_usec"),
             oom_kills: field(&memory, "oom_kill"),
