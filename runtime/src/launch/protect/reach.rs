@@ -36,6 +36,16 @@ pub(super) enum Goal {
     Enter,
 }
 
+/// What is at a name.
+pub(super) enum Found {
+    /// Nothing.
+    Nothing,
+    /// What agentd puts there where there is nothing.
+    Stub,
+    /// Something else.
+    Other(Stat),
+}
+
 /// Where a path led.
 pub(super) enum Reached {
     /// Here, to something of this type.
@@ -78,11 +88,26 @@ impl Survey<'_> {
                 Goal::Keep(_) if !is_last => Goal::Keep(Stub::Socket),
                 goal => goal,
             };
-            let Some(stat) = self.stat(&at, &name)? else {
-                if let Goal::Keep(stub) = goal {
-                    self.absent(&at, name, stub)?;
+            let stub = match goal {
+                Goal::Keep(stub) => Some(stub),
+                // Git takes an empty directory for none.
+                Goal::Enter => is_last.then_some(Stub::Directory),
+            };
+            let stat = match (self.find(&at, &name, stub)?, stub) {
+                (Found::Other(stat), _) => stat,
+                (Found::Nothing, _) => {
+                    if let Goal::Keep(stub) = goal {
+                        self.absent(&at, name, stub)?;
+                    }
+                    return Ok(Reached::Nowhere);
                 }
-                return Ok(Reached::Nowhere);
+                (Found::Stub, stub) => {
+                    at.push(name);
+                    if let Some(stub) = stub.filter(|_| !self.is_opened(&at)) {
+                        self.holds.insert(at, Hold::Absent { stub });
+                    }
+                    return Ok(Reached::Nowhere);
+                }
             };
             at.push(name);
             if self.is_opened(&at) {
@@ -104,7 +129,7 @@ impl Survey<'_> {
                 (FileType::Directory, Goal::Enter) => self.pin(&at, object),
                 (FileType::Directory, Goal::Keep(_)) if !is_last => self.pin(&at, object),
                 _ => {
-                    self.keep(&at, &stat, object, goal)?;
+                    self.keep(&at, &stat, object)?;
                     return Ok(if is_last { Reached::At(at, kind) } else { Reached::Nowhere });
                 }
             }
@@ -182,23 +207,12 @@ impl Survey<'_> {
         self.holds.entry(at.to_vec()).or_insert(Hold::Pinned { object });
     }
 
-    fn keep(&mut self, at: &[String], stat: &Stat, object: Object, goal: Goal) -> Result<()> {
-        // Where another job's stub stands there is nothing.
-        let (Some((name, parent)), kind) = (at.split_last(), FileType::from_raw_mode(stat.st_mode)) else {
-            return Ok(());
-        };
-        if let Goal::Keep(stub) = goal
-            && let Some(directory) = self.open(parent)?
-            && stubs::is_stub(&directory, name, stub, stat)
-        {
-            self.holds.insert(at.to_vec(), Hold::Absent { stub });
-            return Ok(());
-        }
+    fn keep(&mut self, at: &[String], stat: &Stat, object: Object) -> Result<()> {
         let before = self.holds.insert(at.to_vec(), Hold::ReadOnly { object });
         if matches!(before, Some(Hold::ReadOnly { .. })) {
             return Ok(());
         }
-        match kind {
+        match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile if stat.st_nlink > 1 => drop(self.linked.insert(at.to_vec())),
             FileType::Directory => self.contents(at)?,
             _ => {}
@@ -253,6 +267,24 @@ impl Survey<'_> {
         };
         self.unwritable.insert(at.to_vec(), unwritable);
         Ok(unwritable)
+    }
+
+    /// What is at a name, where `stub` is what agentd puts there: another job may make or remove that at any moment.
+    pub(super) fn find(&mut self, at: &[String], name: &str, stub: Option<Stub>) -> Result<Found> {
+        loop {
+            let Some(stat) = self.stat(at, name)? else { return Ok(Found::Nothing) };
+            let (Some(stub), Some(directory)) = (stub, self.open(at)?) else { return Ok(Found::Other(stat)) };
+            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let object = openat(&directory, name, flags, Mode::empty());
+            if stubs::is_stub(&directory, name, stub, &stat) {
+                return Ok(Found::Stub);
+            }
+            // One that was removed before its contents were seen seems to be none.
+            let is_there = object.and_then(fstat).is_ok_and(|now| now.st_ino == stat.st_ino && now.st_nlink > 0);
+            if is_there || matches!(stub, Stub::Socket | Stub::Empty) || !self.spend(1) {
+                return Ok(Found::Other(stat));
+            }
+        }
     }
 
     pub(super) fn stat(&mut self, at: &[String], name: &str) -> Result<Option<Stat>> {

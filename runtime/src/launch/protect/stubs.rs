@@ -119,7 +119,8 @@ impl Stubs {
             let (directory, name) = parents.of(path).map_err(failed(path))?;
             let stat = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW);
             let stat = stat.map_err(io::Error::from).map_err(failed(path))?;
-            if !is_stub(directory, name, *stub, &stat) {
+            let is_half_made = *stub == Stub::Here && stat.st_size == 0;
+            if is_half_made || !is_stub(directory, name, *stub, &stat) {
                 return Err(failed(path)(Errno::EXIST.into()));
             }
             if shared.replace(stat.st_ino) != Some(stat.st_ino) {
@@ -229,7 +230,7 @@ fn make(directory: &OwnedFd, name: &OsStr, stub: Stub, socket: &mut Option<Owned
     Ok(made?)
 }
 
-/// Whether what is at `name` is what [`make`] makes.
+/// Whether what is at `name` is what [`make`] makes, or has begun to make.
 pub(super) fn is_stub(directory: &OwnedFd, name: impl AsRef<OsStr>, stub: Stub, stat: &Stat) -> bool {
     let name = name.as_ref();
     let kind = FileType::from_raw_mode(stat.st_mode);
@@ -238,7 +239,8 @@ pub(super) fn is_stub(directory: &OwnedFd, name: impl AsRef<OsStr>, stub: Stub, 
         Stub::Empty => kind == FileType::RegularFile && stat.st_size == 0,
         Stub::Here => {
             let text = || name.to_str().and_then(|name| git::read(directory, name).ok());
-            kind == FileType::RegularFile && stat.st_size == 2 && text().as_deref() == Some(HERE)
+            let is_one = || stat.st_size == 0 || stat.st_size == 2 && text().as_deref() == Some(HERE);
+            kind == FileType::RegularFile && is_one()
         }
         Stub::Directory => {
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
