@@ -228,6 +228,9 @@ fn headers() -> io::Result<Vec<Case>> {
     let target = "t/".repeat(600);
     let mut untrailed = Layer::Entries(vec![file("a", "1"), file("b", &"x".repeat(1000))]).to_bytes()?;
     untrailed.truncate(untrailed.len() - 1024);
+    // What `umoci insert` writes.
+    let mut unpadded = untrailed.clone();
+    unpadded.truncate(untrailed.len() - 24);
     let mut padded = Layer::Entries(vec![file("a", "1")]).to_bytes()?;
     padded.resize(20 * 512 * 3, 0);
     Ok(vec![
@@ -257,6 +260,7 @@ fn headers() -> io::Result<Vec<Case>> {
             vec![vec![file("a", "12345"), Entry::hardlink("b", "a").claims(5), file("c", "1")]],
         ),
         Case { name: "no-trailer", layers: vec![(Layer::Raw(untrailed), Compression::Gzip)] },
+        Case { name: "no-last-padding", layers: vec![(Layer::Raw(unpadded), Compression::Gzip)] },
         Case { name: "long-trailer", layers: vec![(Layer::Raw(padded), Compression::Gzip)] },
     ])
 }
