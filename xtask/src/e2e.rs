@@ -11,6 +11,7 @@ mod vm;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
@@ -34,6 +35,8 @@ pub(crate) struct Args {
 type Table = BTreeMap<(&'static str, String), Tally>;
 
 pub(crate) fn run(arguments: &Args) -> Result<bool> {
+    let begun = Instant::now();
+    let say = |what: &str| println!("== {what} (after {:.0} s)", begun.elapsed().as_secs_f64());
     let account = if account::am_root()? { Some(Account::ensure()?) } else { None };
     let target_directory = target_directory(account.as_ref())?;
     // Only tests on this machine have a use for it.
@@ -49,20 +52,32 @@ pub(crate) fn run(arguments: &Args) -> Result<bool> {
     };
     let mut table = Table::new();
     let filter = arguments.filter.as_deref();
-    if filter.is_none() && !arguments.vm {
-        record_checks(&mut table, users[0].name, &target_directory)?;
+    let is_whole = filter.is_none() && !arguments.vm;
+    // A filter is for a quick look, and a guest is not quick.
+    let has_guests = arguments.vm || filter.is_none();
+    let (Beside { agentd, map, guest }, programs) = std::thread::scope(|scope| {
+        let beside = scope.spawn(|| Beside::make(&target_directory, has_guests));
+        if is_whole {
+            say("checks");
+            record_checks(&mut table, users[0].name, &target_directory)?;
+        }
+        say("building agentd and the tests");
+        let mut build = workspace::cargo();
+        build.args(["test", "--workspace", "--no-run"]).arg("--target-dir").arg(&target_directory);
+        let programs = workspace::programs(&mut build)?;
+        let beside = beside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        anyhow::Ok((beside, programs))
+    })?;
+    // Who asks for the guest alone, or by the tests' own variable, is not to take a skip for a pass.
+    let required = std::env::var("AGENTD_TEST_REQUIRE").unwrap_or_default();
+    if let Some(Err(reason)) = &guest {
+        ensure!(!arguments.vm && required.split(',').all(|word| word != "guest"), "no guest: {reason}");
     }
-
-    println!("== building agentd and the tests");
-    let (agentd, map) = workspace::release_program_with_map("agentd", "agentd", &target_directory)?;
-    if filter.is_none() && !arguments.vm {
+    if is_whole {
         let is_current = order::is_current(map.as_deref())?;
         println!("order of functions: {}", if is_current { "ok" } else { "FAILED" });
         *table.entry(("checks", users[0].name.to_owned())).or_default() += Tally::of(is_current);
     }
-    let mut build = workspace::cargo();
-    build.args(["test", "--workspace", "--no-run"]).arg("--target-dir").arg(&target_directory);
-    let programs = workspace::programs(&mut build)?;
     let (mut programs, stand_ins): (Vec<_>, Vec<_>) = programs
         .into_iter()
         .partition(|program| program.path.parent().is_some_and(|directory| directory.ends_with("deps")));
@@ -71,7 +86,7 @@ pub(crate) fn run(arguments: &Args) -> Result<bool> {
 
     let mut reasons: BTreeMap<String, u32> = BTreeMap::new();
     for user in users.iter().filter(|_| !arguments.vm) {
-        println!("== tests as {}", user.name);
+        say(&format!("tests as {}", user.name));
         let before = Snapshot::take(user)?;
         for program in programs.iter().filter(|program| !vm::is_only_for_guests(program)) {
             let ended = execute::run(user, program, &agentd, filter)?;
@@ -87,14 +102,15 @@ pub(crate) fn run(arguments: &Args) -> Result<bool> {
         }
         *table.entry(("nothing left behind", user.name.to_owned())).or_default() += Tally::of(left.is_empty());
     }
-    // A filter is for a quick look, and a guest is not quick.
-    if arguments.vm || filter.is_none() {
+    if let Some(guest) = guest {
+        say("tests in a guest");
         let stand_ins = stand_ins.iter().filter(|program| program.package_directory.ends_with("tests"));
         let stand_ins: Vec<&Path> = stand_ins.map(|program| program.path.as_path()).collect();
-        // Who asks for the guest alone, or by the tests' own variable, is not to take a skip for a pass.
-        let required = std::env::var("AGENTD_TEST_REQUIRE").unwrap_or_default();
-        let is_required = arguments.vm || required.split(',').any(|word| word == "guest");
-        for ended in vm::run(&programs, &stand_ins, &agentd, &target_directory, filter, is_required)? {
+        let ended = match guest {
+            Ok(guest) => vm::run(&guest, &programs, &stand_ins, &agentd, filter)?,
+            Err(reason) => vec![vm::skipped(&programs, &reason)],
+        };
+        for ended in ended {
             *table.entry((ended.tier, ended.user)).or_default() += ended.tally;
             for reason in ended.skips {
                 *reasons.entry(reason).or_default() += 1;
@@ -103,6 +119,21 @@ pub(crate) fn run(arguments: &Args) -> Result<bool> {
     }
     ensure!(table.keys().any(|(tier, _)| *tier != "nothing left behind"), "no test has such a name");
     Ok(conclude(&table, &reasons, users.len() == 1 && !arguments.vm))
+}
+
+/// What one core makes while the other is at the checks: agentd, most of which is one long link, and the guest.
+struct Beside {
+    agentd: PathBuf,
+    map: Option<PathBuf>,
+    guest: Option<std::result::Result<vm::Guest, String>>,
+}
+
+impl Beside {
+    fn make(target_directory: &Path, with_guest: bool) -> Result<Beside> {
+        let (agentd, map) = workspace::release_program_with_map("agentd", "agentd", target_directory)?;
+        let guest = with_guest.then(|| vm::prepare(target_directory)).transpose()?;
+        Ok(Beside { agentd, map, guest })
+    }
 }
 
 fn conclude(table: &Table, reasons: &BTreeMap<String, u32>, not_as_root: bool) -> bool {
@@ -123,7 +154,6 @@ fn conclude(table: &Table, reasons: &BTreeMap<String, u32>, not_as_root: bool) -
 }
 
 fn record_checks(table: &mut Table, user: &'static str, target_directory: &Path) -> Result<()> {
-    println!("== checks");
     let mut outcomes = vec![("tidy", tidy::check()?.into())];
     outcomes.extend(checks::run(target_directory)?);
     outcomes.push(("fuzz", fuzz::smoke()?));

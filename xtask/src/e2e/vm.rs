@@ -13,11 +13,11 @@ mod image;
 mod machine;
 
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use super::tally::{self, Tally};
 use crate::account::succeed;
@@ -64,76 +64,94 @@ pub(super) struct Ended {
     pub(super) skips: Vec<String>,
 }
 
-/// Runs those of `programs` that are for guests, on every kernel and as every user. `stand_ins` are programs that tests
-/// look for beside their own. Where there can be no guest that is a skip, unless it `is_required`.
-pub(super) fn run(
-    programs: &[Program],
-    stand_ins: &[&Path],
-    agentd: &Path,
-    target_directory: &Path,
-    filter: Option<&str>,
-    is_required: bool,
-) -> Result<Vec<Ended>> {
-    println!("== tests in a guest");
-    let programs: Vec<&Program> = programs.iter().filter(|program| is_for_guests(program)).collect();
-    let skipped = |reason: String| {
-        ensure!(!is_required, "no guest: {reason}");
-        println!("SKIPPED: {reason}");
-        let count = u32::try_from(programs.len() * USERS.len() * KERNELS.len()).unwrap_or(u32::MAX);
-        let tally = Tally { skipped: count, ..Tally::default() };
-        let skips = vec![format!("test programs in a guest: {reason}"); programs.len() * USERS.len() * KERNELS.len()];
-        Ok(vec![Ended { tier: "vm_", user: "the guest".into(), tally, skips }])
-    };
+/// The guest, once on each kernel, ready to be restored.
+#[derive(Debug)]
+pub(super) struct Guest {
+    saved: Vec<Saved>,
+    /// Where one runs.
+    directory: PathBuf,
+    /// Held as long as this: two runs at once would make the same image.
+    _lock: File,
+}
+
+/// Makes what is not below `target_directory` yet; or says why there can be no guest here.
+pub(super) fn prepare(target_directory: &Path) -> Result<std::result::Result<Guest, String>> {
     if let Some(reason) = machine::missing() {
-        return skipped(reason);
+        return Ok(Err(reason));
     }
     let cache = target_directory.join("guest");
     fs::create_dir_all(&cache).with_context(|| format!("create {}", cache.display()))?;
-    // Two runs at once would make the same image.
     let lock = File::create(cache.join("lock")).context("make the guest's lock")?;
     lock.lock().context("wait for another run")?;
     let image = match image::ensure(&cache)? {
         Found::At(image) => image,
-        Found::Unavailable(reason) => return skipped(reason),
+        Found::Unavailable(reason) => return Ok(Err(reason)),
     };
-    let directory = cache.join("running");
-    image::remove(&directory)?;
-    fs::create_dir(&directory).with_context(|| format!("create {}", directory.display()))?;
-    pack(&programs, stand_ins, agentd, &directory)?;
+    let saved = KERNELS.into_iter().map(|kernel| Saved::ensure(&cache, &image, kernel)).collect::<Result<_>>()?;
+    Ok(Ok(Guest { saved, directory: cache.join("running"), _lock: lock }))
+}
+
+/// What it is that there can be no guest.
+pub(super) fn skipped(programs: &[Program], reason: &str) -> Ended {
+    println!("SKIPPED: {reason}");
+    let count = programs.iter().filter(|program| is_for_guests(program)).count() * USERS.len() * KERNELS.len();
+    let tally = Tally { skipped: u32::try_from(count).unwrap_or(u32::MAX), ..Tally::default() };
+    let skips = vec![format!("test programs in a guest: {reason}"); count];
+    Ended { tier: "vm_", user: "the guest".into(), tally, skips }
+}
+
+/// Runs those of `programs` that are for guests, on every kernel and as every user. `stand_ins` are programs that tests
+/// look for beside their own.
+pub(super) fn run(
+    Guest { saved, directory, _lock }: &Guest,
+    programs: &[Program],
+    stand_ins: &[&Path],
+    agentd: &Path,
+    filter: Option<&str>,
+) -> Result<Vec<Ended>> {
+    let programs: Vec<&Program> = programs.iter().filter(|program| is_for_guests(program)).collect();
+    image::remove(directory)?;
+    fs::create_dir(directory).with_context(|| format!("create {}", directory.display()))?;
+    pack(&programs, stand_ins, agentd, directory)?;
     let (around, programs): (Vec<&Program>, Vec<&Program>) =
         programs.into_iter().partition(|program| program.target == AROUND_REBOOTS);
     let mut ended = Vec::new();
-    for kernel in KERNELS {
-        let saved = Saved::ensure(&cache, &image, kernel)?;
+    for saved in saved {
         // One guest for all three, as long as it answers.
         let mut guest = None;
         for user in USERS {
             let mut machine = match guest.take() {
                 Some(machine) => machine,
-                None => saved.restore(&directory)?,
+                None => saved.restore(directory)?,
             };
             // A word for a shell in the guest; test names have no quotes.
             let command = format!("bash /payload/tests.sh '{}'", filter.unwrap_or_default().replace('\'', ""));
-            if one(&mut machine, (kernel, user), &programs, &command, &mut ended) {
+            if one(&mut machine, (saved.kernel, user), &programs, &command, &mut ended) {
                 guest = Some(machine);
             }
         }
     }
     if filter.is_none_or(|filter| AROUND_REBOOTS.contains(filter))
-        && let Some(kernel) = KERNELS.last()
+        && let Some(newest) = saved.last()
     {
-        let mut machine = Saved::ensure(&cache, &image, *kernel)?.restore(&directory)?;
+        let mut machine = newest.restore(directory)?;
         for (phase, reboot) in PHASES {
             if let Err(error) = reboot.map_or(Ok(()), |how| machine.reboot(how)) {
                 println!("{error:#}");
-                let user = format!("root {}", kernel.version);
+                let user = format!("root {}", newest.kernel.version);
                 ended.push(Ended { tier: "vm_", user, tally: Tally::of(false), skips: Vec::new() });
                 break;
             }
-            one(&mut machine, (*kernel, "root"), &around, &format!("bash /payload/tests.sh '' {phase}"), &mut ended);
+            one(
+                &mut machine,
+                (newest.kernel, "root"),
+                &around,
+                &format!("bash /payload/tests.sh '' {phase}"),
+                &mut ended,
+            );
         }
     }
-    image::remove(&directory)?;
+    image::remove(directory)?;
     Ok(ended)
 }
 

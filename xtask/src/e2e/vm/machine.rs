@@ -83,7 +83,7 @@ fn parse_version(said: &str) -> Option<(u32, u32)> {
 pub(super) struct Saved {
     directory: PathBuf,
     image: PathBuf,
-    kernel: Kernel,
+    pub(super) kernel: Kernel,
 }
 
 impl Saved {
