@@ -76,6 +76,34 @@ fn a_start_that_fails_fails_as_in_the_foreground() {
     assert!(wait_until(PATIENCE, || home.say(&["inspect", "gone"]).code() == 125), "--rm forgets it");
 }
 
+/// A job that removes itself is gone in the moment in which those who wait for it wake up.
+#[test]
+fn the_code_of_a_job_that_is_forgotten_at_its_end_is_known_to_who_waited() {
+    let Some(home) = home() else { return };
+    let workspace = home.workspace().display().to_string();
+    for verb in ["wait", "attach"] {
+        for _ in 0..20 {
+            let go = home.workspace().join("go");
+            let script = "until [ -e go ]; do echo tick; sleep 0.01; done; exit 7";
+            let id = home.detached(&["--rm", "--workspace", &workspace], script);
+            let mut waits = Started::new(home.agentd().args([verb, &id]));
+            let live = home.state().join("live").join(&id);
+            let has_open = || {
+                let files = fs::read_dir(format!("/proc/{}/fd", waits.pid())).into_iter().flatten().flatten();
+                files.into_iter().any(|file| fs::read_link(file.path()).is_ok_and(|to| to == live))
+            };
+            match verb {
+                "wait" => assert!(wait_until(PATIENCE, has_open)),
+                _ => waits.wait_for("tick\n"),
+            }
+            fs::write(&go, "").unwrap();
+            let _ran = waits.finish().expect_code(7);
+            fs::remove_file(&go).unwrap();
+        }
+    }
+    assert!(home.jobs().is_empty());
+}
+
 #[test]
 fn wait_gives_the_codes_that_run_gives() {
     let Some(home) = home() else { return };
@@ -133,6 +161,8 @@ fn kill_sends_what_it_is_told() {
         let _ran = home.say(&["kill", "-s", signal, &id]).expect_silent_success();
         assert!(said(text), "{signal}: {}", home.say(&["logs", &id]));
     }
+    let _ran = home.say(&["kill", "-s", "USR1", "--all"]).expect_silent_success();
+    assert!(said("int\nusr1\n"));
     home.say(&["kill", "-s", "NOPE", &id]).expect_code(125).stderr.contains("NOPE").then_some(()).unwrap();
     assert_eq!(home.say(&["kill", &id]).expect_silent_success().stdout, format!("{id}\n"));
     let record = home.record(&id);
@@ -229,6 +259,27 @@ fn keys_detach_from_a_terminal_and_the_size_follows() {
     terminal.press(b"\x03");
     let _ran = terminal.finish(started).expect_code(130);
     assert_eq!(home.record(&id)["exit_code"], 130);
+}
+
+#[test]
+fn signals_to_a_viewer_reach_the_job_unless_they_are_kept_from_it() {
+    let Some(home) = home() else { return };
+    let id = home.detached(&[], "trap 'echo usr1' USR1; while :; do echo tick; sleep 0.02; done");
+    let viewer = |words: &[&str]| {
+        let mut viewer = Started::new(home.agentd().args([&["attach"], words, &[&id]].concat()));
+        viewer.wait_for("tick\n");
+        viewer
+    };
+    let kept = viewer(&["--no-stdin", "--sig-proxy=false"]);
+    kept.signal(Signal::TERM);
+    let _ran = kept.finish().expect_code(-15);
+    assert_eq!(home.record(&id)["state"], "running");
+    let mut passed = viewer(&["--no-stdin"]);
+    passed.signal(Signal::USR1);
+    passed.wait_for("usr1\n");
+    passed.signal(Signal::TERM);
+    let _ran = passed.finish().expect_code(143);
+    assert_eq!(home.record(&id)["exit_code"], 143);
 }
 
 #[test]

@@ -67,15 +67,16 @@ fn a_terminal_is_the_boxes_own_and_the_users_comes_back() {
     let mut terminal = Terminal::new();
     terminal.resize(37, 111);
     let before = terminal.modes();
-    let script =
-        "tty; (: < /dev/tty) && echo controlling; stty size; stty -echo; echo ready; read line; echo got $line; exit 6";
+    let script = "tty; (: < /dev/tty) && echo controlling; stty size; stty -echo; echo ready; read line; echo got $line; \
+                  while [ \"$(stty size)\" = '37 111' ]; do sleep 0.02; done; stty size; exit 6";
     let mut command = home.agentd();
     let started = terminal.start(command.args(["exec", "-it", "j", "sh", "-c", script]));
     terminal.wait_for("ready");
     assert_ne!(terminal.modes(), before);
+    terminal.resize(50, 99);
     terminal.press(b"a word\r");
     let ran = terminal.finish(started).expect_code(6);
-    for line in ["/dev/pts/0\r\n", "controlling\r\n", "37 111\r\n", "got a word\r\n"] {
+    for line in ["/dev/pts/0\r\n", "controlling\r\n", "37 111\r\n", "got a word\r\n50 99\r\n"] {
         assert!(ran.stdout.contains(line), "{line:?} is missing\n{ran}");
     }
     assert_eq!(terminal.modes(), before);

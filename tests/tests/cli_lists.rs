@@ -316,8 +316,19 @@ fn escape_what_runs_on_exit_is_not_changed_by_the_job() {
 #[test]
 fn completion_and_manual_know_every_verb() {
     let home = Home::new();
+    let help = home.say(&["--help"]).expect_success().stdout;
+    let listed = help.split_once("Commands:\n").unwrap().1.lines().take_while(|line| !line.is_empty());
+    // A verb's own line; what is said of it may go on below.
+    let verb =
+        |line: &str| Some(line.strip_prefix("  ")?.split_once(' ')?.0.to_owned()).filter(|verb| !verb.is_empty());
+    let verbs: Vec<String> = listed.filter_map(verb).filter(|verb| verb != "help").collect();
+    assert!(verbs.len() > 25 && verbs.contains(&"rename".into()), "{verbs:?}");
     let man = home.path().join("man");
     let _ran = home.say(&["completion", "man", man.to_str().unwrap()]).expect_silent_success();
+    for verb in &verbs {
+        let page = fs::read_to_string(man.join(format!("agentd-{verb}.1"))).unwrap_or_else(|e| panic!("{verb}: {e}"));
+        assert!(page.lines().any(|line| line.starts_with(".TH ")), "{verb}: {page}");
+    }
     let run_page = fs::read_to_string(man.join("agentd-run.1")).unwrap();
     assert!(run_page.contains("workspace") && run_page.contains("detach"), "the options are there, not only the verb");
     let nested = fs::read_to_string(man.join("agentd-image-inspect.1")).unwrap();
@@ -328,7 +339,7 @@ fn completion_and_manual_know_every_verb() {
     let _ran = checked.expect_silent_success();
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let script = home.say(&["completion", shell]).expect_silent_success().stdout;
-        for word in ["attach", "exec", "stop", "workspace", "detach-keys"] {
+        for word in verbs.iter().map(String::as_str).chain(["workspace", "detach-keys"]) {
             assert!(script.contains(word), "{shell}: {word}");
         }
     }

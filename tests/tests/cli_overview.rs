@@ -48,6 +48,15 @@ fn health_is_a_matter_of_what_is_there() {
     kill_process(supervisor, Signal::CONT).unwrap_or_else(|e| panic!("{e}"));
     let _ran = home.say(&["stop", &id]).expect_silent_success();
 
+    // A host on which no job runs, and one on which no image does.
+    let file = home.path().join("file");
+    fs::write(&file, "").unwrap_or_else(|e| panic!("{e}"));
+    let with = |variable: &str| run(home.agentd().args(["health", "--format", "json"]).env(variable, &file));
+    let no_records = with("XDG_STATE_HOME").expect_code(1);
+    assert_eq!((judged(&no_records, "records"), judged(&no_records, "host")), ("broken".into(), String::new()));
+    let no_store = with("AGENTD_STORE").expect_code(1);
+    assert_eq!((judged(&no_store, "store"), judged(&no_store, "host")), ("limited".into(), "ok".into()));
+
     let record = home.state().join("jobs").join(&id).join("record.jsonl");
     fs::write(&record, "nonsense\n").unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(judged(&health(&home).expect_code(1), "job-records"), "limited");

@@ -2,12 +2,15 @@
 //! CVE-2019-5736, CVE-2024-21626, CVE-2025-27612 and their kind).
 #![expect(clippy::unwrap_used, reason = "these are tests, helpers included")]
 
+use std::fs::{self, Permissions};
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::thread;
 use std::time::Duration;
 
 use agentd_tests::attack::{INSIDE, in_namespaces, natively, outcomes, program};
@@ -17,6 +20,8 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, SocketAddrUnix, SocketFlags,
     SocketType, connect, recvmsg, sendmsg, socket_with,
 };
+use rustix::process::Uid;
+use rustix::thread::set_thread_res_uid;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -233,6 +238,32 @@ fn escape_the_control_socket_is_out_of_reach() {
     }
 }
 
+/// Whom the socket's mode would let in, the kernel names all the same.
+#[test]
+fn escape_the_control_socket_hears_its_own_user_only() {
+    if !require(Feature::Userns) || !require(Feature::Root) {
+        return;
+    }
+    let home = Home::new();
+    let id = home.detached(&[], "exec sleep 1000");
+    let _ran = home.say(&["exec", &id, "true"]).expect_silent_success();
+    let socket = home.state().join("jobs").join(&id).join("control.sock");
+    for path in socket.ancestors().take_while(|path| path.starts_with(home.path())) {
+        fs::set_permissions(path, Permissions::from_mode(0o777)).unwrap();
+    }
+    let asked_as = |uid: u32| {
+        let ask = || {
+            let uid = Uid::from_raw(uid);
+            // Of this thread alone.
+            set_thread_res_uid(uid, uid, uid).unwrap();
+            ask(&socket, b"\"describe\"\n")
+        };
+        thread::scope(|scope| scope.spawn(ask).join().unwrap())
+    };
+    assert!(asked_as(0).contains("terminal"));
+    assert_eq!(asked_as(65534), "");
+}
+
 fn to(socket: &Path) -> OwnedFd {
     let connected = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
     connect(&connected, &SocketAddrUnix::new(socket).unwrap()).unwrap();
@@ -276,7 +307,7 @@ fn escape_nonsense_on_the_control_socket_is_refused_and_bounded() {
     }
     assert_eq!(ask(&socket, &vec![b'x'; 9000]), "", "too long to be heard");
     // More callers than are heard, none of which says anything; then one that goes.
-    let silent: Vec<_> = (0..40).map(|_| to(&socket)).collect();
+    let silent: Vec<_> = (0..300).map(|_| to(&socket)).collect();
     drop(silent);
     assert!(ask(&socket, b"\"describe\"").contains("\"terminal\":false"));
     assert_eq!(home.record(&id)["state"], "running");

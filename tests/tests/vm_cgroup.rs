@@ -189,7 +189,7 @@ fn a_paused_job_stands_still_and_can_be_stopped() {
     assert_eq!((value("agentd_jobs{state=\"paused\"}"), value("agentd_job_paused{")), (1.0, 1.0));
     assert!(value("agentd_job_cpu_seconds_total{") > 0.0 && value("agentd_job_memory_bytes{") > 0.0, "{metrics}");
     home.say(&["exec", "beat", "true"]).expect_code(125).expect_one_error_line(&["paused", "agentd unpause"]);
-    let _ran = home.say(&["unpause", "beat"]).expect_silent_success();
+    let _ran = home.say(&["unpause", "--all"]).expect_silent_success();
     frozen("0");
     let before = beats();
     assert!(wait_until(PATIENCE, || beats() > before), "it goes on");
@@ -199,6 +199,21 @@ fn a_paused_job_stands_still_and_can_be_stopped() {
     let _ran = home.say(&["stop", "beat"]).expect_silent_success();
     let _ran = job.finish().expect_code(143);
     assert!(cgroup.symlink_metadata().is_err());
+}
+
+/// Each box has a cgroup of its own, below the one that the first of them was given.
+#[test]
+fn a_job_with_limits_is_started_again_with_its_limits() {
+    let Some(home) = home() else { return };
+    let script = "cat /sys/fs/cgroup/pids.max; exit 7";
+    let mut again = command(&home, &["--name", "again", "--restart", "on-failure:2", "--pids", "50"], script);
+    let ran = run(&mut again).expect_code(7);
+    // PID 1 is one more.
+    assert_eq!(ran.stdout, "51\n51\n51\n", "{ran}");
+    let record = &home.jobs()[0];
+    assert_eq!(record["restarts"], 2, "{record}");
+    assert!(record["usage"]["cpu_us"].as_u64().unwrap() > 0, "{record}");
+    assert!(Path::new(record["cgroup"].as_str().unwrap()).symlink_metadata().is_err(), "{record}");
 }
 
 #[test]

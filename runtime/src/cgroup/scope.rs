@@ -56,6 +56,10 @@ pub enum ScopeError {
 /// `hierarchy`.
 pub(super) fn enter(manager: &Path, hierarchy: &Path, name: &str) -> Result<PathBuf, ScopeError> {
     let socket = |source| ScopeError::Socket { manager: manager.to_owned(), source };
+    // A job that is started again is in it still.
+    if let Some(directory) = held(hierarchy, name).map_err(socket)? {
+        return Ok(directory);
+    }
     let mut connection = Connection::open(manager).map_err(socket)?;
     connection.stream.write_all(&start_transient_unit(name, std::process::id())).map_err(socket)?;
     loop {
@@ -66,11 +70,14 @@ pub(super) fn enter(manager: &Path, hierarchy: &Path, name: &str) -> Result<Path
             None => {}
         }
     }
-    let cgroups = std::fs::read_to_string("/proc/self/cgroup").map_err(socket)?;
-    match position(hierarchy.to_str().map(|point| ("/", point)), &cgroups) {
-        Position::At(directory) if directory.ends_with(name) => Ok(directory),
-        _ => Err(ScopeError::NotMoved),
-    }
+    held(hierarchy, name).map_err(socket)?.ok_or(ScopeError::NotMoved)
+}
+
+/// The cgroup of the scope `name`, where this process is in it, or in the part of it that a supervisor steps aside to.
+fn held(hierarchy: &Path, name: &str) -> io::Result<Option<PathBuf>> {
+    let cgroups = std::fs::read_to_string("/proc/self/cgroup")?;
+    let Position::At(own) = position(hierarchy.to_str().map(|point| ("/", point)), &cgroups) else { return Ok(None) };
+    Ok(own.ancestors().take(2).find(|directory| directory.ends_with(name)).map(Path::to_owned))
 }
 
 /// Whether the manager at the socket `manager` has given the cgroup of its service `unit` away (`Delegate=`).

@@ -27,6 +27,7 @@ pub(super) struct Args {
 pub(super) fn run(args: Args) -> Result<u8> {
     let jobs = Directories::find()?.swept_jobs();
     let id = jobs.find(&args.job)?;
+    let running = jobs.open_running(&id)?;
     let caller = Caller::reach(&jobs, &id)?;
     let wish = Wish { input: !args.no_stdin, signals: args.sig_proxy, keys: args.detach_keys };
     let fell_behind = || say(&format!("fell behind, and some output is not shown here; `agentd logs {id}` has it"));
@@ -35,6 +36,6 @@ pub(super) fn run(args: Args) -> Result<u8> {
             say(&format!("detached from job {id}, which goes on"));
             Ok(0)
         }
-        Left::Ended => outcome(&jobs, &id),
+        Left::Ended => outcome(&jobs, &id, running),
     }
 }

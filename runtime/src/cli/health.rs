@@ -5,7 +5,7 @@ use anyhow::Result;
 use super::Format;
 use super::doctor::print_findings;
 use super::environment::Directories;
-use crate::doctor::{self, Places, Verdict};
+use crate::doctor::{self, Finding, Places, Verdict};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -21,10 +21,11 @@ pub(super) fn run(args: &Args) -> Result<u8> {
     // Before anything here has threads.
     let surroundings = directories.surroundings();
     let mut findings = doctor::examine(&Places { surroundings, records: directories.state().to_owned() });
-    // Of the host what keeps jobs from running; what only makes them less is the doctor's to say.
-    findings.retain(|finding| finding.verdict == Verdict::Broken);
-    if findings.is_empty() {
-        findings.push(doctor::sound());
+    // Of the host what keeps jobs or images from running; what only makes them less is the doctor's to say.
+    let is_store = |finding: &Finding| finding.subject == "store" && finding.verdict != Verdict::Ok;
+    findings.retain(|finding| finding.verdict == Verdict::Broken || is_store(finding));
+    if findings.iter().all(is_store) {
+        findings.insert(0, doctor::sound());
     }
     let swept = jobs.sweep();
     let mut places = vec![("state-space", directories.state().to_owned())];

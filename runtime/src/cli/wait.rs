@@ -1,5 +1,6 @@
 //! `agentd wait`.
 
+use std::fs::File;
 use std::io::Write;
 
 use anyhow::Result;
@@ -26,16 +27,15 @@ pub(super) fn run(args: &Args) -> Result<u8> {
     let jobs = Directories::find()?.jobs();
     let mut last = 0;
     let code = each(named(&jobs, &args.jobs)?, |(_, id)| {
-        last = outcome(&jobs, &id)?;
+        last = outcome(&jobs, &id, jobs.open_running(&id)?)?;
         Ok(writeln!(std::io::stdout().lock(), "{last}")?)
     })?;
     Ok(if code == 0 { last } else { code })
 }
 
-/// Waits for a job's end; gives its exit code.
-pub(super) fn outcome(jobs: &Jobs, id: &JobId) -> Result<u8> {
-    jobs.wait(id)?;
-    Ok(match jobs.read(id)?.state {
+/// Waits for the end of a job, which may be `running`; gives its exit code.
+pub(super) fn outcome(jobs: &Jobs, id: &JobId, running: Option<File>) -> Result<u8> {
+    Ok(match jobs.outcome(id, running)?.state {
         State::Exited { exit_code, .. } | State::Failed { exit_code, .. } => exit_code,
         State::Lost { reason } => {
             say(&format!("job {id} is lost: {reason}"));

@@ -13,6 +13,7 @@ use agentd_sys::channel;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, StatVfsMountFlags, inotify, open, statvfs};
 use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
@@ -105,6 +106,7 @@ impl Caller {
                 Ok(socket) => return Ok(Caller { id: id.clone(), pid, socket }),
                 // Not made yet; or of a supervisor that is gone, if this one has none.
                 Err(Errno::NOENT | Errno::CONNREFUSED) => {}
+                Err(Errno::AGAIN) => return Err(silent()),
                 Err(error) => return Err(to("reach the supervisor")(error.into())),
             }
             if !has_asked {
@@ -240,7 +242,10 @@ fn supervisor(jobs: &Jobs, id: &JobId) -> Result<(u32, OwnedFd), ControlError> {
 fn reach(directory: &Path) -> Result<OwnedFd, Errno> {
     let directory = open(directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    // Where too many wait to be heard, connect(2) waits no longer than this either (unix(7)).
+    set_socket_timeout(&socket, Timeout::Send, Some(PATIENCE))?;
     connect(&socket, &address(&directory, SOCKET)?)?;
+    set_socket_timeout(&socket, Timeout::Send, None)?;
     Ok(socket)
 }
 

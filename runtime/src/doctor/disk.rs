@@ -90,10 +90,16 @@ fn store_at(path: &Path, host: &Host, boxes: Boxes) -> Finding {
             return limited(found, remedy.as_deref().unwrap_or(elsewhere));
         }
     }
-    if ground.free < SCARCE {
-        return Finding::limited(subject, described, format!("make room there, or {elsewhere}"));
-    }
     Finding::ok(subject, described)
+}
+
+/// What is to be said where the store has little room.
+pub(super) fn room(places: &Places, host: &Host) -> Option<Finding> {
+    let existing = Store::existing(places).ok()?.map(|store| store.path().to_owned());
+    let path = existing.or_else(|| places.own.first().cloned())?;
+    let ground = ground(&path, host).ok().filter(|ground| ground.free < SCARCE)?;
+    let remedy = "make room there, or set AGENTD_STORE to a directory of another file system";
+    Some(Finding::limited("store-room", describe(&path, &ground), remedy.to_owned()))
 }
 
 fn open(directory: &Path) -> Result<OwnedFd, Errno> {

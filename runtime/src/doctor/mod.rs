@@ -81,6 +81,7 @@ pub fn examine(places: &Places) -> Vec<Finding> {
     let mut findings = vec![user::kernel(&host), user::user(&host)];
     let boxes = boxes::examine(&host, &mut findings);
     findings.push(disk::store(&places.surroundings.store, &host, boxes));
+    findings.extend(disk::room(&places.surroundings.store, &host));
     findings.push(disk::records(&places.records, &host));
     findings.push(cgroup::examine());
     findings.extend([user::processes(), user::open_files(), user::id_ranges()]);

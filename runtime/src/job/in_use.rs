@@ -70,6 +70,8 @@ impl Jobs {
                     in_use.images.extend(plan.image_digest);
                     in_use.layers.extend(plan.inside.root.layers.into_iter().map(|layer| layer.path));
                 }
+                // Being written, by a job that uses nothing of the store: a start that does holds it until this is written.
+                Err(error) if error.is_eof() => {}
                 // The disk was full, or the machine went down: nothing of that job runs.
                 Err(_) if self.read(&id).is_ok_and(|record| record.state != State::Running) => {}
                 Err(source) => return Err(InUseError::BadPlan { path, source }),

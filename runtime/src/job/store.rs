@@ -44,7 +44,7 @@ pub(super) use error::Doing;
 pub use error::JobStoreError;
 use error::Result;
 pub(super) use lines::read_bounded;
-use lines::{Renamed, append, last_record};
+use lines::{Renamed, append, last_record, read_into};
 
 /// Names of a job's files.
 const RECORD: &str = "record.jsonl";
@@ -252,6 +252,33 @@ impl Jobs {
                 return Ok(());
             }
         }
+    }
+
+    /// The record of a job that runs, for [`Jobs::outcome`]; `None`: it has ended.
+    ///
+    /// # Errors
+    /// [`JobStoreError::Io`].
+    pub fn open_running(&self, id: &JobId) -> Result<Option<File>> {
+        let live = self.live(id);
+        match File::open(&live) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            opened => opened.map(Some).doing("open", &live),
+        }
+    }
+
+    /// Waits for the job's end; gives its record, also where the job was `running` and has removed itself at its end.
+    ///
+    /// # Errors
+    /// [`JobStoreError`]: there is none.
+    pub fn outcome(&self, id: &JobId, running: Option<File>) -> Result<Record> {
+        self.wait(id)?;
+        let kept = self.read(id);
+        let (Err(_), Some(file)) = (&kept, running) else { return kept };
+        let live = self.live(id);
+        let mut text = Vec::new();
+        let length = read_into(&file, &mut text).doing("read", &live)?.len();
+        text.truncate(length);
+        last_record(&text, || live.clone())
     }
 
     /// Whether a supervisor runs the job.

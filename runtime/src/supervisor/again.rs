@@ -4,11 +4,12 @@
 //! who are attached, its time.
 //!
 //! Invariant: what somebody stopped, killed or interrupted is not started again, nor what reached its timeout, nor a job
-//! whose first start failed. Between two starts there is no process of the box, and the supervisor hears everybody.
+//! whose first start failed or whose protected paths somebody has replaced. Between two starts there is no process of the box, and the supervisor hears everybody.
 
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use agentd_init::step::Step;
 use rustix::io::Errno;
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 
@@ -62,8 +63,12 @@ impl Again {
 
     /// Before which pause the job begins again after such an end; `None`: it does not.
     fn after(&mut self, ending: &Ending) -> Option<Duration> {
-        let failed_at_first = self.count == 0 && matches!(ending, Ending::Failed { .. });
-        if self.is_interrupted || failed_at_first || !self.policy.wants(ending.code(), self.count) {
+        let failed_for_good = match ending {
+            // Protected paths that are no longer what the plan says will not be again: the next box fails as this one did.
+            Ending::Failed { failure, .. } => self.count == 0 || failure.step == Step::Protect,
+            Ending::Exited { .. } => false,
+        };
+        if self.is_interrupted || failed_for_good || !self.policy.wants(ending.code(), self.count) {
             return None;
         }
         if self.begun.elapsed() >= SETTLED {
@@ -188,7 +193,7 @@ impl Supervisor<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use agentd_init::step::{Failure, Step};
+    use agentd_init::step::Failure;
 
     fn exited(code: u8) -> Ending {
         Ending::Exited { code, reason: None }
@@ -211,6 +216,8 @@ mod tests {
         assert_eq!(again.after(&failed), None);
         again.count = 1;
         assert!(again.after(&failed).is_some(), "it ran before");
+        let changed = Failure { step: Step::Protect, object: ".git/config".into(), errno: libc::ESTALE };
+        assert_eq!(again.after(&Ending::Failed { code: 125, failure: changed }), None);
         again.is_interrupted = true;
         assert_eq!(again.after(&exited(1)), None);
     }

@@ -19,9 +19,9 @@ use rustix::process::geteuid;
 use crate::control::{Answer, NEW_SOCKET, Request, SOCKET, address, decode, encode};
 
 /// Callers at once.
-const MOST: usize = 32;
+const MOST: usize = 256;
 /// Callers that wait to be heard.
-const BACKLOG: i32 = 16;
+const BACKLOG: i32 = 64;
 
 /// The socket and those who use it.
 #[derive(Debug)]

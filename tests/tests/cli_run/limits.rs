@@ -33,9 +33,20 @@ fn limits_that_cannot_be_enforced_are_refused_or_recorded() {
         eprintln!("skipped: this machine enforces limits (the vm_ tests show that)");
         return;
     }
-    for flags in [["--memory", "1g"], ["--cpus", "0.5"], ["--pids", "100"]] {
+    for flags in [
+        ["--memory", "1g"],
+        ["--memory-high", "1g"],
+        ["--cpus", "0.5"],
+        ["--cpu-weight", "10"],
+        ["--cpuset-cpus", "0"],
+        ["--pids", "100"],
+        ["--device-read-bps", "/:1m"],
+        ["--device-write-bps", "/:1m"],
+        ["--device-read-iops", "/:100"],
+        ["--device-write-iops", "/:100"],
+    ] {
         let refused = sh(&home, &flags, "true").expect_code(125);
-        refused.expect_one_error_line(&[flags[0], "--best-effort-limits"]);
+        refused.expect_one_error_line(&[flags[0], "--best-effort-limits", "agentd doctor"]);
         assert!(home.jobs().is_empty());
         let flags = [&flags[..], &["--best-effort-limits", "--rm", "--name", "w"]].concat();
         let ran = sh(&home, &flags, "true").expect_success();
