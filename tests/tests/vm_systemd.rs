@@ -1,7 +1,7 @@
 //! Jobs as services: the units of `agentd generate systemd`, by a real systemd, as its users' and as the machine's.
 //!
 //! A unit runs with its user's own home directory; each test has job names of its own.
-#![expect(clippy::unwrap_used, reason = "a test, and what it stands on, ends by a panic")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test, and what it stands on, ends by a panic")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -107,7 +107,14 @@ impl Unit {
     #[track_caller]
     fn start(&self) {
         let started = systemctl(&["start", &self.0]);
-        assert_eq!(started.code(), 0, "{started}\n{}", self.status());
+        if started.code() != 0 {
+            // The status is that of the next attempt.
+            let unit = format!("{}={}", if is_root() { "_SYSTEMD_UNIT" } else { "_SYSTEMD_USER_UNIT" }, self.0);
+            panic!(
+                "{started}\n{}",
+                run(Command::new("journalctl").args(["--no-pager", "-o", "cat", "-n", "30", &unit]))
+            );
+        }
     }
 
     fn status(&self) -> Ran {
