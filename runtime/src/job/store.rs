@@ -44,7 +44,7 @@ pub(super) use error::Doing;
 pub use error::JobStoreError;
 use error::Result;
 pub(super) use lines::read_bounded;
-use lines::{Renamed, append, last_record, read_into};
+use lines::{Renamed, append, last_record, read_open};
 
 /// Names of a job's files.
 const RECORD: &str = "record.jsonl";
@@ -240,11 +240,10 @@ impl Jobs {
     pub fn wait(&self, id: &JobId) -> Result<()> {
         let live = self.live(id);
         loop {
-            match File::open(&live) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-                // The supervisor has it locked as long as it lives, whatever becomes of it.
-                opened => opened.doing("open", &live)?.lock_shared().doing("wait for", &live)?,
-            }
+            let Some(running) = self.open_running(id)? else { return Ok(()) };
+            // The supervisor has it locked as long as it lives, whatever becomes of it.
+            running.lock_shared().doing("wait for", &live)?;
+            drop(running);
             // What it could not write reads as lost, and is an end.
             let (_lost, _troubles) = self.sweep();
             // Another command may have had the lock to look at it, or be about to write the same end.
@@ -275,9 +274,7 @@ impl Jobs {
         let kept = self.read(id);
         let (Err(_), Some(file)) = (&kept, running) else { return kept };
         let live = self.live(id);
-        let mut text = Vec::new();
-        let length = read_into(&file, &mut text).doing("read", &live)?.len();
-        text.truncate(length);
+        let text = read_open(&file).doing("read", &live)?;
         last_record(&text, || live.clone())
     }
 

@@ -4,7 +4,8 @@
 //! who are attached, its time.
 //!
 //! Invariant: what somebody stopped, killed or interrupted is not started again, nor what reached its timeout, nor a job
-//! whose first start failed or whose protected paths somebody has replaced. Between two starts there is no process of the box, and the supervisor hears everybody.
+//! whose first start failed or whose protected paths somebody has replaced. Between two starts there is no process of the
+//! box, and the supervisor hears everybody.
 
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};

@@ -74,8 +74,13 @@ pub(super) fn last_record<E: Entry>(text: &[u8], path: impl Fn() -> PathBuf) -> 
 }
 
 pub(in crate::job) fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+    read_open(&File::open(path)?)
+}
+
+/// The same of a file that is open, whatever has become of its name.
+pub(super) fn read_open(file: &File) -> io::Result<Vec<u8>> {
     let mut text = Vec::new();
-    let length = read_into(&File::open(path)?, &mut text)?.len();
+    let length = read_into(file, &mut text)?.len();
     text.truncate(length);
     Ok(text)
 }
