@@ -199,8 +199,7 @@ fn dev(stage: &Stage, root: &OwnedFd, nodes: &[String], guards: &[Guard]) -> Res
         symlinkat(to, &dev, link).at(at, link)?;
     }
     if !guards.is_empty() {
-        let (link, to) = protect::ABSENT;
-        symlinkat(to, &dev, link).at(at, link)?;
+        protect::make_covers(&dev)?;
     }
     let shm = stage.own_directory(0o1777).at(at, "/dev/shm")?;
     let shm = clone_mount(shm.as_fd(), false).at(at, "/dev/shm")?;

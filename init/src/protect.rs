@@ -2,7 +2,8 @@
 //!
 //! What exists is mounted over itself read-only. A mount point can be neither renamed nor removed by whoever sees the
 //! mount (EBUSY), so every directory on the way is mounted over itself too, writable. What does not exist has a stub, made
-//! on the host by the supervisor, which a link to nowhere covers: the payload finds nothing there and can make nothing.
+//! on the host by the supervisor, which a link to an empty directory covers: the payload finds nothing in it and can make
+//! nothing. To nowhere it must not lead: programs that walk a tree stop at such a link (docs/adr/0007).
 //!
 //! Invariant: every name is looked up in a directory that is held already, through no link, and what is found is what the
 //! plan was made for; else the start ends.
@@ -10,7 +11,7 @@
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, Stat, fstat, openat};
+use rustix::fs::{CWD, FileType, Mode, OFlags, Stat, fstat, openat, symlinkat};
 
 use crate::mounts::{self, READ_ONLY};
 use crate::plan::{Guard, Hold, Kind, Stub};
@@ -21,8 +22,26 @@ use agentd_sys::mount::set_attributes;
 
 const AT: Step = Step::Protect;
 
-/// The link in /dev that covers stubs, and where it leads: there is nothing, and in /dev nothing can be made.
-pub(crate) const ABSENT: (&str, &str) = ("absent", "/dev/protected-by-agentd");
+/// A name itself, whatever it is.
+const LINK: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// What stubs show up as, in /dev, where nothing can be made; and the links to it that cover them.
+const EMPTY: &str = "protected-by-agentd";
+const ABSENT: &str = "absent";
+/// A list of servers is no directory to agents, who complain of one. This is the list without servers.
+const NO_SERVERS: &str = "protected-by-agentd.json";
+const ABSENT_SERVERS: &str = "absent.json";
+
+/// Makes them in `dev`, which is not read-only yet.
+pub(crate) fn make_covers(dev: &OwnedFd) -> Result<(), Failure> {
+    tree::directory(dev, EMPTY, 0o555).at(AT, EMPTY)?;
+    let list = tree::file(dev.as_fd(), NO_SERVERS, 0o444).at(AT, NO_SERVERS)?;
+    rustix::io::write(list, br#"{"mcpServers":{}}"#).at(AT, NO_SERVERS)?;
+    for (link, to) in [(ABSENT, EMPTY), (ABSENT_SERVERS, NO_SERVERS)] {
+        symlinkat(format!("/dev/{to}"), dev, link).at(AT, link)?;
+    }
+    Ok(())
+}
 
 /// A directory below which guards are placed.
 struct Held<'g> {
@@ -36,11 +55,9 @@ pub(crate) fn hold(guards: &[Guard]) -> Result<(), Failure> {
     if guards.is_empty() {
         return Ok(());
     }
-    let link = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let root = openat(CWD, "/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).at(AT, "/")?;
-    let absent = openat(&root, format!("dev/{}", ABSENT.0), link, Mode::empty()).at(AT, "/dev")?;
     // Copies of a mount are as read-only as it is.
-    let mut cover: Option<OwnedFd> = None;
+    let (mut absent, mut absent_servers): (Option<OwnedFd>, Option<OwnedFd>) = (None, None);
     let mut held: Vec<Held<'_>> = Vec::new();
     for guard in guards {
         let name = fmt::from_fn(|f| write!(f, "{}/{}", guard.base, guard.path));
@@ -54,32 +71,45 @@ pub(crate) fn hold(guards: &[Guard]) -> Result<(), Failure> {
         }
         let above = held.last().filter(|above| above.path == parent);
         let above = above.ok_or_else(|| Failure::new(AT, name.to_string(), libc::EINVAL))?;
-        let found = openat(&above.directory, last, link, Mode::empty()).at(AT, &name)?;
+        let found = openat(&above.directory, last, LINK, Mode::empty()).at(AT, &name)?;
         let stat = fstat(&found).at(AT, &name)?;
         if !is_planned(&stat, &guard.hold) {
             return Err(Failure::new(AT, format!("{name}: replaced since it was looked up"), libc::ESTALE));
         }
-        let is_covered = matches!(guard.hold, Hold::Absent { stub: Stub::Socket });
-        let mount = match (&cover, is_covered) {
-            (Some(cover), true) => clone_mount(cover.as_fd(), false),
-            (None, true) => clone_mount(absent.as_fd(), false),
-            // With what the host has mounted below it.
-            (_, false) => clone_mount(found.as_fd(), true),
-        };
-        let mount = mount.at(AT, &name)?;
+        if matches!(guard.hold, Hold::Absent { stub: Stub::Socket }) {
+            let (cover, link) = match last {
+                ".mcp.json" => (&mut absent_servers, ABSENT_SERVERS),
+                _ => (&mut absent, ABSENT),
+            };
+            let mount = match &*cover {
+                Some(cover) => clone_mount(cover.as_fd(), false).at(AT, &name)?,
+                None => read_only(&root, link)?,
+            };
+            mounts::attach_to(&mount, found.as_fd()).at(AT, &name)?;
+            // Copied once it has a place: before Linux 6.15 a mount that is nowhere has no copies.
+            let _held = cover.get_or_insert(mount);
+            continue;
+        }
+        // With what the host has mounted below it.
+        let mount = clone_mount(found.as_fd(), true).at(AT, &name)?;
         let is_pinned = matches!(guard.hold, Hold::Pinned { .. });
-        let is_copy = is_covered && cover.is_some();
-        if !(is_pinned || is_copy) {
+        if !is_pinned {
             set_attributes(mount.as_fd(), READ_ONLY, true).at(AT, &name)?;
         }
         mounts::attach_to(&mount, found.as_fd()).at(AT, &name)?;
         if is_pinned {
             held.push(Held { base: &guard.base, path: &guard.path, directory: mount });
-        } else if is_covered && !is_copy {
-            cover = Some(mount);
         }
     }
     Ok(())
+}
+
+/// A mount of one of the links in /dev.
+fn read_only(root: &OwnedFd, link: &str) -> Result<OwnedFd, Failure> {
+    let found = openat(root, format!("dev/{link}"), LINK, Mode::empty()).at(AT, link)?;
+    let mount = clone_mount(found.as_fd(), false).at(AT, link)?;
+    set_attributes(mount.as_fd(), READ_ONLY, false).at(AT, link)?;
+    Ok(mount)
 }
 
 fn is_at_or_below(path: &str, above: &str) -> bool {

@@ -412,6 +412,14 @@ fn a_unit_runs_a_job_that_asks_for_everything() {
     fs::write(places().0.join("agentd@everything.service.d/key.conf"), "[Service]\nSetCredential=key:sesame\n")
         .unwrap();
     let _ran = systemctl(&["daemon-reload"]).expect_success();
+    // The first start of an image ends threads just before it divides the unit's cgroup, which is busy with each.
+    for _round in 0..4 {
+        unit.start();
+        let _ran = systemctl(&["stop", &unit.0]).expect_success();
+        let _ran = run(&mut of_units(&["rm", "everything"])).expect_success();
+        let _ran = run(&mut of_units(&["rmi", &format!("oci:{}", image.display())])).expect_success();
+        fs::remove_file(work.join("made")).unwrap_or_default();
+    }
     unit.start();
     let is_whole = wait_until(PATIENCE, || logs("everything").contains("whole\n"));
     assert!(is_whole, "{}\n{}", logs("everything"), unit.status());

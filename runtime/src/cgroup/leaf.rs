@@ -26,6 +26,9 @@ const PERIOD: u64 = 100_000;
 /// A killed process may be deep in the kernel.
 const GONE_WITHIN: Duration = Duration::from_secs(10);
 
+/// A thread that was joined may still be on its way out, and the kernel moves no such thread with its process.
+const THREADS_GONE_WITHIN: Duration = Duration::from_secs(1);
+
 /// PID 1 of the box is not one of the processes the user meant.
 pub(super) const OWN_PROCESSES: u64 = 1;
 
@@ -303,7 +306,7 @@ fn enable(base: &Path, limits: &Limits, place: &Place) -> Result<(), LeafError> 
         let path = directory.join("cgroup.subtree_control");
         let has = fs::read_to_string(&path).doing("read", &path)?;
         for controller in super::missing(&has, &needed) {
-            fs::write(&path, format!("+{controller}")).doing("enable controllers in", &path)?;
+            hand_down(&path, controller).doing("enable controllers in", &path)?;
         }
         for controller in telling.clone() {
             // A record without a peak is no failure.
@@ -311,6 +314,20 @@ fn enable(base: &Path, limits: &Limits, place: &Place) -> Result<(), LeafError> 
         }
     }
     Ok(())
+}
+
+/// Writes to a `cgroup.subtree_control`. A cgroup is busy as long as a thread is in it, also one that is ending: those of a
+/// pull that is just done. Nobody tells when the last is gone.
+fn hand_down(path: &Path, controller: &str) -> io::Result<()> {
+    let begun = Instant::now();
+    loop {
+        match fs::write(path, format!("+{controller}")) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && begun.elapsed() < THREADS_GONE_WITHIN => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            written => return written,
+        }
+    }
 }
 
 fn limit(directory: &Path, limits: &Limits) -> Result<(), LeafError> {
