@@ -9,6 +9,7 @@ pub mod channel;
 pub mod copy;
 pub mod descriptors;
 pub mod diag;
+pub mod heap;
 pub mod landlock;
 pub mod loopback;
 pub mod memory;
