@@ -4,9 +4,11 @@
 //! metadata service of a cloud or at a printer (DNS rebinding). Invariant: an address is refused unless it is known to be
 //! one of the internet.
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use rustix::io::Errno;
 
 /// IPv4 networks that are not the internet (IANA's special-purpose registry), and what they are.
 const SPECIAL_V4: &[(Ipv4Addr, u8, &str)] = &[
@@ -66,9 +68,15 @@ pub(crate) fn names(net: IpNet, address: IpAddr) -> bool {
     net.contains(&address) && special(address).is_none_or(|(special, _)| special.contains(&net))
 }
 
-/// Whether `address` is this host's own: the kernel binds sockets to no other.
+/// Whether `address` is this host's own: the kernel binds sockets to no other, and says so. Where it does not, for want of
+/// descriptors or of rights, it may be.
 pub(crate) fn is_own(address: IpAddr) -> bool {
-    UdpSocket::bind((address, 0)).is_ok()
+    !UdpSocket::bind((address, 0)).is_err_and(|error| is_elsewhere(&error))
+}
+
+/// Whether a socket could not be bound because the host has no such address, or none of its family at all.
+fn is_elsewhere(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::ADDRNOTAVAIL | Errno::AFNOSUPPORT))
 }
 
 #[cfg(test)]
@@ -133,5 +141,13 @@ mod tests {
     #[test]
     fn own_addresses_are_own() {
         assert!(is_own("127.0.0.1".parse().unwrap()) && !is_own("1.1.1.1".parse().unwrap()));
+    }
+
+    #[test]
+    fn an_address_that_nobody_says_is_elsewhere_counts_as_own() {
+        for unclear in [Errno::MFILE, Errno::NOBUFS, Errno::PERM, Errno::ACCESS, Errno::ADDRINUSE, Errno::INVAL] {
+            assert!(!is_elsewhere(&unclear.into()), "{unclear:?}");
+        }
+        assert!(is_elsewhere(&Errno::ADDRNOTAVAIL.into()) && is_elsewhere(&Errno::AFNOSUPPORT.into()));
     }
 }

@@ -194,7 +194,17 @@ mod tests {
         let api_key = || How::Header { name: "x-api-key".into() };
         let known = Credential::known("ANTHROPIC_API_KEY");
         assert_eq!((known.len(), known[0].to_string().as_str(), &known[0].how), (1, "api.anthropic.com", &api_key()));
-        assert_eq!(Credential::known("GH_TOKEN").len(), 2);
+        let known = |secret: &str| -> Vec<(String, How)> {
+            Credential::known(secret).into_iter().map(|known| (known.to_string(), known.how)).collect()
+        };
+        for secret in ["ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN"] {
+            assert_eq!(known(secret), [("api.anthropic.com".to_owned(), How::Bearer)], "{secret}");
+        }
+        let git = How::Basic { user: "x-access-token".into() };
+        for secret in ["GITHUB_TOKEN", "GH_TOKEN"] {
+            let hosts = [("github.com".to_owned(), git.clone()), ("api.github.com".to_owned(), How::Bearer)];
+            assert_eq!(known(secret), hosts, "{secret}");
+        }
         assert!(Credential::known("TOKEN").is_empty() && Credential::known("github_token").is_empty());
         assert_eq!(bound("TOKEN", "Api.Example.org"), ("api.example.org".into(), How::Bearer));
         assert_eq!(bound("ANTHROPIC_API_KEY", "gateway.test:8443"), ("gateway.test:8443".into(), api_key()));

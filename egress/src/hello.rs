@@ -193,6 +193,7 @@ impl<'a> Reader<'a> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::name::Name;
     use proptest::prelude::*;
     use std::sync::Arc;
 
@@ -297,6 +298,9 @@ pub(crate) mod tests {
         for bytes in [&b"SSH-2.0-x\r\n"[..], b"EHLO evil\r\n", b"GET / HTTP/1.1\r\n", b"\x16\x02", b"\x80\x2e\x01"] {
             assert!(refused(bytes).contains("TLS"), "{bytes:?}");
         }
+        // What has a NUL in it is no name, and so not that of any host.
+        let with_nul = read(&with(&[(0, b"\0\x0b\0\0\x08a.org\0.b")]));
+        assert!(matches!(&with_nul, Hello::Asks(asked) if asked == "a.org\0.b" && Name::new(asked).is_none()));
         let mut behind = with(&[(0, SNI)]);
         behind[4] += 1;
         behind.push(2);

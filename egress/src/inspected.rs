@@ -28,6 +28,10 @@ pub struct Inspected {
     /// Requests that are denied before that.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub deny: Vec<UrlRule>,
+    /// The same, said while the job ran, of hosts with a key for which TLS is not ended at the broker: it cannot be any more,
+    /// for the box believes no certificate for them.
+    #[serde(skip)]
+    pub late: Vec<UrlRule>,
     /// Whether TLS to hosts with a key is ended at the broker, with a certificate of the job's own authority.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub terminate: bool,
@@ -54,8 +58,13 @@ impl Inspected {
 
     /// Every such host with its port, some of them more than once.
     pub fn hosts(&self) -> impl Iterator<Item = (&Name, u16)> {
-        let rules = self.allow.iter().chain(&self.deny).map(|rule| (&rule.host, rule.port));
+        let rules = self.allow.iter().chain(self.denials()).map(|rule| (&rule.host, rule.port));
         self.credentials.iter().map(|credential| (&credential.host, credential.port)).chain(rules)
+    }
+
+    /// What is denied of requests, since whenever.
+    pub(crate) fn denials(&self) -> impl Iterator<Item = &UrlRule> {
+        self.deny.iter().chain(&self.late)
     }
 
     /// The hosts for which TLS is ended at the broker, each once.
@@ -82,9 +91,10 @@ impl Inspected {
     }
 
     /// Whether nothing for a name at a port of the box may pass unread. TLS may where only a key is added, if a rule of the
-    /// user's own allows it.
+    /// user's own allows it, and none denies single requests.
     pub(crate) fn is_read_always(&self, name: &Name, port: u16) -> bool {
-        self.site(name, port).is_some_and(|site| site.terminates || site.port != port)
+        let is_denied_late = self.late.iter().any(|rule| rule.is_about(name, port));
+        is_denied_late || self.site(name, port).is_some_and(|site| site.terminates || site.port != port)
     }
 
     /// The keys for requests to a host.
@@ -99,12 +109,12 @@ impl Inspected {
         (method, path): (&str, &str),
         by_host: Option<&Rule>,
     ) -> Result<String, Refusal> {
-        let is_any_about = |rules: &[UrlRule]| rules.iter().any(|rule| rule.is_about(name, port));
-        let has_allowances = is_any_about(&self.allow);
-        if has_allowances || is_any_about(&self.deny) {
+        let is_about = |rule: &UrlRule| rule.is_about(name, port);
+        let has_allowances = self.allow.iter().any(is_about);
+        if has_allowances || self.denials().any(is_about) {
             let decoded = decode(path).map_err(Refusal::because)?;
             let matches = |rule: &&UrlRule| rule.matches(name, port, method, &decoded);
-            if let Some(rule) = self.deny.iter().find(matches) {
+            if let Some(rule) = self.denials().find(matches) {
                 let why = format!("denied by --deny '{rule}'");
                 return Err(Refusal { why, rule: Some(rule.to_string()), allow: None });
             }

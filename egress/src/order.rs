@@ -7,7 +7,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::policy::{Policy, PolicyError};
+use crate::policy::{Policy, PolicyError, Target};
 use crate::rule::Rule;
 use crate::url::UrlRule;
 
@@ -46,7 +46,7 @@ impl Policy {
     /// The policy after a change.
     ///
     /// # Errors
-    /// Too many rules or ports; a rule for requests to a host that has none since the start.
+    /// Too many rules or ports; a rule for requests that nobody could keep, since nobody reads them all.
     pub fn changed(&self, change: &Change) -> Result<Policy, PolicyError> {
         let mut changed = self.clone();
         for rule in &change.allow {
@@ -57,6 +57,11 @@ impl Policy {
                 }
                 Ruling::Request(rule) => {
                     let inspected = &mut changed.inspected;
+                    if inspected.late.iter().any(|denial| denial.covers(rule)) {
+                        // What is not denied the key allows; an allowance would bound that.
+                        inspected.late.retain(|denial| denial != rule);
+                        continue;
+                    }
                     if !inspected.allow.iter().any(|own| own.is_about(&rule.host, rule.port)) {
                         return Err(PolicyError::NoRequests(rule.to_string()));
                     }
@@ -69,12 +74,19 @@ impl Policy {
             match rule {
                 Ruling::Host(rule) => add(&mut changed.deny, rule),
                 Ruling::Request(rule) => {
+                    let (host, port) = (&rule.host, rule.port);
+                    let is_unread = changed.decide(&Target::Name(host.clone()), port).is_ok();
                     let inspected = &mut changed.inspected;
+                    let has_key = inspected.keys(host, port).next().is_some();
                     // Else nobody could read what programs ask for by TLS: the box believes no certificate of ours for it.
-                    if !inspected.terminated().contains(&&rule.host) {
+                    if inspected.terminated().contains(&host) {
+                        add(&mut inspected.deny, rule);
+                    } else if has_key && !is_unread {
+                        // Only in the plain is the host reached, and stays so.
+                        add(&mut inspected.late, rule);
+                    } else {
                         return Err(PolicyError::NoRequests(rule.to_string()));
                     }
-                    add(&mut inspected.deny, rule);
                 }
             }
         }
@@ -89,8 +101,8 @@ impl Policy {
         match rule {
             Ruling::Host(rule) => self.deny.iter().find(|denial| denial.covers(rule)).cloned().map(Ruling::Host),
             Ruling::Request(rule) => {
-                let denials = &self.inspected.deny;
-                let of_requests = denials.iter().find(|denial| denial.covers(rule)).cloned().map(Ruling::Request);
+                let mut denials = self.inspected.denials();
+                let of_requests = denials.find(|denial| denial.covers(rule)).cloned().map(Ruling::Request);
                 let host = format!("{}:{}", rule.host, rule.port).parse::<Rule>().ok().map(Ruling::Host);
                 of_requests.or_else(|| self.denial_of(&host?))
             }
@@ -161,7 +173,6 @@ mod tests {
     use crate::credential::Credential;
     use crate::inspected::Inspected;
     use crate::name::Name;
-    use crate::policy::Target;
     use proptest::prelude::*;
 
     fn rules(texts: &[&str]) -> Vec<Rule> {
@@ -177,6 +188,14 @@ mod tests {
         texts.iter().map(|text| ruling(text)).collect()
     }
 
+    fn allow(text: &str) -> Change {
+        Change { allow: hosts(&[text]), deny: Vec::new() }
+    }
+
+    fn deny(text: &str) -> Change {
+        Change { allow: Vec::new(), deny: hosts(&[text]) }
+    }
+
     #[test]
     fn requests_are_decided_on_anew_where_they_were_from_the_start() {
         let inspected = Inspected {
@@ -186,8 +205,6 @@ mod tests {
             ..Inspected::default()
         };
         let policy = Policy::new(rules(&["h.org"]), Vec::new(), Vec::new()).unwrap().inspecting(inspected).unwrap();
-        let allow = |text: &str| Change { allow: hosts(&[text]), deny: Vec::new() };
-        let deny = |text: &str| Change { allow: Vec::new(), deny: hosts(&[text]) };
         let a_org = Name::new("a.org").unwrap();
         let decides =
             |policy: &Policy, method, path| policy.inspected().decide((&a_org, 443), (method, path), None).is_ok();
@@ -212,10 +229,37 @@ mod tests {
         {
             assert!(matches!(policy.changed(&allow(other)), Err(PolicyError::NoRequests(_))), "{other}");
         }
-        for other in ["GET https://h.org/x", "GET https://k.org/x", "GET https://new.org/x"] {
+        for other in ["GET https://h.org/x", "GET https://k.org:8443/x", "GET https://new.org/x"] {
             assert!(matches!(policy.changed(&deny(other)), Err(PolicyError::NoRequests(_))), "{other}");
         }
         assert!(policy.changed(&deny("GET https://a.org:53/x")).is_err());
+    }
+
+    /// They are read in any case, as long as TLS to the host is refused.
+    #[test]
+    fn requests_with_a_key_are_denied_late_and_allowed_again() {
+        let credentials = vec![Credential::bound("T", "k.org").unwrap()];
+        let inspected = Inspected { credentials, ..Inspected::default() };
+        let policy = Policy::new(Vec::new(), Vec::new(), Vec::new()).unwrap().inspecting(inspected).unwrap();
+        let k_org = Name::new("k.org").unwrap();
+        let decides =
+            |policy: &Policy, method| policy.inspected().decide((&k_org, 443), (method, "/x"), None).map_err(drop);
+        let is_read = |policy: &Policy| policy.inspected().is_read_always(&k_org, 443);
+
+        let denial = "DELETE,PUT https://k.org/*";
+        let less = policy.changed(&deny(denial)).unwrap();
+        assert_eq!([decides(&less, "GET"), decides(&less, "DELETE")], [Ok("--secret T".to_owned()), Err(())]);
+        assert!(less.inspected().terminated().is_empty(), "what the box believes does not change");
+        assert!(is_read(&less) && !is_read(&policy));
+        // A host that is allowed later is no way past it.
+        let host_too = less.changed(&allow("k.org")).unwrap();
+        assert!(is_read(&host_too) && decides(&host_too, "DELETE").is_err());
+        let narrower = allow("PUT https://k.org/x");
+        assert_eq!(less.changed(&narrower).unwrap().denial_of(&narrower.allow[0]), Some(ruling(denial)));
+        assert_eq!(less.changed(&allow(denial)), Ok(policy.clone()));
+        // By such a rule TLS passes unread already.
+        let by_host = policy.changed(&allow("k.org")).unwrap();
+        assert!(matches!(by_host.changed(&deny(denial)), Err(PolicyError::NoRequests(_))));
     }
 
     #[test]

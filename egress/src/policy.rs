@@ -45,7 +45,7 @@ pub enum PolicyError {
     /// The port of the proxy, in a box that has one.
     #[error("port {port} of a box with --proxy is the proxy; a program in the box can reach that port of a host through it", port = crate::PROXY.1)]
     Proxy,
-    /// A rule for requests, said of a running job whose requests to that host nobody decides on.
+    /// A rule for requests, said of a running job in which nobody could keep it.
     #[error(
         "`{0}` is about single requests, and since its start the job has no such rule for that host: it believes no certificate with which they could be read; start it with such a rule"
     )]

@@ -29,6 +29,9 @@ const FIRST_WORDS: Duration = Duration::from_secs(10);
 /// For the first words of a client that is refused already, only to answer it in its own way.
 const COURTESY: Duration = Duration::from_secs(2);
 
+/// The same at ports where it may be the server that speaks first: who listens there is to know within a second.
+const COURTESY_TO_LISTENERS: Duration = Duration::from_millis(500);
+
 /// Why a connection was not passed on.
 #[derive(Debug)]
 pub(super) enum Stop {
@@ -178,7 +181,8 @@ pub(super) async fn conduct(
         let told = timeout(COURTESY, passing::last_words(&client, &proxy::socks_answer(code))).await;
         return if matches!(told, Ok(Ok(()))) { drop(client) } else { reset(&client) };
     }
-    answer(&client, said, &end).await;
+    let courtesy = if matches!(port, 80 | 443) { COURTESY } else { COURTESY_TO_LISTENERS };
+    answer(&client, said, courtesy, &end).await;
 }
 
 /// What the address that was connected to means.
@@ -222,7 +226,8 @@ async fn pass(
         && shared.policy.borrow().inspected().is_read_always(name, port)
     {
         // However it came here: past the reader such rules would not be kept.
-        return Err(Stop::Refused(Refusal::because("requests to this host are read, and not passed on unread")));
+        let why = "requests to this host are read, and not passed on unread: ask for it by http://";
+        return Err(Stop::Refused(Refusal::because(why)));
     }
     entry.request.rule = Some(shared.policy.borrow().decide(target, port).map_err(Stop::Refused)?.to_string());
     entry.client.ask(&shared.clients, &shared.ledger);
@@ -398,10 +403,15 @@ async fn first_words(
 }
 
 /// Tells a client that it was not passed on, in the words of what it speaks.
-async fn answer(client: &TcpStream, mut said: Vec<u8>, (verdict, why, allow): &(Verdict, String, Option<String>)) {
+async fn answer(
+    client: &TcpStream,
+    mut said: Vec<u8>,
+    courtesy: Duration,
+    (verdict, why, allow): &(Verdict, String, Option<String>),
+) {
     if said.is_empty() && *verdict == Verdict::Refused {
         // Nobody hears what is said to a client that speaks another language: it is not waited for long.
-        let heard = timeout(COURTESY, passing::read(client, &mut said, 4096)).await;
+        let heard = timeout(courtesy, passing::read(client, &mut said, 4096)).await;
         drop(heard);
     }
     let is_request = |said: &[u8]| request::beginning(said) == Beginning::Request;

@@ -194,4 +194,20 @@ mod tests {
         assert_eq!(race([closed, good]).unwrap().peer_addr().unwrap(), good);
         assert!(race([closed, closed]).is_err());
     }
+
+    #[test]
+    fn an_address_that_never_answers_does_not_keep_the_next_from_being_tried() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let good = listener.local_addr().unwrap();
+        let attempt = |at: Option<SocketAddr>| async move {
+            match at {
+                Some(at) => TcpStream::connect(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        let racing = race([None, Some(good)].map(attempt).into_iter(), Duration::from_millis(10));
+        let stream = runtime.block_on(async { timeout(PATIENCE, racing).await.unwrap() }).unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), good);
+    }
 }

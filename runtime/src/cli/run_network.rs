@@ -149,8 +149,14 @@ impl NetworkArgs {
         let (allow, of_requests) = apart(allow);
         let (deny, not_of_requests) = apart(deny);
         let authorities = upstream_ca.map(|path| absolute(&path, "--upstream-ca")).transpose()?;
-        let inspected =
-            Inspected { credentials, allow: of_requests, deny: not_of_requests, terminate: tls_terminate, authorities };
+        let inspected = Inspected {
+            credentials,
+            allow: of_requests,
+            deny: not_of_requests,
+            late: Vec::new(),
+            terminate: tls_terminate,
+            authorities,
+        };
         if inspected.is_empty() && (inspected.terminate || inspected.authorities.is_some()) {
             let flag = if inspected.terminate { "--tls-terminate" } else { "--upstream-ca" };
             bail!(

@@ -1,7 +1,8 @@
 //! What reading requests needs of the host, taken along before the broker gives its files up: the authorities that servers
 //! are believed by, and keys. And the job's own authority, whose key is made here and never leaves this process.
 //!
-//! Invariant: the job's authority can vouch for the hosts that it was made for and for no other (RFC 5280, 4.2.1.10).
+//! Invariant: the job's authority can vouch for the hosts that it was made for and for no other, and for no address
+//! (RFC 5280, 4.2.1.10).
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -11,8 +12,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
-    GeneralSubtree, IsCa, KeyPair, KeyUsagePurpose, NameConstraints,
+    BasicConstraints, CertificateParams, CertifiedIssuer, CidrSubnet, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, KeyPair, KeyUsagePurpose, NameConstraints,
 };
 use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
 use tokio_rustls::rustls::pki_types::pem::PemObject;
@@ -137,7 +138,10 @@ impl Authority {
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
         let permitted_subtrees = names.iter().map(|name| GeneralSubtree::DnsName(name.to_string())).collect();
-        params.name_constraints = Some(NameConstraints { permitted_subtrees, excluded_subtrees: Vec::new() });
+        // What is permitted of names says nothing of addresses.
+        let addresses = [CidrSubnet::V4([0; 4], [0; 4]), CidrSubnet::V6([0; 16], [0; 16])];
+        let excluded_subtrees = addresses.map(GeneralSubtree::IpAddress).to_vec();
+        params.name_constraints = Some(NameConstraints { permitted_subtrees, excluded_subtrees });
         let key = KeyPair::generate().map_err(io::Error::other)?;
         let issuer = CertifiedIssuer::self_signed(params, key).map_err(io::Error::other)?;
         Ok(Authority { issuer, provider, configs: RefCell::default() })
@@ -153,9 +157,15 @@ impl Authority {
         if let Some(known) = self.configs.borrow().get(name) {
             return Ok(Arc::clone(known));
         }
-        let mut params = params(name.as_str())?;
+        let config = Arc::new(self.config(name.as_str())?);
+        self.configs.borrow_mut().insert(name.clone(), Arc::clone(&config));
+        Ok(config)
+    }
+
+    fn config(&self, host: &str) -> io::Result<ServerConfig> {
+        let mut params = params(host)?;
         params.subject_alt_names =
-            CertificateParams::new([name.to_string()]).map_err(io::Error::other)?.subject_alt_names;
+            CertificateParams::new([host.to_owned()]).map_err(io::Error::other)?.subject_alt_names;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
         let key = KeyPair::generate().map_err(io::Error::other)?;
@@ -165,8 +175,6 @@ impl Authority {
         let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(io::Error::other)?;
         let mut config = config.with_single_cert(vec![certificate.der().clone()], key).map_err(io::Error::other)?;
         config.alpn_protocols = vec![HTTP.to_vec()];
-        let config = Arc::new(config);
-        self.configs.borrow_mut().insert(name.clone(), Arc::clone(&config));
         Ok(config)
     }
 }
@@ -199,16 +207,14 @@ mod tests {
     #[test]
     fn an_authority_vouches_for_its_hosts_only() {
         let provider = Arc::new(ring::default_provider());
-        let (ours, other) = (Name::new("a.test").unwrap(), Name::new("b.test").unwrap());
-        let authority = Authority::new(&[&ours], Arc::clone(&provider)).unwrap();
+        let authority = Authority::new(&[&Name::new("a.test").unwrap()], Arc::clone(&provider)).unwrap();
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(authority.certificate().as_bytes()).unwrap()).unwrap();
         let client = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
         let client = Arc::new(client.with_root_certificates(roots).with_no_client_auth());
-        for (name, is_believed) in [(&ours, true), (&other, false)] {
-            let server_name = name.to_string().try_into().unwrap();
-            let mut client = rustls::ClientConnection::new(Arc::clone(&client), server_name).unwrap();
-            let mut server = rustls::ServerConnection::new(authority.certify(name).unwrap()).unwrap();
+        for (host, is_believed) in [("a.test", true), ("b.test", false), ("192.0.2.1", false), ("2001:db8::1", false)] {
+            let mut client = rustls::ClientConnection::new(Arc::clone(&client), host.try_into().unwrap()).unwrap();
+            let mut server = rustls::ServerConnection::new(Arc::new(authority.config(host).unwrap())).unwrap();
             let mut shaken = Ok(());
             while shaken.is_ok() && (client.is_handshaking() || server.is_handshaking()) {
                 let mut wire = Vec::new();
@@ -220,7 +226,7 @@ mod tests {
                 client.read_tls(&mut &wire[..]).unwrap();
                 shaken = client.process_new_packets().map(drop);
             }
-            assert_eq!(shaken.is_ok(), is_believed, "{name}");
+            assert_eq!(shaken.is_ok(), is_believed, "{host}");
         }
     }
 }
