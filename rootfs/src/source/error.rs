@@ -36,7 +36,7 @@ pub enum SourceError {
         source: LimitError,
     },
     /// Not the JSON it should be.
-    #[error("{object} is malformed: {reason}")]
+    #[error("{object} is malformed: {reason}; fetch the image again, or tell who made it")]
     Malformed {
         /// What.
         object: String,

@@ -22,7 +22,7 @@ use crate::source::{Layer, Manifest, Source, SourceError, index};
 #[derive(Debug, thiserror::Error)]
 pub enum LayoutError {
     /// No such directory.
-    #[error("image layout `{layout}` does not exist")]
+    #[error("image layout `{layout}` does not exist; make one with `skopeo copy docker://IMAGE oci:{layout}`")]
     Missing {
         /// The directory.
         layout: String,
@@ -38,7 +38,7 @@ pub enum LayoutError {
         file: &'static str,
     },
     /// A layout version this does not know.
-    #[error("{place} has the version `{version}`; only 1.0.0 is known")]
+    #[error("{place} has the version `{version}`; only 1.0.0 is known, which `skopeo copy` writes")]
     Version {
         /// The layout or archive.
         place: String,

@@ -42,6 +42,12 @@ pub(crate) trait Source: Sync {
     /// The blob of a layer from its first byte: its size is checked where it is known, its bytes are not.
     fn layer(&self, layer: &Layer) -> Result<Box<dyn Read + Send + '_>, SourceError>;
 
+    /// To be told that the bytes of a layer were others than its digest says. Whether another place may have the right ones:
+    /// from then on [`Source::layer`] asks there.
+    fn leave(&self, _layer: &Layer) -> bool {
+        false
+    }
+
     /// Whether layers come over the network, so that reading several at once is worth it on a single core too.
     fn is_remote(&self) -> bool {
         false

@@ -115,7 +115,9 @@ pub enum LayerError {
     #[error(transparent)]
     Unpack(#[from] UnpackError),
     /// The content is not what the config says.
-    #[error("its content is not what the image's config says: it hashes to {actual} instead of {expected}")]
+    #[error(
+        "its content is not what the image's config says: it hashes to {actual} instead of {expected}; fetch the image again, or tell who made it"
+    )]
     DiffId {
         /// What the config says.
         expected: Digest,

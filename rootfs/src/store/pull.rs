@@ -91,7 +91,15 @@ impl Store {
             loop {
                 let job = next.lock().ok().and_then(|mut jobs| jobs.next().copied());
                 let Some(layer) = job.filter(|_| !cancel.load(Ordering::Relaxed)) else { return };
-                let result = self.unpack_one(source, layer, (limits, taken), cancel, &sender);
+                let result = loop {
+                    let result = self.unpack_one(source, layer, (limits, taken), cancel, &sender);
+                    let is_corrupt = matches!(result, Err(LayerError::Blob(SourceError::Corrupt { .. })));
+                    if !is_corrupt || !source.leave(layer) {
+                        break result;
+                    }
+                    // The next place begins anew. What was unpacked in vain counts on: limits are held all the same.
+                    partial::remove(&self.tmp, layer.name());
+                };
                 let Ok(mut outcome) = outcome.lock() else { return };
                 match result {
                     Ok(()) => outcome.0.push(layer),

@@ -308,7 +308,7 @@ fn what_is_no_layout_says_so() {
     let store = place.store();
     let get = |path: &Path| pulled(&store, path, &Selector::Default, Pull::Missing, &mut |_| {}).unwrap_err();
     let error = get(&place.dir.path().join("no"));
-    assert!(error.to_string().ends_with("no` does not exist"), "{error}");
+    assert!(error.to_string().contains("no` does not exist; make one with `skopeo copy"), "{error}");
     let error = get(&place.layout().join("index.json"));
     assert!(error.to_string().contains("is not an OCI image layout"), "{error}");
     let error = get(place.dir.path());

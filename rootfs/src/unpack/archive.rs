@@ -221,7 +221,7 @@ impl<'s> Archive<'s> {
             size,
             sparse: None,
             xattrs: std::mem::take(&mut pax.xattrs),
-            dropped_xattrs: pax.dropped_xattrs,
+            dropped_xattrs: pax.dropped_xattrs.len() as u64,
         };
         self.data = size;
         self.padding = size.wrapping_neg() % BLOCK;

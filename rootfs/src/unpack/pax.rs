@@ -2,7 +2,7 @@
 //!
 //! Invariant: a value may hold any byte, newlines too; a record that does not add up is refused, never skipped.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::archive::Mtime;
 
@@ -19,7 +19,8 @@ pub(crate) struct Pax {
     pub(super) mtime: Option<Mtime>,
     /// A map, so that a record of thousands of names costs no quadratic time.
     pub(super) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
-    pub(super) dropped_xattrs: u64,
+    /// Names of attributes that are not kept, each once: writers say one attribute under several keys.
+    pub(super) dropped_xattrs: BTreeSet<Vec<u8>>,
     /// Any `GNU.sparse.*` record.
     pub(crate) sparse: bool,
     pub(super) sparse_version: (Option<u64>, Option<u64>),
@@ -45,6 +46,8 @@ impl Pax {
             pax.set(&record[..equals], &record[equals + 1..])?;
             rest = &rest[length..];
         }
+        // bsdtar writes each attribute under two keys, of which one is read.
+        pax.dropped_xattrs.retain(|name| !pax.xattrs.contains_key(name));
         Ok(pax)
     }
 
@@ -84,8 +87,12 @@ impl Pax {
             _ => {
                 if let Some(xattr) = key.strip_prefix(b"SCHILY.xattr.") {
                     self.set_xattr(xattr, value);
-                } else if key.starts_with(b"LIBARCHIVE.xattr.") {
-                    self.dropped_xattrs += 1;
+                } else if let Some(escaped) = key.strip_prefix(b"LIBARCHIVE.xattr.") {
+                    self.dropped_xattrs.insert(unescaped(escaped));
+                } else if key.starts_with(b"SCHILY.acl.") {
+                    self.dropped_xattrs.insert(key.to_vec());
+                } else if key == b"RHT.security.selinux" {
+                    self.dropped_xattrs.insert(b"security.selinux".to_vec());
                 }
             }
         }
@@ -106,7 +113,7 @@ impl Pax {
         // The overlay's own attributes decide what a job sees of lower layers: only we write those.
         let kept = name.len() > b"user.".len() && name.starts_with(b"user.") && !name.starts_with(b"user.overlay.");
         if !kept || name.contains(&0) {
-            self.dropped_xattrs += 1;
+            self.dropped_xattrs.insert(name.to_vec());
             return;
         }
         self.xattrs.insert(name.to_vec(), value.to_vec());
@@ -124,6 +131,26 @@ fn number(text: &[u8]) -> Option<u64> {
         return None;
     }
     std::str::from_utf8(text).ok()?.parse().ok()
+}
+
+/// The name of an attribute without libarchive's `%XX`.
+fn unescaped(name: &[u8]) -> Vec<u8> {
+    let hex = |digit: u8| char::from(digit).to_digit(16).and_then(|n| u8::try_from(n).ok());
+    let mut bytes = Vec::with_capacity(name.len());
+    let mut rest = name;
+    while let Some((first, after)) = rest.split_first() {
+        let escaped = match after {
+            [high, low, ..] if *first == b'%' => hex(*high).zip(hex(*low)),
+            _ => None,
+        };
+        let (byte, after) = match escaped {
+            Some((high, low)) => ((high << 4) | low, &after[2..]),
+            None => (*first, after),
+        };
+        bytes.push(byte);
+        rest = after;
+    }
+    bytes
 }
 
 /// Decimal seconds with an optional fraction; digits beyond nanoseconds are cut.
@@ -197,7 +224,25 @@ pub(super) mod tests {
         ]);
         let pax = Pax::parse(&records).unwrap();
         assert!(pax.xattrs.is_empty());
-        assert_eq!(pax.dropped_xattrs, 4);
+        assert_eq!(pax.dropped_xattrs.len(), 4);
+    }
+
+    /// bsdtar writes each attribute twice, GNU tar ACLs and labels of SELinux under keys of their own.
+    #[test]
+    fn an_attribute_is_counted_once_and_only_if_it_is_lost() {
+        for (records, lost) in [
+            (&[("LIBARCHIVE.xattr.user.a", "MQ"), ("SCHILY.xattr.user.a", "1")][..], 0),
+            (&[("SCHILY.xattr.user.a", "1"), ("LIBARCHIVE.xattr.user.a", "MQ")], 0),
+            (&[("LIBARCHIVE.xattr.user.a%20b%25", "MQ"), ("SCHILY.xattr.user.a b%", "1")], 0),
+            (&[("LIBARCHIVE.xattr.user.%2g%4", "MQ"), ("SCHILY.xattr.user.%2g%4", "1")], 0),
+            (&[("LIBARCHIVE.xattr.user.a", "MQ"), ("SCHILY.xattr.user.b", "1")], 1),
+            (&[("LIBARCHIVE.xattr.security.capability", "MQ"), ("SCHILY.xattr.security.capability", "1")], 1),
+            (&[("SCHILY.acl.access", "user::rw-"), ("SCHILY.acl.default", "user::rw-")], 2),
+            (&[("RHT.security.selinux", "a:b:c")], 1),
+            (&[("RHT.security.selinux", "a:b:c"), ("SCHILY.xattr.security.selinux", "a:b:c")], 1),
+        ] {
+            assert_eq!(Pax::parse(&pax(records)).unwrap().dropped_xattrs.len(), lost, "{records:?}");
+        }
     }
 
     #[test]

@@ -5,10 +5,12 @@ use std::io::Write;
 use agentd_rootfs::commit::{Change, Commit};
 use agentd_rootfs::{ImageRef, Name, Pull, Store};
 use anyhow::{Context, Result, bail};
+use serde::Serialize;
 
 use super::environment::Directories;
 use super::progress::{Follower, INTERRUPTED};
 use super::wanted::{Wanted, local};
+use super::{Format, print_json};
 use crate::job::record::{Kept, Record, State};
 use crate::job::store::{LAYER, now};
 use crate::launch::write_back;
@@ -36,6 +38,16 @@ pub(super) struct Args {
     /// Show no progress
     #[arg(short, long)]
     quiet: bool,
+    /// How to print what was made
+    #[arg(long, value_enum, default_value = "table")]
+    format: Format,
+}
+
+/// What was made; the same fields in every version.
+#[derive(Debug, Serialize)]
+struct Made {
+    reference: String,
+    digest: String,
 }
 
 fn name(text: &str) -> Result<Name, String> {
@@ -79,7 +91,10 @@ pub(super) fn run(args: Args) -> Result<u8> {
     if let Some(write_back) = store.write_back()? {
         write_back::apart(write_back)?;
     }
-    writeln!(std::io::stdout().lock(), "{digest}")?;
+    match args.format {
+        Format::Json => print_json(&Made { reference: args.name.to_string(), digest })?,
+        Format::Table => writeln!(std::io::stdout().lock(), "{digest}")?,
+    }
     Ok(0)
 }
 

@@ -5,11 +5,12 @@ use std::io::Write;
 
 use agentd_rootfs::{ImageError, Listed, Store};
 use anyhow::Result;
+use serde::Serialize;
 
 use super::environment::Directories;
 use super::images::short;
 use super::wanted::stored;
-use super::{NOT_FOUND, printable, say};
+use super::{Format, NOT_FOUND, print_json, printable, say};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -19,6 +20,17 @@ pub(super) struct Args {
     /// Also what jobs use or several names lead to; layers stay as long as a job uses them
     #[arg(short, long)]
     force: bool,
+    /// How to print what was removed
+    #[arg(long, value_enum, default_value = "table")]
+    format: Format,
+}
+
+/// What was removed; the same fields in every version.
+#[derive(Debug, Serialize)]
+struct Report {
+    untagged: Vec<String>,
+    /// Digests of images without a name left.
+    deleted: Vec<String>,
 }
 
 /// Runs the verb; gives the exit code: 1 when an image is not there or is in use.
@@ -57,16 +69,25 @@ pub(super) fn run(args: &Args) -> Result<u8> {
     let references: Vec<String> = names.iter().map(|name| name.reference.clone()).collect();
     let rubbish = cleaning.only_for(&references, &in_use)?;
     cleaning.remove(&rubbish)?;
-    let mut out = std::io::stdout().lock();
-    for name in &names {
-        writeln!(out, "Untagged: {}", printable(&name.reference))?;
-    }
     let left: BTreeSet<String> = store.images()?.into_iter().map(|image| image.digest).collect();
-    let gone: BTreeSet<&str> = names.iter().map(|name| name.digest.as_str()).collect();
-    for digest in gone.into_iter().filter(|digest| !left.contains(*digest)) {
-        writeln!(out, "Deleted: {digest}")?;
+    let gone: BTreeSet<String> = names.into_iter().map(|name| name.digest).collect();
+    let report = Report { untagged: references, deleted: gone.difference(&left).cloned().collect() };
+    match args.format {
+        Format::Json => print_json(&report)?,
+        Format::Table => print(&report)?,
     }
     Ok(0)
+}
+
+fn print(report: &Report) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    for name in &report.untagged {
+        writeln!(out, "Untagged: {}", printable(name))?;
+    }
+    for digest in &report.deleted {
+        writeln!(out, "Deleted: {digest}")?;
+    }
+    Ok(())
 }
 
 /// Why the names that `text` found are not removed without `--force`.

@@ -22,11 +22,12 @@ mod proxy;
 mod tests;
 mod trust;
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::PathBuf;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -102,6 +103,8 @@ pub(crate) struct Registry<'r> {
     endpoints: Vec<Endpoint>,
     /// The one that had the manifest: it is asked first for the rest.
     preferred: AtomicUsize,
+    /// How many places were left for good, for layers of which other bytes came.
+    left: Mutex<HashMap<Digest, usize>>,
     remote: Remote<'r>,
 }
 
@@ -138,6 +141,7 @@ impl<'r> Registry<'r> {
             endpoints: endpoints.collect(),
             http: Http::new(trust, config.proxies.clone(), patience),
             preferred: AtomicUsize::new(0),
+            left: Mutex::default(),
             remote: *remote,
         })
     }
@@ -260,8 +264,19 @@ impl Source for Registry<'_> {
             return Err(SourceError::Unsupported { object, reason: "has no digest".into() });
         };
         let partial = if layer.size >= KEPT_FROM { (self.remote.partial)(digest) } else { None };
-        let endpoints = self.in_order().map(|(_, endpoint)| endpoint).collect();
+        let left = self.left.lock().unwrap_or_else(PoisonError::into_inner).get(digest).copied();
+        let endpoints = self.in_order().skip(left.unwrap_or(0)).map(|(_, endpoint)| endpoint).collect();
         Ok(Box::new(Blob::new(&self.http, endpoints, digest.clone(), layer.size, partial)))
+    }
+
+    /// Leaves the first place, whoever the bytes were from: others may have gone on where it ended.
+    fn leave(&self, layer: &Layer) -> bool {
+        let Some(digest) = &layer.digest else { return false };
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = left.entry(digest.clone()).or_default();
+        let is_more = *left + 1 < self.endpoints.len();
+        *left += usize::from(is_more);
+        is_more
     }
 
     fn is_remote(&self) -> bool {

@@ -9,6 +9,11 @@ use crate::account::Account;
 
 pub(super) const AGENTD: &str = "agentd run, blob and DiffID verified";
 
+/// A version that does not know the kind, as Debian's, is no peer there: that it fails says nothing.
+pub(super) const UNKNOWN: [(&str, &str); 1] = [(UMOCI, "zstd")];
+
+const UMOCI: &str = "umoci unpack --rootless";
+
 /// `$IMAGE` is the image layout, `$BLOBS` its layers, `$PLACE` the empty file system.
 #[derive(Debug)]
 pub(super) struct Contestant {
@@ -70,7 +75,7 @@ pub(super) const ALL: [Contestant; 8] = [
         is_peer: true,
     },
     Contestant {
-        name: "umoci unpack --rootless",
+        name: UMOCI,
         script: r#"umoci unpack --rootless --image "$IMAGE:latest" "$PLACE/bundle""#,
         kinds: BOTH,
         every: 3,

@@ -1,6 +1,6 @@
 //! The report of `bench unpack`: tables and verdicts.
 
-use super::contestants::AGENTD;
+use super::contestants::{AGENTD, UNKNOWN};
 use super::measure::{Bound, Measured, Run, Series};
 use super::stacks::Stack;
 use crate::bench::document::Document;
@@ -80,11 +80,18 @@ fn verdicts(report: &mut Document, measured: &Measured, (kind, bounds): (&str, &
     let memory = most_memory(agentd);
     let held = (memory > 0.0).then_some(memory <= MEMORY);
     report.verdict(&format!("{kind}: ≤ {MEMORY} MiB"), Some(format!("{memory:.0} MiB")), held);
-    let peers = measured.series.iter().filter(|peer| peer.kind == kind && peer.is_peer && peer.name != AGENTD);
-    let ratios = peers.filter_map(|peer| Some((peer.name, medians(peer, agentd)?)));
+    let peers = || measured.series.iter().filter(move |peer| peer.kind == kind && peer.is_peer && peer.name != AGENTD);
+    let ratios = peers().filter_map(|peer| Some((peer.name, medians(peer, agentd)?)));
     let fastest = ratios.min_by(|(_, one), (_, other)| one.total_cmp(other));
     let shown = fastest.map(|(name, ratio)| format!("{name} takes {ratio:.2} × as long"));
-    report.verdict(&format!("{kind}: faster than every peer"), shown, fastest.map(|(_, ratio)| ratio > 1.0));
+    let held = fastest.map(|(_, ratio)| ratio > 1.0);
+    let failed = peers().find(|peer| peer.failure.is_some() && !UNKNOWN.contains(&(peer.name, peer.kind)));
+    let (shown, held) = match failed {
+        // How fast it would have been nobody knows; one that was faster decides all the same.
+        Some(peer) if held != Some(false) => (Some(format!("{} failed", peer.name)), None),
+        _ => (shown, held),
+    };
+    report.verdict(&format!("{kind}: faster than every peer"), shown, held);
 }
 
 fn agentd<'a>(measured: &'a Measured, kind: &str) -> Option<&'a Series> {
@@ -122,18 +129,25 @@ mod tests {
         Series { name, kind: "gzip", is_peer: name != "cat", runs: walls.iter().map(run).collect(), failure: None }
     }
 
-    fn report(agentd: f64, many: f64) -> Document {
+    fn rounds(agentd: f64) -> Measured {
         let bound = Bound { hash: 1.0, inflate: 1.5, create: 0.5 };
-        let measured = Measured {
+        Measured {
             series: vec![
                 series(AGENTD, &[Some(agentd); 3]),
                 series("tar", &[None, Some(3.0), None]),
                 series("cat", &[Some(0.1); 3]),
             ],
             bounds: vec![("gzip", vec![bound; 3])],
-        };
+        }
+    }
+
+    fn filled(measured: &Measured, many: f64) -> Document {
         let stack = |layers, time| Stack { layers, times: vec![time; 5] };
-        fill(Document::begin("unpack", 3, &[]), &measured, &[stack(1, 4.0), stack(40, many)], 2.0)
+        fill(Document::begin("unpack", 3, &[]), measured, &[stack(1, 4.0), stack(40, many)], 2.0)
+    }
+
+    fn report(agentd: f64, many: f64) -> Document {
+        filled(&rounds(agentd), many)
     }
 
     #[test]
@@ -145,5 +159,25 @@ mod tests {
         assert!(!report(1.8, 4.4).within_budgets());
         assert!(!report(1.6, 4.6).within_budgets());
         assert!(!report(3.1, 4.4).within_budgets());
+    }
+
+    #[test]
+    fn a_peer_that_failed_is_not_outrun() {
+        let failing = |kind, agentd| {
+            let mut measured = rounds(agentd);
+            let failure = Some("exit status: 1".to_owned());
+            // Of one that ran before it failed, the times say nothing either.
+            measured.series.push(Series { failure, ..series("umoci unpack --rootless", &[Some(9.0), None, None]) });
+            measured.series.iter_mut().for_each(|series| series.kind = kind);
+            measured.bounds[0].0 = kind;
+            filled(&measured, 4.4)
+        };
+        let failed = failing("gzip", 1.6);
+        let verdict = "| gzip: faster than every peer | umoci unpack --rootless failed | not measured |";
+        assert!(failed.to_string().contains(verdict) && !failed.within_budgets(), "{failed}");
+        let slower = failing("gzip", 3.1).to_string();
+        assert!(slower.contains("| gzip: faster than every peer | tar takes 0.97 × as long | **over** |"), "{slower}");
+        let unknown = failing("zstd", 1.6);
+        assert!(unknown.within_budgets() && unknown.to_string().contains("tar takes 1.88 × as long"), "{unknown}");
     }
 }

@@ -5,7 +5,7 @@
 
 use std::io::{Read, Write};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -49,14 +49,18 @@ pub(super) fn ask(helper: &str, registry: &str, path: &Path) -> Result<Option<Cr
         child.kill().ok();
     }
     let status = child.wait().map_err(|error| bad(error.to_string()))?;
-    let output = output.map_err(bad)?;
+    let by_hand = format!("echo {server} | docker-credential-{helper} get");
+    output.and_then(|output| understood(status, &output, &by_hand)).map_err(bad)
+}
+
+/// What a helper that ended so and said so means; `by_hand` asks it the same.
+fn understood(status: ExitStatus, output: &[u8], by_hand: &str) -> Result<Option<Credential>, String> {
     if !status.success() {
-        let unknown = String::from_utf8_lossy(&output).contains(UNKNOWN);
-        let by_hand = format!("it failed ({status}); see `echo {server} | docker-credential-{helper} get`");
-        return if unknown { Ok(None) } else { Err(bad(by_hand)) };
+        let unknown = String::from_utf8_lossy(output).contains(UNKNOWN);
+        return if unknown { Ok(None) } else { Err(format!("it failed ({status}); see `{by_hand}`")) };
     }
     let answer: Answer =
-        serde_json::from_slice(&output).map_err(|_may_quote_it| bad("its answer is not what docker expects".into()))?;
+        serde_json::from_slice(output).map_err(|_may_quote_it| "its answer is not what docker expects".to_owned())?;
     Ok(match (answer.username.as_str(), answer.secret) {
         ("", secret) if secret.is_empty() => None,
         ("<token>", token) => Some(Credential::IdentityToken(token)),
@@ -97,6 +101,8 @@ fn converse(child: &mut Child, server: &str, time: Duration) -> Result<Vec<u8>, 
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
     use super::*;
 
     fn shell(script: &str, time: Duration) -> Result<Vec<u8>, String> {
@@ -117,6 +123,27 @@ mod tests {
         assert!(silent.starts_with("it did not answer"), "{silent}");
         let endless = shell("exec cat /dev/zero", TIME).unwrap_err();
         assert!(endless.contains("more than 1048576 bytes"), "{endless}");
+    }
+
+    #[test]
+    fn what_a_helper_says_is_a_password_a_token_or_nothing() {
+        let token = Some(Credential::IdentityToken("t".into()));
+        let password = Some(Credential::Password { user: "u".into(), password: "p".into() });
+        let not_found = format!("{UNKNOWN}\n");
+        let not_found = not_found.as_str();
+        for (code, said, want) in [
+            (0, r#"{"ServerURL":"r.example","Username":"<token>","Secret":"t"}"#, Ok(token)),
+            (0, r#"{"ServerURL":"r.example","Username":"u","Secret":"p"}"#, Ok(password)),
+            (0, r#"{"Username":"","Secret":""}"#, Ok(None)),
+            (1, not_found, Ok(None)),
+            (0, not_found, Err("its answer is not what docker expects")),
+            (0, r#"{"Username":"u","Secret":["secret"]}"#, Err("its answer is not what docker expects")),
+            (1, "secret", Err("it failed (exit status: 1); see `by hand`")),
+        ] {
+            // As wait(2) has it: the code is the second byte.
+            let got = understood(ExitStatus::from_raw(code << 8), said.as_bytes(), "by hand");
+            assert_eq!(got, want.map_err(str::to_owned), "{said}");
+        }
     }
 
     #[test]

@@ -5,16 +5,16 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::*;
 
-const BASIC: &str = "Basic dXNlcjpzZWNyZXQ="; // user:secret
+pub(super) const BASIC: &str = "Basic dXNlcjpzZWNyZXQ="; // user:secret
 
 /// Settings with `entry` as what is stored for `registry`.
-fn stored(dir: &tempfile::TempDir, registry: &str, entry: &serde_json::Value) -> RegistryConfig {
+pub(super) fn stored(dir: &tempfile::TempDir, registry: &str, entry: &serde_json::Value) -> RegistryConfig {
     let path = dir.path().join("auth.json");
     std::fs::write(&path, json!({ "auths": { registry: entry } }).to_string()).unwrap();
     RegistryConfig { auth_files: vec![path], ..RegistryConfig::default() }
 }
 
-fn password() -> serde_json::Value {
+pub(super) fn password() -> serde_json::Value {
     json!({ "auth": STANDARD.encode("user:secret") })
 }
 

@@ -5,8 +5,6 @@ use std::fs::OpenOptions;
 use std::sync::{Condvar, Mutex};
 
 use super::*;
-use crate::reference::ImageRef;
-use crate::store::{Fetch, Places, Pull, Store};
 
 /// Reads the layer of `image` from a server that answers the n-th request for it with `script`.
 fn read(
@@ -239,19 +237,8 @@ fn layers_are_fetched_at_once_and_stopped_at_once() {
 #[test]
 fn three_layers_are_fetched_at_once() {
     let archives: Vec<Vec<u8>> = (1..=3).map(|blocks| vec![0; blocks * 1024]).collect();
-    let mut image = Image::new(10);
-    let mut config: serde_json::Value = serde_json::from_str(&image.config).unwrap();
+    let image = Image::new(10).with_layers(&archives);
     let digests: Vec<String> = archives.iter().map(|archive| sha256(archive).to_string()).collect();
-    config["rootfs"]["diff_ids"] = json!(digests);
-    image.config = config.to_string();
-    let layers = std::iter::zip(&archives, &digests).map(|(archive, digest)| {
-        json!({ "mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest, "size": archive.len() })
-    });
-    let mut manifest: serde_json::Value = serde_json::from_str(&image.manifest).unwrap();
-    manifest["layers"] = json!(layers.collect::<Vec<_>>());
-    manifest["config"]["digest"] = json!(sha256(image.config.as_bytes()).to_string());
-    manifest["config"]["size"] = json!(image.config.len());
-    image.manifest = manifest.to_string();
     let (asked_for, changed) = (Mutex::new(BTreeSet::new()), Condvar::new());
     let server = Server::start(move |asked| {
         let Some(number) = digests.iter().position(|digest| asked.target.ends_with(digest)) else {
@@ -264,12 +251,7 @@ fn three_layers_are_fetched_at_once() {
         let enough = changed.wait_timeout_while(numbers, Duration::from_secs(20), |numbers| numbers.len() < 3).unwrap();
         if enough.1.timed_out() { reply(404, "") } else { reply(200, &archives[number]) }
     });
-    let (dir, config) = (tempfile::tempdir().unwrap(), RegistryConfig::default());
-    let store = Store::open(&Places { own: vec![dir.path().join("store")], extra: Vec::new() }).unwrap();
-    let reference: ImageRef = format!("docker://{}/a/b:tag", server.host()).parse().unwrap();
-    let (limits, stop, tell) = (Limits::default(), AtomicBool::new(false), &mut |_| {});
-    let mut fetch = Fetch { pull: Pull::Always, limits: &limits, registries: &config, tell, stop: &stop };
-    assert_eq!(store.image(&reference, &mut fetch).unwrap().layers.len(), 3);
+    assert_eq!(pull(&server, &RegistryConfig::default()).unwrap(), 3);
 }
 
 #[test]

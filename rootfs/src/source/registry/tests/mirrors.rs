@@ -1,5 +1,6 @@
 //! Several places: mirrors are asked first, believed only as far as digests go, and left when they fail.
 
+use super::auth::{BASIC, password, stored};
 use super::*;
 
 /// Settings with `mirrors` before `origin`.
@@ -67,6 +68,61 @@ fn a_layer_begun_at_a_mirror_is_finished_at_the_origin() {
     let asked = origin.asked();
     assert_eq!(asked.len(), 1);
     assert_eq!(asked[0].from(), 500_000);
+}
+
+/// That they are others is known when all of them are there.
+#[test]
+fn a_layer_of_which_a_mirror_has_other_bytes_is_begun_anew_at_the_origin() {
+    let archive = vec![0; 2 << 20];
+    let image = Image { layer: Arc::new(archive.clone()), ..Image::new(10).with_layers(&[archive]) };
+    let lying = || {
+        let image = image.clone();
+        Server::start(move |asked| {
+            let mut answer = image.answer(asked);
+            if image.is_layer(asked)
+                && let Some(last) = answer.body.last_mut()
+            {
+                *last = 1;
+            }
+            answer
+        })
+    };
+    let (liar, origin) = (lying(), image.clone().serve());
+    let dir = tempfile::tempdir().unwrap();
+    assert_eq!(pull(&origin, &mirrored(&dir, &origin, &[&liar])).unwrap(), 1);
+    assert_eq!(liar.asked().len(), 3, "what it has sent is looked at once");
+    let asked = origin.asked();
+    assert_eq!((asked.len(), asked[0].from()), (1, 0), "nothing of the mirror's is gone on with");
+
+    let (liar, origin) = (lying(), lying());
+    let message = message(&pull(&origin, &mirrored(&dir, &origin, &[&liar])).unwrap_err());
+    assert!(message.contains("is corrupt: its bytes hash to"), "{message}");
+    assert_eq!((liar.asked().len(), origin.asked().len()), (3, 1));
+}
+
+#[test]
+fn each_place_is_shown_only_what_is_stored_for_it() {
+    let image = Image::new(10);
+    let locked = || {
+        let image = image.clone();
+        Server::start(move |asked| match asked.header("authorization") {
+            Some(BASIC) => image.answer(asked),
+            _ => reply(401, "").header("www-authenticate", "Basic realm=\"r\""),
+        })
+    };
+    let (mirror, origin) = (locked(), locked());
+    let dir = tempfile::tempdir().unwrap();
+    let knowing = |place: &Server| RegistryConfig {
+        auth_files: stored(&dir, &place.host(), &password()).auth_files,
+        ..mirrored(&dir, &origin, &[&mirror])
+    };
+    manifest(&origin, &knowing(&origin)).unwrap();
+    let asked = mirror.asked();
+    assert!(!asked.is_empty() && asked.iter().all(|asked| asked.header("authorization").is_none()), "{asked:?}");
+    let before = origin.asked().len();
+    manifest(&origin, &knowing(&mirror)).unwrap();
+    assert_eq!(mirror.asked().iter().filter(|asked| asked.header("authorization") == Some(BASIC)).count(), 2);
+    assert_eq!(origin.asked().len(), before);
 }
 
 #[test]

@@ -15,6 +15,8 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::*;
+use crate::reference::ImageRef;
+use crate::store::{Fetch, ImageError, Places, Pull, Store};
 use crate::stream::Compression;
 use crate::stream::tests::{gzip, sha256};
 use crate::told::message;
@@ -63,6 +65,23 @@ impl Image {
             }],
         });
         Image { layer: Arc::new(layer), config, manifest: manifest.to_string() }
+    }
+
+    /// With these uncompressed layers instead.
+    fn with_layers(mut self, archives: &[Vec<u8>]) -> Image {
+        let digests: Vec<String> = archives.iter().map(|archive| sha256(archive).to_string()).collect();
+        let mut config: serde_json::Value = serde_json::from_str(&self.config).unwrap();
+        config["rootfs"]["diff_ids"] = json!(digests);
+        self.config = config.to_string();
+        let layers = std::iter::zip(archives, &digests).map(|(archive, digest)| {
+            json!({ "mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest, "size": archive.len() })
+        });
+        let mut manifest: serde_json::Value = serde_json::from_str(&self.manifest).unwrap();
+        manifest["layers"] = json!(layers.collect::<Vec<_>>());
+        manifest["config"]["digest"] = json!(sha256(self.config.as_bytes()).to_string());
+        manifest["config"]["size"] = json!(self.config.len());
+        self.manifest = manifest.to_string();
+        self
     }
 
     /// The answer of a registry that is as it should be, to a request for `a/b`.
@@ -138,6 +157,16 @@ fn manifest(server: &Server, config: &RegistryConfig) -> Result<Manifest, Source
 fn manifest_within(patience: Patience, server: &Server, config: &RegistryConfig) -> Result<Manifest, SourceError> {
     let name = format!("{}/a/b:tag", server.host());
     with_patience(patience, &name, config, |registry| registry.manifest(&Limits::default()))?
+}
+
+/// Pulls `a/b:tag` from `server` into a fresh store: how many layers are there then.
+fn pull(server: &Server, config: &RegistryConfig) -> Result<usize, ImageError> {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&Places { own: vec![dir.path().join("store")], extra: Vec::new() }).unwrap();
+    let reference: ImageRef = format!("docker://{}/a/b:tag", server.host()).parse().unwrap();
+    let (limits, stop, tell) = (Limits::default(), AtomicBool::new(false), &mut |_| {});
+    let mut fetch = Fetch { pull: Pull::Always, limits: &limits, registries: config, tell, stop: &stop };
+    Ok(store.image(&reference, &mut fetch)?.layers.len())
 }
 
 /// All bytes of the image's layer, read as the pull reads them.
