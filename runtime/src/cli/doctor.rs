@@ -88,5 +88,5 @@ fn tell_attacks(format: Format, attempted: &[Attempted]) -> Result<u8> {
             writeln!(out)?;
         }
     }
-    Ok(if succeeded + unknown == 0 { 0 } else { 1 })
+    Ok(if attack::held(attempted) { 0 } else { 1 })
 }

@@ -145,8 +145,9 @@ impl Directories {
         own.extend(self.extra_stores.iter().cloned());
         own.dedup();
         let home = self.home.clone().filter(|home| home != Path::new("/"));
+        let account_home = || home_of_user().map(real).filter(|home| home != Path::new("/"));
         let git = self.git(home.as_deref());
-        Surroundings { store: self.stores(), home, own, git }
+        Surroundings { store: self.stores(), home, account_home, own, git }
     }
 
     /// Where git reads what holds in every repository (git-config(1), FILES): by this environment, and by one without

@@ -13,7 +13,7 @@
 //! the words beside `--job` by the one description of both; nothing is asked for that a command line could not ask for.
 
 use std::ffi::{OsStr, OsString};
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -175,7 +175,7 @@ fn words(about: About, untrusted_text: &str, mut run: Command) -> Result<Words, 
             if let Err(error) = alone
                 && matches!(error.kind(), ErrorKind::ValueValidation | ErrorKind::InvalidValue)
             {
-                return Err(mistake(said(&error)));
+                return Err(mistake(super::mistake(&error)));
             }
         }
         words.flags.extend(new);
@@ -197,19 +197,6 @@ fn scalar(name: &str, value: &Spanned<DeValue<'_>>) -> Result<String, Mistake> {
         DeValue::Boolean(_) => mistake(format!("{name} has a value: a string or a number, not true or false")),
         _ => mistake(format!("{name} is a string, a number, or a list of them")),
     }
-}
-
-/// What clap says, without its frame.
-fn said(error: &clap::Error) -> String {
-    let text = error.to_string();
-    let lines = text.lines().take_while(|line| !line.trim().is_empty());
-    let mut said = String::new();
-    for line in lines {
-        let separator = if said.is_empty() { "" } else { " " };
-        // Into a string nothing can fail.
-        write!(said, "{separator}{}", line.trim()).unwrap_or_default();
-    }
-    said.strip_prefix("error: ").unwrap_or(&said).to_owned()
 }
 
 #[cfg(test)]

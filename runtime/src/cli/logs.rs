@@ -7,9 +7,10 @@ use agentd_egress::Request;
 use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify;
+use serde::Serialize;
 
 use super::environment::Directories;
-use super::{Format, print_json, printable, say};
+use super::{Format, print_json, printable, profile, say};
 use crate::job::events::{Denial, EVENTS, Events};
 use crate::job::id::JobId;
 use crate::job::logs::{Part, Reader};
@@ -65,6 +66,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     if args.denials {
         let denials = Events::at(directory.join(EVENTS)).denials();
         let denials = denials.with_context(|| format!("cannot read the denials of {}", args.job))?;
+        let denials: Vec<_> = denials.iter().map(Told::new).collect();
         return if args.format == Format::Json { print_json(&denials) } else { print_denials(&denials) };
     }
     if args.net {
@@ -197,16 +199,34 @@ fn printed(time: SystemTime) -> SystemTime {
     time.min(SystemTime::UNIX_EPOCH + LAST)
 }
 
-fn print_denials(denials: &[Denial]) -> Result<()> {
+/// A denial, and the flags of `agentd run` that would allow the call, where some are known to.
+#[derive(Serialize)]
+struct Told<'a> {
+    #[serde(flatten)]
+    denial: &'a Denial,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    allow: Option<String>,
+}
+
+impl<'a> Told<'a> {
+    fn new(denial: &'a Denial) -> Self {
+        Told { denial, allow: profile::allowing(denial).map(|name| format!("--profile {name}")) }
+    }
+}
+
+fn print_denials(denials: &[Told<'_>]) -> Result<()> {
     let mut out = io::stdout().lock();
-    for denial in denials {
+    for Told { denial, allow } in denials {
         let program = printable(&denial.untrusted_program);
         let call = denial.call();
         let (time, call, answer) = (printable(&denial.time), printable(&call), printable(&denial.answer));
         writeln!(out, "{time}  {program}  {call}  {answer}  {}x", denial.count)?;
         writeln!(out, "    {}", printable(&denial.reason))?;
         let (call, profile) = (printable(&denial.syscall), printable(&denial.profile));
-        writeln!(out, "    what would allow it: agentd profile explain {call} --profile {profile}")?;
+        match allow {
+            Some(flags) => writeln!(out, "    what would allow it: agentd run {flags}")?,
+            None => writeln!(out, "    what would allow it: agentd profile explain {call} --profile {profile}")?,
+        }
     }
     Ok(())
 }

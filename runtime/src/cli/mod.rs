@@ -1,7 +1,6 @@
 //! The command line: a file a verb. The only place that reads words and the environment.
 //!
 //! Invariant: standard output carries results only; what agentd itself has to say goes to standard error as `agentd: …`.
-#![expect(clippy::print_stderr, reason = "this is where the program talks to its user")]
 
 mod attach;
 mod commit;
@@ -237,8 +236,7 @@ pub fn main() -> ExitCode {
     let cli = match parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version are answers, not mistakes. A terminal that is gone cannot be told anything.
-            error.print().unwrap_or_default();
+            tell(&error);
             return ExitCode::from(if error.use_stderr() { FAILED } else { 0 });
         }
     };
@@ -321,6 +319,36 @@ fn again(words: Vec<std::ffi::OsString>) -> Result<run::Args, clap::Error> {
     }
 }
 
+/// Help and version are answers, printed as clap has them; a mistake is said in one line, with where to read on.
+fn tell(error: &clap::Error) {
+    if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        // A terminal that is gone cannot be told anything.
+        return error.print().unwrap_or_default();
+    }
+    // What stands before the verb are flags without values.
+    let verb = std::env::args_os().skip(1).find(|word| !word.as_encoded_bytes().starts_with(b"-"));
+    let verb = verb.filter(|verb| Cli::command().find_subcommand(verb).is_some());
+    let verb = verb.map_or_else(String::new, |verb| format!("{} ", verb.to_string_lossy()));
+    say(&format!("{}; see `agentd {verb}--help`", mistake(error)));
+}
+
+/// What clap says of a mistake, and what it suggests, without its frame.
+fn mistake(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let is_frame = |line: &&str| line.starts_with("Usage:") || line.starts_with("For more information");
+    let mut said = String::new();
+    for line in text.lines().map(str::trim).filter(|line| !line.is_empty()).take_while(|line| !is_frame(line)) {
+        let (separator, part) = match line.strip_prefix("tip: ") {
+            Some(tip) => ("; ", tip),
+            None if said.is_empty() => ("", line.strip_prefix("error: ").unwrap_or(line)),
+            None => (" ", line),
+        };
+        said.push_str(separator);
+        said.push_str(part);
+    }
+    said
+}
+
 /// What clap makes of the words of an `agentd run` that ran; as far as it can, for there are older agentds.
 fn understood(words: &[String]) -> Option<ArgMatches> {
     let line = ["agentd", "run"].into_iter().chain(words.iter().map(String::as_str));
@@ -335,7 +363,8 @@ fn say(text: &str) {
     if poll(&mut stderr, Some(&Timespec { tv_sec: 1, tv_nsec: 0 })).is_ok_and(|ready| ready == 0) {
         return;
     }
-    eprintln!("agentd: {}", printable(text));
+    // One that is gone cannot be told anything, and the exit code says enough.
+    writeln!(std::io::stderr(), "agentd: {}", printable(text)).unwrap_or_default();
 }
 
 /// Writes a document to standard output. JSON escapes C0 controls; what else some terminals obey is escaped here.

@@ -15,6 +15,7 @@ use agentd_profiles::{BuiltIn, NATIVE, Profile, SeccompRule, Verdict, tighten};
 use anyhow::{Context, Result};
 use serde::Serialize;
 
+pub(super) use explain::allowing;
 pub(super) use learn::Learning;
 
 use super::{Format, print_json, printable};

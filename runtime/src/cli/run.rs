@@ -13,7 +13,7 @@ use agentd_init::step::{Failure, Step};
 use agentd_rootfs::commit::LeftOut;
 use agentd_rootfs::{ImageRef, RegistryConfig};
 use agentd_sys::descriptors::open_now;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::environment::{self, Directories};
 use super::job_file::{self, About, Words};
@@ -251,24 +251,18 @@ pub(super) fn run(mut args: Args, shell: Option<io::Result<Shell>>) -> Result<u8
     if let Some(file) = &args.job {
         let words = job_file::read(About::Job, file, description())?;
         let put = job_file::put_in(env::args_os().collect(), !args.command.is_empty(), &words);
-        let Some(again) = again(put.clone()) else { return Ok(FAILED) };
+        let Ok(again) = super::again(put.clone()).inspect_err(super::tell) else { return Ok(FAILED) };
         (args, line) = (again, Some(put));
     }
     let policy = policy_file::find(args.policy.as_ref(), directories.policy_file())?;
     if let Some(policy) = &policy {
         let words = Words { flags: policy.words.clone(), command: Vec::new() };
         let put = job_file::put_in(line.unwrap_or_else(|| env::args_os().collect()), true, &words);
-        let Some(again) = again(put) else { return Ok(FAILED) };
+        let Ok(again) = super::again(put).inspect_err(super::tell) else { return Ok(FAILED) };
         args = again;
         args.network.of_policy = Counts::of(&policy.words);
     }
     perform(args, &directories, shell, None, policy)
-}
-
-/// The arguments of a line that has other words now; what is wrong with them has been said.
-fn again(words: Vec<OsString>) -> Option<Args> {
-    // A terminal that is gone cannot be told anything.
-    super::again(words).map_err(|error| error.print().unwrap_or_default()).ok()
 }
 
 /// The same for `agentd profile learn`.
@@ -591,5 +585,12 @@ fn workspace(text: &str) -> Result<Workspace> {
 
 /// The path without links and `..`, as the kernel resolves it now; the plan then pins the object itself.
 pub(super) fn absolute(path: &Path, what: &str) -> Result<PathBuf> {
-    real_path::real(path).with_context(|| format!("{what} {} cannot be used", path.display()))
+    real_path::real(path).map_err(|error| {
+        let remedy = match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => "; give one that exists",
+            io::ErrorKind::PermissionDenied => "; give one that you may reach",
+            _ => "",
+        };
+        anyhow!("{what} {} cannot be used: {error}{remedy}", path.display())
+    })
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use agentd_rootfs::{
     ImageError, ImageRef, Limit, Limits, Listed, Name, Places, Pull, ReferenceError, RegistryConfig, Store,
 };
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::ValueEnum;
 
 use super::printable;
@@ -193,8 +193,8 @@ pub(super) fn located(reference: ImageRef, pull: Pull) -> Result<ImageRef> {
             path => ImageRef::Dir(path),
         },
         ImageRef::Oci { layout, select } => {
-            let hint = || format!("make one with `skopeo copy docker://… oci:{}`", layout.display());
-            ImageRef::Oci { layout: absolute(&layout, "image layout").with_context(hint)?, select }
+            let hint = |error| anyhow!("{error}; or make one with `skopeo copy docker://… oci:{}`", layout.display());
+            ImageRef::Oci { layout: absolute(&layout, "image layout").map_err(hint)?, select }
         }
         ImageRef::OciArchive { file: path, select } => ImageRef::OciArchive { file: file(path)?, select },
         ImageRef::DockerArchive { file: path, name } => ImageRef::DockerArchive { file: file(path)?, name },

@@ -172,3 +172,23 @@ fn etc(replacements: Vec<Addition>) -> io::Result<Vec<Addition>> {
     }
     Ok(additions)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_private_below_the_software_is_covered_after_it() {
+        let private = ["/usr/share", "/etc", "/usr/no-such-directory"].map(PathBuf::from);
+        for writable in [false, true] {
+            let root = plan(false, writable, &private, Vec::new()).unwrap();
+            let is_software = |mount: &Mount| matches!(mount, Mount::Bind { target, .. } if target == "/usr");
+            let is_cover = |mount: &Mount| matches!(mount, Mount::Scratch { .. });
+            let software = root.mounts.iter().position(is_software).unwrap();
+            let covers: Vec<&Mount> = root.mounts.iter().skip(software).filter(|mount| is_cover(mount)).collect();
+            assert_eq!(covers, [&Mount::Scratch { target: "/usr/share".into(), mode: 0o700 }]);
+        }
+        let nothing = plan(false, false, &[], Vec::new()).unwrap();
+        assert!(!nothing.mounts.iter().any(|mount| matches!(mount, Mount::Scratch { .. })));
+    }
+}

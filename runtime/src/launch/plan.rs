@@ -111,6 +111,9 @@ pub struct Surroundings {
     pub store: Places,
     /// The user's home directory: never visible inside unless it is given.
     pub home: Option<PathBuf>,
+    /// What the user database calls that, which `HOME` may contradict: never visible with the host's software, and looked
+    /// up only there.
+    pub account_home: fn() -> Option<PathBuf>,
     /// agentd's own directories: never visible inside.
     pub own: Vec<PathBuf>,
     /// The configurations of git that hold in every repository: the machine's and the user's.
@@ -228,7 +231,9 @@ impl Plan {
                 inside.root.additions.extend(fake_root::settings(&inside.root.layers)?);
             }
         } else {
-            let private: Vec<PathBuf> = surroundings.own.iter().chain(&surroundings.home).cloned().collect();
+            let mut private: Vec<PathBuf> = surroundings.own.iter().chain(&surroundings.home).cloned().collect();
+            private.extend((surroundings.account_home)());
+            private.dedup();
             let host = host_root::plan(geteuid().is_root(), spec.writable, &private, replacements)?;
             inside.root.additions.extend(host.additions);
             inside.mounts.extend(host.mounts);

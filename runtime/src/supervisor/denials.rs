@@ -6,7 +6,7 @@
 //! answered, but begin anew ([`super::set_id`]).
 //!
 //! Invariant: a call that cannot be looked at is refused like any other. However many are refused, and whatever the payload
-//! calls itself, what is kept has a bound.
+//! calls itself, what is kept has a bound, and none of the job's secrets in it.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -17,6 +17,7 @@ use agentd_profiles::{Lessons, NATIVE, SeccompRules, Verdict};
 use agentd_sys::notify;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::redact::Redactor;
 use super::set_id::{Mend, SetId};
 use crate::job::events::{Argument, Denial, Event, Events};
 use crate::job::store::now;
@@ -46,6 +47,7 @@ pub(super) struct Denials<'a> {
     lessons: Option<Lessons>,
     /// Under `--fake-root` and `--userns subids`: what becomes of modes with set-user-ID bits.
     set_id: Option<SetId>,
+    redactor: Option<Redactor>,
 }
 
 impl<'a> Denials<'a> {
@@ -53,7 +55,12 @@ impl<'a> Denials<'a> {
         let lessons = plan.learning.clone().map(Lessons::new);
         let set_id = (plan.fake_root || plan.id_helpers.is_some()).then(SetId::default);
         let (listener, guests, told, found, total) = (None, Vec::new(), false, Vec::new(), 0);
-        Denials { plan, listener, guests, told, found, total, events, lessons, set_id }
+        Denials { plan, listener, guests, told, found, total, events, lessons, set_id, redactor: None }
+    }
+
+    /// Has `redactor` clean what is told from now on.
+    pub(super) fn redact(&mut self, redactor: &Redactor) {
+        self.redactor = Some(redactor.clone());
     }
 
     /// From now on refused calls wait for [`Denials::answer`].
@@ -144,7 +151,10 @@ impl<'a> Denials<'a> {
         // The filter asks about denials only; were it ever otherwise, the call is denied all the same.
         let errno = if let Verdict::Refuse(errno) = answer { i32::from(errno as u16) } else { libc::EPERM };
         // Before the answer, while the caller still waits: afterwards its number may be somebody else's.
-        let untrusted_program = program(call.pid);
+        let mut untrusted_program = program(call.pid);
+        if let Some(redactor) = &self.redactor {
+            redactor.texts([&mut untrusted_program]);
+        }
         let syscall = named.map_or_else(|| format!("number {}", call.nr), |named| named.name.to_string());
         let mut tested: Vec<u8> = rules.into_iter().flat_map(|rules| tested(rules, call.nr)).collect();
         tested.sort_unstable();

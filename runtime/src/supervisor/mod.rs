@@ -239,6 +239,7 @@ impl<'a> Supervisor<'a> {
         supervisor.redactor = Redactor::new(values).map_err(io::Error::other).to("look for secrets")?;
         if let Some(redactor) = &supervisor.redactor {
             supervisor.streams.redact(redactor);
+            supervisor.denials.redact(redactor);
         }
         supervisor.again = Again::new(plan.restart, secrets);
         Ok(supervisor)

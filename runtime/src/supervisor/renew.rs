@@ -36,6 +36,7 @@ impl Supervisor<'_> {
         self.redactor = redactor.map_err(io::Error::other).to("look for a secret")?;
         if let Some(redactor) = &self.redactor {
             self.streams.redact(redactor);
+            self.denials.redact(redactor);
         }
         let told = self.network.as_mut().is_some_and(|broker| broker.renew(&Key { name, value }));
         Ok(told.then_some(()).ok_or_else(|| "its network broker has ended".into()))

@@ -4,6 +4,7 @@
 
 use std::io::Write;
 
+use agentd_profiles::evaluate::{self, Call};
 use agentd_profiles::{
     BuiltIn, NATIVE, PathAccess, PathRight, Place, Profile, SeccompRule, Syscall, Verdict, profile as built_in,
 };
@@ -13,6 +14,7 @@ use serde::Serialize;
 use super::super::environment::Directories;
 use super::super::{Format, print_json, printable};
 use super::{in_job, when};
+use crate::job::events::Denial;
 use crate::job::spec::{ProfileChoice, absolute};
 use crate::launch::plan::WORKSPACE;
 use crate::launch::profile;
@@ -100,6 +102,29 @@ fn verdict(profile: &Profile, call: &str) -> String {
         [only] => only.to_string(),
         _ => "depends".into(),
     }
+}
+
+/// The built-in profile that would let through what `denied` tells of. None where that is not certain: the rule that
+/// refused it is a workspace's or a file's, which another profile need not undo, or arguments have a say that are not
+/// known.
+pub(in crate::cli) fn allowing(denied: &Denial) -> Option<&'static str> {
+    let syscall = agentd_profiles::syscall(&denied.syscall)?;
+    let mut call = Call { arch: NATIVE.audit_word(), nr: syscall.number(NATIVE)?, args: [0; 6] };
+    for argument in &denied.arguments {
+        *call.args.get_mut(usize::from(argument.number))? = u64::from(argument.value);
+    }
+    let is_known = |arg: u8| denied.arguments.iter().any(|argument| argument.number == arg);
+    let deciding = |which: BuiltIn| evaluate::deciding(&built_in(which).seccomp, NATIVE, &call);
+    let own = deciding(BuiltIn::for_payloads(&denied.profile)?)?;
+    if own.group != denied.rule || own.reason != denied.reason {
+        return None;
+    }
+    let lets_through = |which: &BuiltIn| {
+        let mut tested = built_in(*which).rules_of(&syscall.name).flat_map(|rule| rule.when.iter());
+        tested.all(|condition| is_known(condition.arg))
+            && deciding(*which).is_some_and(|rule| rule.verdict == Verdict::Allow)
+    };
+    BuiltIn::FOR_PAYLOADS.into_iter().find(lets_through).map(|other| &*built_in(other).name)
 }
 
 impl CallAnswer<'_> {

@@ -60,9 +60,8 @@ impl Judged {
 }
 
 const READ_ONLY: &str = "EROFS: Read-only file system";
-const HELD: &str = "EROFS, EBUSY, EXDEV, EEXIST: Read-only file system, Device or resource busy";
-const HIDDEN: &str = "ENOENT: No such file or directory";
-const EMPTY: &str = "an empty directory is there";
+const HELD: &str = "EROFS, EBUSY, EXDEV, EEXIST, EISDIR: Read-only file system, Device or resource busy";
+const ABSENT: &str = "ENOENT: No such file or directory";
 const DENIED: &str = "EACCES: Permission denied";
 
 /// Explains `path`, absolute and without `..`, in a job.
@@ -125,7 +124,7 @@ fn hidden(inside: &BoxPlan, mount: Option<&Mount>, path: &Path, right: PathRight
     };
     let is_hidden = |addition: &Addition| matches!(addition, Addition::Hidden { path: name } if is_below(base, name));
     let by = "hidden: not everybody on the host may read it, or it is the host's own";
-    additions.iter().any(is_hidden).then(|| Judged::refused(HIDDEN, by, opened(path, right)))
+    additions.iter().any(is_hidden).then(|| Judged::refused(ABSENT, by, opened(path, right)))
 }
 
 /// A mount that nothing is written to.
@@ -173,8 +172,10 @@ fn held(guard: &Guard, path: &Path, right: PathRight) -> Option<Judged> {
         Hold::ReadOnly { .. } if path.starts_with(&full) && right != PathRight::Read => {
             (HELD, format!("protected: {} stays as it is", full.display()))
         }
+        // Something empty is there.
+        Hold::Absent { .. } if path == full && right == PathRight::Read => return Some(Judged::allowed()),
         Hold::Absent { .. } if path.starts_with(&full) => {
-            let answer = if right == PathRight::Read { EMPTY } else { HELD };
+            let answer = if right == PathRight::Read { ABSENT } else { HELD };
             (answer, format!("protected: {} stays absent", full.display()))
         }
         Hold::Pinned { .. } if path == full && right == PathRight::Create => {

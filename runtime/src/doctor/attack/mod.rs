@@ -136,6 +136,12 @@ impl Attempted {
     }
 }
 
+/// Whether the box held: nothing got through, and of nothing is it unknown.
+#[must_use]
+pub fn held(attempted: &[Attempted]) -> bool {
+    attempted.iter().all(|attempted| matches!(attempted.verdict, Verdict::Stopped | Verdict::NotTried))
+}
+
 /// Tries every attack from the box of `agentd run`. The calling process must have one thread.
 ///
 /// # Errors
@@ -162,4 +168,19 @@ pub fn attack(surroundings: &Surroundings) -> Result<Vec<Attempted>, String> {
     let mut attempted: Vec<Attempted> = judged.collect();
     attempted.extend(aim.left_out.iter().cloned());
     Ok(attempted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_box_that_one_attack_leaves_has_not_held() {
+        let all = |verdicts: &[Verdict]| -> Vec<Attempted> {
+            verdicts.iter().map(|verdict| Attempted::new("mount", "mounts a file system", *verdict)).collect()
+        };
+        assert!(held(&all(&[Verdict::Stopped, Verdict::NotTried, Verdict::Stopped])));
+        assert!(!held(&all(&[Verdict::Stopped, Verdict::Succeeded, Verdict::Stopped])));
+        assert!(!held(&all(&[Verdict::Stopped, Verdict::Unknown])));
+    }
 }
