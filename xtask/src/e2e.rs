@@ -6,6 +6,7 @@
 mod execute;
 mod leftovers;
 mod lent;
+mod program;
 mod tally;
 mod vm;
 
@@ -76,7 +77,11 @@ pub(crate) fn run(arguments: &Args) -> Result<bool> {
     if is_whole {
         let is_current = order::is_current(map.as_deref())?;
         println!("order of functions: {}", if is_current { "ok" } else { "FAILED" });
-        *table.entry(("checks", users[0].name.to_owned())).or_default() += Tally::of(is_current);
+        let is_as_promised = program::is_as_promised(&agentd)?;
+        println!("static, and small: {}", if is_as_promised { "ok" } else { "FAILED" });
+        let checks = table.entry(("checks", users[0].name.to_owned())).or_default();
+        *checks += Tally::of(is_current);
+        *checks += Tally::of(is_as_promised);
     }
     let (mut programs, stand_ins): (Vec<_>, Vec<_>) = programs
         .into_iter()

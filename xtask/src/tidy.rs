@@ -24,7 +24,7 @@ struct Rule {
 
 const RULES: &[Rule] = &[
     Rule { name: "edges", holds: "crates use only what the table of crates.rs allows", check: crates::edges },
-    Rule { name: "lints", holds: "every member takes the workspace's lints", check: crates::lints },
+    Rule { name: "lints", holds: "every member takes the workspace's lints, each on", check: crates::lints },
     Rule {
         name: "dependencies",
         holds: "docs/dependencies.md has a row, with users and a reason, for each dependency and no other",

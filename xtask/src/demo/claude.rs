@@ -7,7 +7,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
@@ -27,8 +27,8 @@ struct Packed {
     integrity: String,
 }
 
-/// Lays the program out below `layer`.
-pub(crate) fn unpack(cache: &Path, layer: &Path) -> Result<()> {
+/// Lays the program out below `layer`; gives the time that npm took.
+pub(crate) fn unpack(cache: &Path, layer: &Path) -> Result<Duration> {
     let start = Instant::now();
     let (arch, integrity) = match std::env::consts::ARCH {
         "x86_64" => ("x64", X64),
@@ -42,6 +42,7 @@ pub(crate) fn unpack(cache: &Path, layer: &Path) -> Result<()> {
     // npm's own cache is where a second download would come from, and the demo leaves nothing outside its directory.
     npm.env("npm_config_cache", cache.join("npm"));
     let told = said(&mut npm).with_context(|| format!("cannot get {package} from npm"))?;
+    let downloading = start.elapsed();
     let packed: Vec<Packed> = serde_json::from_str(&told).context("cannot read what npm pack says")?;
     let [packed] = &packed[..] else { bail!("npm pack made {} packages", packed.len()) };
     let tarball = cache.join(&packed.filename);
@@ -62,5 +63,5 @@ pub(crate) fn unpack(cache: &Path, layer: &Path) -> Result<()> {
     // npm's cache has it as well.
     fs::remove_file(tarball).context("cannot remove the tarball")?;
     step(start, &format!("Claude Code {VERSION} is here from npm, its sha512 as pinned"));
-    Ok(())
+    Ok(downloading)
 }

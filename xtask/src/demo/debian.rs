@@ -10,6 +10,7 @@ use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
@@ -28,10 +29,13 @@ pub(super) struct Trees {
     pub(super) base: PathBuf,
     pub(super) tools: PathBuf,
     pub(super) minimal: PathBuf,
+    /// The time that apt took.
+    pub(super) downloading: Duration,
 }
 
 /// Downloads and unpacks all of them.
 pub(super) fn unpack(cache: &Path) -> Result<Trees> {
+    let start = Instant::now();
     let apt = Apt::new(cache)?;
     let base = apt.closure(&BASE)?;
     let all = apt.closure(&[&BASE[..], &TOOLS].concat())?;
@@ -46,6 +50,7 @@ pub(super) fn unpack(cache: &Path) -> Result<Trees> {
         base: cache.join("layer-base"),
         tools: cache.join("layer-tools"),
         minimal: cache.join("layer-minimal"),
+        downloading: start.elapsed(),
     };
     for (tree, files) in [(&trees.base, base), (&trees.tools, tools), (&trees.minimal, minimal)] {
         remove(tree)?;

@@ -1,4 +1,6 @@
 //! Whether the host is as it was: files that no box was given, mounts, processes, records.
+//!
+//! The account's real home is not compared: other programs write there meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -23,7 +25,7 @@ pub(super) struct State {
     processes: BTreeSet<Process>,
 }
 
-/// A file of the user: everything that shows a change, the small contents instead of a hash of them.
+/// A file of that home: everything that shows a change, the small contents instead of a hash of them.
 #[derive(Debug, PartialEq, Eq)]
 struct File {
     mode: u32,
@@ -61,7 +63,8 @@ impl State {
         let now = Self::look(site)?;
         let changed: Vec<_> = now.home.iter().filter(|(path, file)| self.home.get(*path) != Some(file)).collect();
         let same = changed.is_empty() && now.home.len() == self.home.len();
-        report.check("the user's home is as it was: names, modes, times, contents", same, &format!("{changed:?}"));
+        let what = "the demo's own home, given to agentd as the user's, is as it was: names, modes, times, contents";
+        report.check(what, same, &format!("{changed:?}"));
         let traces: Vec<_> = TRACES.iter().map(PathBuf::from).chain([site.run().join("agentd-was-here")]).collect();
         let found: Vec<_> = traces.iter().filter(|path| path.symlink_metadata().is_ok()).collect();
         report.check("no attempt left a file on the host", found.is_empty(), &format!("{found:?}"));

@@ -7,7 +7,7 @@ use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
@@ -15,17 +15,17 @@ use super::report::step;
 use super::site::Site;
 use super::{claude, debian};
 
-/// Makes what is missing.
-pub(super) fn make(site: &Site) -> Result<()> {
+/// Makes what is missing; gives the time that downloads took.
+pub(super) fn make(site: &Site) -> Result<Duration> {
     let start = Instant::now();
     let recipe = recipe()?;
     let written = site.images().join("recipe");
     if fs::read_to_string(&written).is_ok_and(|known| known == recipe) {
         step(start, "the images are there");
-        return Ok(());
+        return Ok(Duration::ZERO);
     }
     let agent = site.cache().join("layer-claude");
-    claude::unpack(&site.cache(), &agent)?;
+    let of_claude = claude::unpack(&site.cache(), &agent)?;
     let start = Instant::now();
     let trees = debian::unpack(&site.cache())?;
     step(start, "Debian packages are downloaded and unpacked");
@@ -38,7 +38,7 @@ pub(super) fn make(site: &Site) -> Result<()> {
     }
     fs::write(written, recipe).context("cannot note how the images were made")?;
     step(start, "OCI images are made: debian (3 layers, zstd), minimal (1 layer, gzip)");
-    Ok(())
+    Ok(of_claude + trees.downloading)
 }
 
 fn image(site: &Site, tag: &str, layers: &[&Path], compression: &str) -> Result<()> {

@@ -20,6 +20,13 @@ const EDGES: &[(&str, &[&str])] = &[
     ("xtask", &[]),
 ];
 
+/// What the workspace's lints have on at the least; a warning is an error in `e2e`.
+pub(super) const LINTS: &str = "unsafe_code unsafe_op_in_unsafe_fn unused_must_use missing_docs \
+    missing_debug_implementations unreachable_pub undocumented_unsafe_blocks unnecessary_safety_comment \
+    multiple_unsafe_ops_per_block let_underscore_must_use map_err_ignore unwrap_used expect_used panic \
+    cast_possible_truncation cast_possible_wrap cast_sign_loss exit print_stdout print_stderr dbg_macro todo \
+    unimplemented mem_forget allow_attributes_without_reason disallowed_methods";
+
 pub(super) const REASONS: &str = "docs/dependencies.md";
 
 pub(super) fn edges(tree: &Tree) -> Vec<Finding> {
@@ -48,7 +55,18 @@ pub(super) fn lints(tree: &Tree) -> Vec<Finding> {
         })
     };
     let without = tree.metadata.packages.iter().filter(|package| !taken(package));
-    without.map(|package| Finding::error(&package.name, "its Cargo.toml has no [lints] workspace = true")).collect()
+    let without =
+        without.map(|package| Finding::error(&package.name, "its Cargo.toml has no [lints] workspace = true"));
+    let workspace = tree.text("Cargo.toml").and_then(|text| text.parse::<toml::Table>().ok()).unwrap_or_default();
+    let of = |tool: &str| workspace.get("workspace")?.get("lints")?.get(tool)?.as_table();
+    let tables = [of("rust"), of("clippy")];
+    let is_on = |lint: &str| {
+        let mut levels = tables.iter().flatten().filter_map(|table| table.get(lint)?.as_str());
+        levels.any(|level| level != "allow")
+    };
+    let off = LINTS.split(' ').filter(|lint| !is_on(lint));
+    let off = off.map(|lint| Finding::error("Cargo.toml", format!("the workspace's lints have {lint} off")));
+    without.chain(off).collect()
 }
 
 /// A row of [`REASONS`] is `| dependency | users, with commas | reason |`.

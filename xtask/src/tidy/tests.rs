@@ -1,5 +1,6 @@
 //! A failing example for each rule, and for the whole table that a clean tree passes.
 
+use super::crates::LINTS;
 use super::tree::{File, Tree};
 use super::{Finding, RULES};
 use crate::workspace::{Dependency, Package};
@@ -38,6 +39,8 @@ fn clean() -> Tree {
     ));
     tree.files
         .push(file("tests/tests/escape.rs", "//! A.\n#[test]\n#[cfg(x)]\nfn escape_a() {}\nfn escape_not() {}\n"));
+    let lints: String = LINTS.split(' ').map(|lint| format!("{lint} = \"deny\"\n")).collect();
+    tree.files.push(file("Cargo.toml", &format!("[workspace.lints.clippy]\n{lints}")));
     tree.paths.extend(["docs", "docs/adr/0001-direct.md"].map(String::from));
     tree.metadata.packages.push(package("agentd-init", "init", &[("agentd-sys", true), ("caps", false)]));
     tree
@@ -75,9 +78,16 @@ fn edges_fails_on_an_edge_upwards_and_on_an_unknown_package() {
 }
 
 #[test]
-fn lints_fails_on_a_member_with_lints_of_its_own() {
+fn lints_fails_on_a_member_with_lints_of_its_own_and_on_one_that_is_off() {
     let spoil = |tree: &mut Tree| tree.files[2].text = "[lints.rust]\nunsafe_code = \"allow\"\n".into();
     assert_eq!(errors("lints", spoil).len(), 1);
+    for off in ["", "exit = \"allow\"\n"] {
+        let spoil = |tree: &mut Tree| {
+            let manifest = tree.files.iter_mut().find(|file| file.path == "Cargo.toml").unwrap();
+            manifest.text = manifest.text.replace("exit = \"deny\"\n", off);
+        };
+        assert_eq!(errors("lints", spoil), ["Cargo.toml: the workspace's lints have exit off"]);
+    }
 }
 
 #[test]
