@@ -23,6 +23,7 @@ pub mod server;
 mod started;
 mod terminal;
 pub mod tls;
+mod toolchain;
 pub mod unpackers;
 
 use std::os::unix::fs::DirBuilderExt;
@@ -37,6 +38,7 @@ pub use cost::{costs_below, cpu_time};
 pub use ran::{Ran, run, run_with_input};
 pub use started::Started;
 pub use terminal::Terminal;
+pub use toolchain::toolchain;
 
 /// `command`, with its environment, as the last words of `front`, which becomes or starts it.
 pub(crate) fn behind(mut front: Command, command: &Command) -> Command {
@@ -49,7 +51,7 @@ pub(crate) fn behind(mut front: Command, command: &Command) -> Command {
 /// trace, which is said: the caller skips.
 ///
 /// # Panics
-/// When `program` fails, or what strace wrote cannot be read.
+/// When `program` fails, or what strace wrote cannot be read, or `AGENTD_TEST_REQUIRE` names `strace` where that is no use.
 #[must_use]
 #[track_caller]
 pub fn traced(program: &Command, options: &[&str], home: &Home) -> Option<String> {
@@ -57,12 +59,12 @@ pub fn traced(program: &Command, options: &[&str], home: &Home) -> Option<String
     let mut traced = Command::new("strace");
     traced.args(["-f", "-qq"]).args(options).arg("-o").arg(&trace).arg("--");
     let Ok(output) = behind(traced, program).output() else {
-        eprintln!("skipped: no strace");
+        skip("strace", true, "no strace");
         return None;
     };
     let said = String::from_utf8_lossy(&output.stderr);
     if said.contains("PTRACE") || said.contains("ptrace(") {
-        eprintln!("skipped: this machine does not let strace trace: {said}");
+        skip("strace", true, &format!("this machine does not let strace trace: {said}"));
         return None;
     }
     assert!(output.status.success(), "{said}");
@@ -375,6 +377,16 @@ pub(crate) fn skip(name: &str, all_covers: bool, reason: &str) {
         "required by AGENTD_TEST_REQUIRE: {reason}"
     );
     eprintln!("skipped: {reason}");
+}
+
+/// What `.ci/run` does not install: it is of little use without a network.
+const FOR_DOWNLOADS: [&str; 4] = ["apt-get", "dpkg-deb", "node", "npm"];
+
+/// Says that a test is skipped for want of `programs`, and why; fails where `AGENTD_TEST_REQUIRE` has the word `peers`,
+/// or `downloads` where all of them are for those.
+pub fn skip_without(programs: &[&str], reason: &str) {
+    let word = if programs.iter().all(|name| FOR_DOWNLOADS.contains(name)) { "downloads" } else { "peers" };
+    skip(word, true, reason);
 }
 
 fn succeeds(program: &str, args: &[&str]) -> bool {

@@ -33,6 +33,8 @@ pub enum Access<'a> {
     Password,
     /// Anybody, over HTTPS with a certificate of an authority of the test's own.
     Tls(&'a Authority),
+    /// Who has the password, over the same.
+    PasswordTls(&'a Authority),
     /// Who has a certificate of that authority too, over HTTPS.
     Certificate(&'a Authority),
     /// Who has a token of this service, over HTTP.
@@ -61,19 +63,20 @@ impl Registry {
              http:\n  addr: 127.0.0.1:0\n  secret: {PASSWORD:?}\n",
             storage.display()
         );
+        // First: it belongs to what stands before it.
+        if let Access::Tls(authority) | Access::PasswordTls(authority) | Access::Certificate(authority) = access {
+            let (certificate, key) = (authority.certificate.display(), authority.key.display());
+            let of_clients = match access {
+                Access::Certificate(_) => format!(", clientcas: [{}]", authority.root.display()),
+                _ => String::new(),
+            };
+            config += &format!("  tls: {{certificate: {certificate}, key: {key}{of_clients}}}\n");
+        }
         match access {
-            Access::Open => {}
-            Access::Password => {
+            Access::Open | Access::Tls(_) | Access::Certificate(_) => {}
+            Access::Password | Access::PasswordTls(_) => {
                 let htpasswd = write(dir, "htpasswd", HTPASSWD);
                 config += &format!("auth:\n  htpasswd: {{realm: test, path: {}}}\n", htpasswd.display());
-            }
-            Access::Tls(authority) | Access::Certificate(authority) => {
-                let (certificate, key) = (authority.certificate.display(), authority.key.display());
-                let of_clients = match access {
-                    Access::Certificate(_) => format!(", clientcas: [{}]", authority.root.display()),
-                    _ => String::new(),
-                };
-                config += &format!("  tls: {{certificate: {certificate}, key: {key}{of_clients}}}\n");
             }
             Access::Tokens(service) => config += &service.configuration(dir),
         }

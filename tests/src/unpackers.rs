@@ -9,7 +9,7 @@ use std::process::Command;
 use tempfile::TempDir;
 
 use crate::listing::{self, Listing};
-use crate::{Home, Ran, run};
+use crate::{Home, Ran, run, skip_without};
 
 /// What agentd itself puts into the root of every box: there the image's own cannot be seen.
 pub const OWN: [&str; 9] = [
@@ -24,18 +24,16 @@ pub const OWN: [&str; 9] = [
     "home",
 ];
 
-/// Whether `programs` are there. If not it says `skipped: …`, or fails where `AGENTD_TEST_REQUIRE` has the word `peers`.
+/// Whether `programs` are there. If not it says `skipped: …`, or fails as [`skip_without`] does.
 #[must_use]
 pub fn installed(programs: &[&str]) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let there = |name: &str| std::env::split_paths(&path).any(|directory| directory.join(name).metadata().is_ok());
-    let missing: Vec<_> = programs.iter().filter(|name| !there(name)).collect();
+    let missing: Vec<&str> = programs.iter().copied().filter(|name| !there(name)).collect();
     if missing.is_empty() {
         return true;
     }
-    let required = std::env::var("AGENTD_TEST_REQUIRE").unwrap_or_default();
-    assert!(!required.split(',').any(|word| word == "peers" || word == "all"), "missing: {missing:?}");
-    eprintln!("skipped: a peer is not installed: {missing:?}");
+    skip_without(&missing, &format!("a peer is not installed: {missing:?}"));
     false
 }
 
