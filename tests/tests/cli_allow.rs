@@ -1,12 +1,13 @@
 //! `agentd run --allow`: what is allowed works as if there were nothing in between, and the record says what was done.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking, also in the functions beside it")]
+#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test ends by a panic, a skip is told on stderr")]
 
+use std::net::{TcpStream, ToSocketAddrs};
 use std::process::Command;
 use std::time::Duration;
 
 use agentd_tests::server::{Manner, OK, Server};
 use agentd_tests::unpackers::installed;
-use agentd_tests::{Feature, Home, Ran, Started, is_root, require, run, wait_until};
+use agentd_tests::{Feature, Home, Ran, Started, is_root, require, run, skip_without, toolchain, wait_until};
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -51,6 +52,9 @@ fn cli_an_allowed_name_is_reached_and_the_record_counts_it() {
         let said = (&request["verdict"], &request["host"], &request["address"], &request["rule"]);
         let rule = format!("web.test:{port}").into();
         assert_eq!(said, (&"allowed".into(), &"web.test".into(), &"127.0.0.1".into(), &rule));
+        let [at, up, down, took] = ["port", "up", "down", "duration_ms"].map(|field| request[field].as_u64().unwrap());
+        assert!(at == u64::from(port) && up > 0 && down > 0 && took < 60_000, "{request}");
+        assert!(request["time"].as_str().is_some_and(|time| time.ends_with('Z')), "{request}");
     }
 }
 
@@ -60,9 +64,13 @@ fn cli_what_is_refused_is_answered_told_and_counted() {
         return;
     }
     let (home, server) = (Home::new(), Server::at("127.0.0.1", OK));
-    let script = "curl -sS http://web.test/; curl -sS http://other.test/; curl -sS https://web.test/; curl -sS http://192.0.2.1/";
+    let script = "ask() { curl -sS -w '=%{time_total}\\n' $1; }
+        ask http://web.test/; ask http://other.test/; ask https://web.test/; ask http://192.0.2.1/";
     let ran = run(reaching(&home, &server).args(["--name", "net", "--", "sh", "-c", script]));
     assert_eq!(ran.stdout.matches("blocked by policy, do not retry").count(), 2, "{ran}");
+    // Whoever is refused knows it at once.
+    let times: Vec<f64> = ran.stdout.lines().filter_map(|line| line.strip_prefix('=')?.parse().ok()).collect();
+    assert!(times.len() == 4 && times.iter().all(|seconds| *seconds < 1.0), "{ran}");
     for words in [
         "access denied",
         "Could not resolve host: other.test",
@@ -82,6 +90,21 @@ fn cli_what_is_refused_is_answered_told_and_counted() {
     assert_eq!(quiet.stderr, "");
 }
 
+/// Who waits for a server's first word is not left waiting: half a second, and what a busy machine adds.
+#[test]
+fn cli_who_only_listens_is_refused_soon() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let script = "
+import socket, time
+begun = time.monotonic()
+try: print(socket.create_connection(('192.0.2.1', 22)).recv(1))
+except ConnectionResetError: print('reset', time.monotonic() - begun < 1.5)";
+    let ran = python(Home::new().run().args(["-q", "--allow", "web.test"]), script).expect_success();
+    assert_eq!(ran.stdout, "reset True\n", "{ran}");
+}
+
 #[test]
 fn cli_bytes_arrive_whole_in_both_directions_and_each_has_its_end() {
     if !require(Feature::Userns) {
@@ -91,8 +114,9 @@ fn cli_bytes_arrive_whole_in_both_directions_and_each_has_its_end() {
     let script = format!(
         "
 import hashlib, os, socket, threading
-data = os.urandom(1 << 20) * 24
 def once(_):
+    # Of its own: a byte of another connection would be noticed.
+    data = os.urandom(24 << 20)
     s = socket.create_connection(('web.test', {}))
     threading.Thread(target=lambda: (s.sendall(data), s.shutdown(socket.SHUT_WR))).start()
     back = hashlib.sha256()
@@ -261,7 +285,7 @@ fn cli_git_clones_through_the_broker() {
     // As root it wants its own directory, which its service makes.
     let missing = |path: &str| std::fs::metadata(path).is_err();
     if missing("/usr/sbin/sshd") || is_root() && missing("/run/sshd") {
-        eprintln!("skipped: over ssh: no /usr/sbin/sshd, or no /run/sshd");
+        skip_without(&["sshd"], "over ssh: no /usr/sbin/sshd, or no /run/sshd");
         return;
     }
     let (mut sshd, port) = sshd(&home);
@@ -325,48 +349,69 @@ fn sshd(home: &Home) -> (Started, u16) {
     let mut command = home_git(home, "/usr/sbin/sshd");
     command.args(["-D", "-e", "-f", "/dev/null"]).args(settings.iter().flat_map(|setting| ["-o", setting]));
     let started = Started::new(&mut command);
-    let listens = || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok();
+    let listens = || TcpStream::connect(("127.0.0.1", port)).is_ok();
     assert!(wait_until(PATIENCE, listens), "sshd does not listen");
     (started, port)
 }
 
-/// Packages from the registries that this machine reaches, and the addresses at which it does.
+/// Packages of `set` come from the registry's `hosts`, where this machine reaches them, and at the addresses at which it
+/// does.
+#[track_caller]
+fn packages_come(set: &str, hosts: &[&str], flags: &[String], script: &str, says: &str) {
+    let home = Home::new();
+    let mut command = home.run();
+    command.args(["--allow", set]).args(flags);
+    for host in hosts {
+        let addresses = (*host, 443).to_socket_addrs().map(Iterator::collect::<Vec<_>>).unwrap_or_default();
+        if !addresses.iter().any(|to| TcpStream::connect_timeout(to, Duration::from_secs(3)).is_ok()) {
+            eprintln!("skipped: {host} cannot be reached");
+            return;
+        }
+        command.args(addresses.iter().flat_map(|address| ["--allow".to_owned(), address.ip().to_string()]));
+    }
+    let ran = run(command.args(["--", "sh", "-c", script])).expect_success();
+    assert!(ran.stdout.contains(says), "{ran}");
+}
+
+/// Whether this machine has `program` at the usual place; its flags for a box.
+fn usual(program: &str) -> Option<[String; 2]> {
+    if !require(Feature::Userns) {
+        return None;
+    }
+    if std::fs::metadata(format!("/usr/bin/{program}")).is_err() {
+        eprintln!("skipped: no /usr/bin/{program}");
+        return None;
+    }
+    Some(["-e".into(), "PATH=/usr/bin:/bin".into()])
+}
+
 #[test]
-fn cli_package_managers_work_through_the_broker() {
+fn cli_pip_downloads_through_the_broker() {
+    let Some(flags) = usual("pip") else { return };
+    let script = "pip download -q --no-deps --no-cache-dir -d /tmp/x six && ls /tmp/x";
+    packages_come("pypi", &["pypi.org", "files.pythonhosted.org"], &flags, script, "six-");
+}
+
+#[test]
+fn cli_npm_installs_through_the_broker() {
+    let Some(flags) = usual("npm") else { return };
+    let script = "cd /tmp && npm install --silent is-odd@3.0.1 && ls node_modules";
+    packages_come("npm", &["registry.npmjs.org"], &flags, script, "is-odd");
+}
+
+#[test]
+fn cli_cargo_fetches_through_the_broker() {
     if !require(Feature::Userns) {
         return;
     }
-    let home = Home::new();
-    for (set, host, program, script, says) in [
-        ("pypi", "pypi.org", "pip", "pip download -q --no-deps --no-cache-dir -d /tmp/x six && ls /tmp/x", "six-"),
-        (
-            "npm",
-            "registry.npmjs.org",
-            "npm",
-            "cd /tmp && npm install --silent is-odd@3.0.1 && ls node_modules",
-            "is-odd",
-        ),
-        (
-            "crates",
-            "index.crates.io",
-            "cargo",
-            "cd /tmp && mkdir src && touch src/lib.rs && printf '[package]\nname=\"a\"\nversion=\"0.1.0\"\n[dependencies]\ncfg-if=\"=1.0.0\"\n' > Cargo.toml && \
-             CARGO_HOME=/tmp/home cargo fetch -q && ls /tmp/home/registry/cache/*",
-            "cfg-if-1.0.0.crate",
-        ),
-    ] {
-        let addresses: Vec<String> = std::net::ToSocketAddrs::to_socket_addrs(&(host, 443))
-            .map(|found| found.map(|address| address.ip().to_string()).collect())
-            .unwrap_or_default();
-        let reaches = || std::net::TcpStream::connect((host, 443)).is_ok();
-        let has = run(Command::new("sh").args(["-c", &format!("test -x /usr/bin/{program}")])).code() == 0;
-        if !has || !reaches() {
-            eprintln!("skipped: {set}: no /usr/bin/{program}, or no {host}");
-            continue;
-        }
-        let mut command = home.run();
-        command.args(["--allow", set]).args(addresses.iter().flat_map(|address| ["--allow", address]));
-        let ran = run(command.args(["-e", "PATH=/usr/bin:/bin", "--", "sh", "-c", script])).expect_success();
-        assert!(ran.stdout.contains(says), "{ran}");
-    }
+    let Some(flags) = toolchain("/usr/bin:/bin") else {
+        eprintln!("skipped: no Rust that this user can read");
+        return;
+    };
+    // It brings its own authorities, and may be behind one that only the machine knows.
+    let script = "A=/etc/ssl/certs/ca-certificates.crt; test ! -e $A || export CARGO_HTTP_CAINFO=$A
+        cd /tmp && mkdir src && touch src/lib.rs && export CARGO_HOME=/tmp/home &&
+        printf '[package]\nname=\"a\"\nversion=\"0.1.0\"\n[dependencies]\ncfg-if=\"=1.0.0\"\n' > Cargo.toml &&
+        cargo fetch -q && ls /tmp/home/registry/cache/*";
+    packages_come("crates", &["index.crates.io", "static.crates.io"], &flags, script, "cfg-if-1.0.0.crate");
 }

@@ -1,6 +1,4 @@
 //! Bad input: one clear line, the right exit code, nothing left behind.
-//!
-//! clap's usage errors may have more lines; they name the flag and the value.
 #![expect(clippy::unwrap_used, reason = "these are tests, helpers included")]
 
 use std::fs;
@@ -45,15 +43,29 @@ fn an_unknown_flag_is_named() {
         &["-z", "true"],
         &["--net=none", "--privileged", "true"],
     ] {
-        let ran = refused(&home, words);
         let flag =
             words.iter().find(|word| ["--no-such-flag", "--timout", "-z", "--privileged"].contains(word)).unwrap();
-        assert!(ran.stderr.contains(flag) && ran.stderr.contains("unexpected"), "{ran}");
+        refused(&home, words).expect_one_error_line(&[flag, "unexpected", "; see `agentd run --help`"]);
     }
-    for words in [&["ps", "--no-such"][..], &["no-such-verb"], &["logs"], &["inspect"], &["rm"], &[]] {
+    let suggested = "; a similar argument exists: '--timeout'";
+    refused(&home, &["--timout", "5s", "--", "true"]).expect_one_error_line(&[suggested]);
+    for (words, told) in [
+        (&["ps", "--no-such"][..], &["--no-such", "`agentd ps --help`"][..]),
+        (&["-v", "ps", "--no-such"], &["--no-such", "`agentd ps --help`"]),
+        (&["no-such-verb"], &["no-such-verb", "`agentd --help`"]),
+        (&["logs"], &["required", "`agentd logs --help`"]),
+        (&["inspect"], &["required", "`agentd inspect --help`"]),
+        (&["rm"], &["required", "`agentd rm --help`"]),
+    ] {
         let ran = run(home.agentd().args(words)).expect_code(125);
-        assert!(ran.stdout.is_empty() && !ran.stderr.is_empty(), "{ran}");
+        assert_eq!(ran.stdout, "", "{ran}");
+        ran.expect_one_error_line(told);
     }
+    // Without a verb there is nothing that is wrong: the help says what there is.
+    let ran = run(&mut home.agentd()).expect_code(125);
+    assert!(ran.stdout.is_empty() && ran.stderr.contains("Usage: agentd"), "{ran}");
+    let ran = run(home.agentd().args(["run", "--help"])).expect_silent_success();
+    assert!(ran.stdout.contains("Usage: agentd run"), "{ran}");
     // What comes after the command is the command's.
     if require(Feature::Userns) {
         let ran = run(home.run().args(["echo", "--no-such-flag", "-z"])).expect_success();
@@ -82,9 +94,9 @@ fn values_that_a_flag_does_not_know_are_named_with_the_flag() {
         ("--format", &["yaml"]),
     ] {
         for value in values {
-            let ran = refused(&home, &[&format!("{flag}={value}"), "--dry-run", "--", "true"]);
             let shown = value.split('\u{1b}').next().unwrap();
-            assert!(ran.stderr.contains(flag) && ran.stderr.contains(shown), "{flag}={value:?}\n{ran}");
+            let ran = refused(&home, &[&format!("{flag}={value}"), "--dry-run", "--", "true"]);
+            ran.expect_one_error_line(&[flag, shown]);
         }
     }
 }
@@ -105,7 +117,7 @@ fn words_that_are_checked_after_parsing_give_one_line() {
         (&["--workspace", ".:cow"], &["cow", "bind"]),
         (&["--env-file", "/no/such/file"], &["--env-file", "/no/such/file", "No such file"]),
         (&["--env-file", "/"], &["--env-file", "/", "directory"]),
-        (&["--mount", "src=/no/such/file,dst=/x"], &["mount", "/no/such/file", "No such file"]),
+        (&["--mount", "src=/no/such/file,dst=/x"], &["mount", "/no/such/file", "No such file", "give one that exists"]),
     ] {
         refused(&home, &[words, &["--", "true"]].concat()).expect_one_error_line(told);
     }
@@ -128,11 +140,11 @@ fn a_workspace_must_be_a_directory_that_can_be_entered() {
     };
     let file = home.path().join("config/file");
     fs::write(&file, "").unwrap();
-    with(&home.path().join("missing"), &["workspace", "missing", "No such file"]);
+    with(&home.path().join("missing"), &["workspace", "missing", "No such file", "give one that exists"]);
     with(&file, &["workspace", "config/file", "not a directory", "give a directory"]);
-    with(&file.join("below"), &["workspace", "config/file/below"]);
+    with(&file.join("below"), &["workspace", "config/file/below", "give one that exists"]);
     std::os::unix::fs::symlink("dangling", home.path().join("config/link")).unwrap();
-    with(&home.path().join("config/link"), &["workspace", "config/link"]);
+    with(&home.path().join("config/link"), &["workspace", "config/link", "give one that exists"]);
 }
 
 /// Lets the home be removed, however the test ends.
@@ -157,7 +169,7 @@ fn a_workspace_that_its_user_may_not_enter_is_refused() {
     let _reopen = Reopen(&closed);
     let below = closed.join("below");
     refused(&home, &["--workspace", below.to_str().unwrap(), "--", "true"])
-        .expect_one_error_line(&["workspace", "denied"]);
+        .expect_one_error_line(&["denied", "give one that you may reach"]);
     // Its owner could bind it, but the payload could not use it.
     refused(&home, &["--workspace", closed.to_str().unwrap(), "--", "true"])
         .expect_one_error_line(&["workspace", "denied"]);
@@ -174,16 +186,18 @@ fn an_image_that_is_not_there_or_is_none_is_named() {
         refused(&home, &["--image", image, "--", "true"]).expect_one_error_line(told);
     };
     for kind in ["oci", "dir"] {
-        with(&format!("{kind}:/no/such/image"), &["/no/such/image", "image"]);
+        with(&format!("{kind}:/no/such/image"), &["/no/such/image", "image", "give one that exists"]);
         with(&format!("{kind}:{}", file.display()), &["config/file"]);
     }
-    with(&format!("oci:{}", empty.display()), &["config/empty", "oci-layout"]);
+    with("oci:/no/such/image", &["skopeo copy docker://… oci:/no/such/image"]);
+    with("oci-archive:/no/such/image", &["/no/such/image", "give one that exists"]);
+    with(&format!("oci:{}", empty.display()), &["config/empty", "oci-layout", "skopeo copy"]);
     fs::write(empty.join("oci-layout"), r#"{"imageLayoutVersion":"9.0.0"}"#).unwrap();
-    with(&format!("oci:{}", empty.display()), &["config/empty", "9.0.0"]);
+    with(&format!("oci:{}", empty.display()), &["config/empty", "9.0.0", "skopeo copy"]);
     fs::write(empty.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
     with(&format!("oci:{}", empty.display()), &["index.json"]);
     fs::write(empty.join("index.json"), "{").unwrap();
-    with(&format!("oci:{}", empty.display()), &["index.json"]);
+    with(&format!("oci:{}", empty.display()), &["index.json", "malformed", "fetch the image again"]);
     fs::write(empty.join("index.json"), r#"{"schemaVersion":2,"manifests":[]}"#).unwrap();
     with(&format!("oci:{}", empty.display()), &["config/empty", "image"]);
 }
@@ -230,9 +244,9 @@ fn a_blob_that_is_not_what_its_digest_says_is_refused() {
             let last = flipped.len() - 3;
             flipped[last] ^= 1;
             fs::write(&blob, &flipped).unwrap();
-            refuses_image(&home, &layout, &[short(digest)]);
+            refuses_image(&home, &layout, &[short(digest), "fetch the image again"]);
             fs::write(&blob, [&good[..], b"\0more"].concat()).unwrap();
-            refuses_image(&home, &layout, &[short(digest)]);
+            refuses_image(&home, &layout, &[short(digest), "fetch the image again"]);
             fs::remove_file(&blob).unwrap();
             refuses_image(&home, &layout, &[short(digest), "fetch the image again"]);
             fs::write(&blob, &good).unwrap();
@@ -288,7 +302,8 @@ fn a_layer_that_is_not_what_the_config_says_is_refused() {
         let (layout, written) = image(&home, compression);
         let wrong = sha256(b"something else");
         with_manifest(&layout, &written, |_, config| config["rootfs"]["diff_ids"][0] = wrong.clone().into());
-        refuses_image(&home, &layout, &[short(&written.layers[0]), short(&written.diff_ids[0]), short(&wrong)]);
+        let told = [short(&written.layers[0]), short(&written.diff_ids[0]), short(&wrong), "fetch the image again"];
+        refuses_image(&home, &layout, &told);
     }
 }
 

@@ -125,6 +125,9 @@ fn a_committed_image_is_an_image_like_any_other() {
     let listed = json(agentd(&home, &["images", "--format", "json", "team/tool:1"]));
     assert_eq!(listed[0]["reference"], "localhost/team/tool:1");
     assert_eq!(committed.stdout, format!("{}\n", listed[0]["digest"].as_str().unwrap()));
+    let again = json(agentd(&home, &["commit", "-q", "--format", "json", "one", "team/tool:2"]));
+    let listed = json(agentd(&home, &["images", "--format", "json", "team/tool:2"]));
+    assert_eq!((&again["reference"], &again["digest"]), (&listed[0]["reference"], &listed[0]["digest"]));
     let details = json(agentd(&home, &["image", "inspect", "localhost/team/tool:1"]));
     let config = &details[0]["config"];
     assert_eq!((&config["Env"][1], &config["WorkingDir"]), (&"A=B".into(), &"/d/sub".into()));

@@ -43,6 +43,8 @@ fn cli_what_policy_refuses_is_told() {
         ["unshare EPERM 1", "fsopen EPERM 1", "socket EAFNOSUPPORT 2", "socket EAFNOSUPPORT 1", "bpf EPERM 1"];
     assert_eq!(summary(&found), expected);
     assert_eq!((&found[2]["arguments"][0]["number"], &found[2]["arguments"][0]["value"]), (&0.into(), &40.into()));
+    // The flag that allows it, where one of agentd's own profiles does.
+    assert_eq!((&found[0]["allow"], &found[4]["allow"]), (&"--profile nested".into(), &Value::Null));
     assert!(ran.stderr.contains("agentd: 6 calls refused by profile default: attack unshare("), "{ran}");
     assert_eq!(home.jobs()[0]["denials"], 6);
     let table = run(home.agentd().args(["logs", "--denials", "told"])).expect_success().stdout;
@@ -50,6 +52,7 @@ fn cli_what_policy_refuses_is_told() {
         table.contains("socket(0=0x28") && table.contains("agentd profile explain bpf --profile default"),
         "{table}"
     );
+    assert!(table.contains("what would allow it: agentd run --profile nested\n"), "{table}");
     // Quiet is quiet; it is kept all the same.
     let (ran, found) = denials(&home, &["-q"], "/attack fsopen bpf");
     assert_eq!((ran.stderr.as_str(), found.len()), ("", 2));
@@ -121,6 +124,39 @@ fn escape_a_profile_that_cannot_tell_refuses_all_the_same() {
     assert!(ran.stdout.contains("fsopen\tEPERM") && ran.stdout.contains("bpf\tEPERM"), "{ran}");
     assert_eq!(found, Vec::<Value>::new());
     assert!(home.jobs()[0]["warnings"].to_string().contains("not told"), "{:?}", home.jobs());
+}
+
+/// A payload chooses what its threads are called: a secret, say. Neither denials nor what is learned keep that.
+#[test]
+fn escape_a_secret_as_a_threads_name_is_not_kept() {
+    const VALUE: &str = "hunter2-hunter";
+    if !require(Feature::Userns) {
+        return;
+    }
+    let home = Home::new();
+    // What is learned, and what never is.
+    let script = "import ctypes
+libc = ctypes.CDLL(None)
+libc.prctl(15, open('/run/secrets/TOKEN', 'rb').read(), 0, 0, 0)
+libc.personality(8)
+libc.unshare(0x10000000)
+print(open('/proc/self/comm').read().strip())";
+    let words = ["--secret", "TOKEN", "--", "python3", "-c", script];
+    let ran = run(home.run().env("TOKEN", VALUE).args(["--name", "plain"]).args(words)).expect_success();
+    assert_eq!(ran.stdout, format!("{VALUE}\n"));
+    assert!(ran.stderr.contains("[redacted] unshare(") && !ran.stderr.contains(VALUE), "{ran}");
+    let told = run(home.agentd().args(["logs", "--denials", "plain"])).expect_success().stdout;
+    assert!(told.contains("  [redacted]  unshare("), "{told}");
+    let learned = home.path().join("config/learned.toml");
+    let mut command = home.agentd();
+    command.env("TOKEN", VALUE).args(["profile", "learn", "-o"]).arg(&learned).args(words);
+    let _ran = run(&mut command).expect_success();
+    let text = std::fs::read_to_string(&learned).unwrap();
+    assert!(text.contains("learned: ?redacted? used it once"), "{text}");
+    for path in home.paths() {
+        let kept = std::fs::read(home.path().join(&path)).unwrap_or_default();
+        assert!(!kept.windows(VALUE.len()).any(|window| window == VALUE.as_bytes()), "{}", path.display());
+    }
 }
 
 /// Puts itself under a filter that allows everything and has a listener, then executes its arguments.

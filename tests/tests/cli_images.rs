@@ -118,7 +118,9 @@ fn what_is_pulled_is_listed_inspected_and_removed() {
     agentd(&home, &["rmi", &one]).expect_code(1).expect_one_error_line(&["no image in the store is called"]);
     agentd(&home, &["rmi", &two, "nothing"]).expect_code(1).expect_one_error_line(&["`nothing`"]);
     assert_eq!(names(&store(&home).join("images")).len(), 1, "a mistyped name removes nothing");
-    drop(agentd(&home, &["rmi", &two]).expect_silent_success());
+    let other = json(agentd(&home, &["images", "--format", "json"]))[0]["digest"].clone();
+    let removed = json(agentd(&home, &["rmi", "--format", "json", &two]));
+    assert_eq!(removed, serde_json::json!({ "untagged": [two], "deleted": [other] }));
     for part in ["layers", "images", "tmp", "blobs/sha256"] {
         assert_eq!(names(&store(&home).join(part)), [""; 0], "{part}");
     }

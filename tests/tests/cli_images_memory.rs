@@ -7,22 +7,29 @@ use std::io::{Read, Write};
 use std::time::Duration;
 
 use agentd_tests::oci::{Compression, Entry, Image, Layer};
+use agentd_tests::registry::{Access, Authority, Registry};
+use agentd_tests::unpackers::installed;
 use agentd_tests::{Home, Started, wait_until};
 
 const MOST: u64 = 64 << 20;
 
-/// Bytes of memory that a pull of `image` had at most. It is looked at when the image is there and only its digest is still
-/// to be printed, which waits: the pipe is full.
+/// Bytes of memory that a pull of `image` had at most.
 fn peak(image: Image) -> u64 {
     let home = Home::new();
     image.write(&home.path().join("img"), "t").unwrap();
+    peak_of(&home, &format!("oci:{}:t", home.path().join("img").display()))
+}
+
+/// The same of the first pull into this home. It is looked at when the image is there and only its digest is still to be
+/// printed, which waits: the pipe is full.
+fn peak_of(home: &Home, reference: &str) -> u64 {
     let (mut reader, mut writer) = std::io::pipe().unwrap();
     rustix::io::ioctl_fionbio(&writer, true).unwrap();
     while writer.write(&[b' '; 4096]).is_ok() {}
     while writer.write(b" ").is_ok() {}
     rustix::io::ioctl_fionbio(&writer, false).unwrap();
     let mut command = home.agentd();
-    command.args(["pull", "-q"]).arg(format!("oci:{}:t", home.path().join("img").display())).stdout(writer);
+    command.args(["pull", "-q", reference]).stdout(writer);
     let mut pull = Started::with_streams(&mut command);
     // Its writing end of the pipe is the last one now.
     drop(command);
@@ -39,15 +46,21 @@ fn peak(image: Image) -> u64 {
     peak.unwrap().parse::<u64>().unwrap() * 1024
 }
 
+/// Bytes that no compression makes fewer.
+fn noise(seed: u64) -> impl Iterator<Item = u8> {
+    let mut state = seed;
+    std::iter::repeat_with(move || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state.to_be_bytes()[0]
+    })
+}
+
 /// A little that does not compress in a lot that does, within the limit on the ratio.
 fn pattern(bytes: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed | 1;
+    let mut noise = noise(seed);
     let mut contents = vec![0; bytes];
     for block in contents.chunks_mut(64 << 10) {
-        for byte in block.iter_mut().take(512) {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            *byte = state.to_be_bytes()[0];
-        }
+        block.iter_mut().take(512).zip(&mut noise).for_each(|(byte, noise)| *byte = noise);
     }
     contents
 }
@@ -79,6 +92,41 @@ fn many_layers_take_no_more_than_few() {
     let image = (0..64).fold(Image::new(), |image, number| image.layer(layer(number), compression(number)));
     let peak = peak(image);
     assert!(peak <= MOST, "{peak}");
+}
+
+/// What comes over connections, with TLS or without, and is kept on the way, is within the same bound.
+#[test]
+fn a_pull_from_a_registry_takes_no_more_than_any() {
+    if !installed(&["docker-registry", "skopeo", "openssl"]) {
+        return;
+    }
+    let site = Home::new();
+    let open = Registry::start(site.path(), &Access::Open);
+    // More than are read at once on a machine of any size, and each larger than the mebibyte from which on what has come
+    // is kept. The frames of zstd fill their window.
+    let images = [("gzip", Compression::Gzip, 14, 0), ("zstd", Compression::Zstd, 6, 9 << 20)];
+    for (name, compression, layers, compressible) in images {
+        let layer = |number: u64| {
+            let contents = noise(number).take(300 << 10).chain(pattern(compressible, number));
+            Layer::Repeated(part("file", contents.collect()), 4)
+        };
+        let image = (0..layers).fold(Image::new(), |image, number| image.layer(layer(number), compression));
+        let dir = site.path().join(name);
+        image.write(&dir, "t").unwrap();
+        open.push(&format!("oci:{}:t", dir.display()), &format!("a/{name}:t"), &["--preserve-digests"]);
+    }
+    let authority = Authority::new(site.path());
+    let over_tls = Registry::start(site.path(), &Access::Tls(&authority));
+    for (way, registry) in [("http", &open), ("https", &over_tls)] {
+        for (name, ..) in images {
+            let home = Home::new();
+            let trusted = home.path().join("config/containers/certs.d").join(&registry.host);
+            fs::create_dir_all(&trusted).unwrap();
+            fs::copy(&authority.root, trusted.join("ca.crt")).unwrap();
+            let peak = peak_of(&home, &format!("docker://{}/a/{name}:t", registry.host));
+            assert!(peak <= MOST, "{name} over {way}: {peak}");
+        }
+    }
 }
 
 /// What is kept of directories to the end of a layer is bounded, and counted for what it is.

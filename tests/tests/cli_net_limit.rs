@@ -107,6 +107,11 @@ fn cli_what_a_job_asks_for_is_learned() {
     let denied = run(learning(&["--deny", "web.test"]).args(["--", "sh", "-c", &script]));
     assert!(!denied.stdout.contains("ok\n") && denied.stderr.contains("learned: it reached nothing"), "{denied}");
     assert_eq!(server.connections(), 1);
+    // With the words that it says, the same passes.
+    let words = ran.stderr.lines().find_map(|line| Some(line.split_once("is allowed by ")?.1)).unwrap();
+    let mut allowed = home.run();
+    allowed.arg("-q").args(words.split(' ')).args(["--add-host", "web.test:127.0.0.1", "--", "sh", "-c", &script]);
+    assert_eq!((run(&mut allowed).expect_success().stdout, server.connections()), (ran.stdout, 2));
     let _both = run(home.run().args(["--net-learn", "--net", "host", "--", "true"])).expect_code(125);
     // Without the word, nothing is let through.
     let ran = run(home.run().args(["-q", "--allow", &format!("other.test:{port}"), "--", "sh", "-c", &script]));

@@ -2,9 +2,10 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, also in the functions beside it")]
 
 use std::process::Command;
+use std::time::Duration;
 
 use agentd_tests::server::{Manner, Server};
-use agentd_tests::{Feature, Home, require, run};
+use agentd_tests::{Feature, Home, require, run, wait_until};
 use serde_json::Value;
 
 fn boxed(home: &Home, server: &Server) -> Command {
@@ -67,6 +68,40 @@ os.close(release); os.wait()",
     assert_eq!(of("evil.test"), ("looks-up".into(), pids[2]));
     let shown = home.say(&["logs", "--net", "job"]).expect_success();
     assert!(shown.stdout.contains(&format!("by fetches ({})", pids[0])) && !shown.stdout.contains('\x1b'), "{shown}");
+}
+
+/// A command beside the payload is a program of the box like others.
+#[test]
+fn cli_a_connection_of_agentd_exec_has_its_program_too() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let (home, server) = (Home::new(), Server::at("127.0.0.1", Manner::SpeaksFirst(b"1")));
+    let rule = format!("web.test:{}", server.port());
+    let flags = ["--name", "job", "--allow", &rule, "--add-host", "web.test:127.0.0.1"];
+    let _id = home.detached(&flags, "exec sleep 1000");
+    // Questions are answered in their order: when the refusal comes, the first one is.
+    let script = format!(
+        r"
+import os, socket
+s = socket.create_connection(('web.test', {port})); s.recv(1)
+refused = socket.create_connection(('192.0.2.1', 80)); refused.sendall(b'GET / HTTP/1.1\r\nHost: a\r\n\r\n')
+while refused.recv(4096): pass
+s.shutdown(socket.SHUT_WR); s.recv(1)
+print(os.getpid())",
+        port = server.port()
+    );
+    let ran = home.say(&["exec", "job", "/usr/bin/python3", "-c", &script]).expect_success();
+    let mut told = Vec::new();
+    // The job goes on, and is told of what is over as it happens.
+    let are_told = wait_until(Duration::from_secs(60), || {
+        told = requests(&home);
+        told.len() == 2
+    });
+    assert!(are_told, "{told:#?}");
+    for request in told {
+        assert_eq!((&request["program"], request["pid"].to_string()), (&"python3".into(), ran.stdout.trim().into()));
+    }
 }
 
 /// Who asks and is gone, or has thousands of descriptors to look through, is refused all the same.

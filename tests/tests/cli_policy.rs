@@ -1,6 +1,6 @@
 //! The note that tells an agent what its box refuses: it is there, it is true, and nobody but agentd writes it.
 
-use agentd_tests::{Feature, Home, busybox, require, run};
+use agentd_tests::{Feature, Home, busybox, git, require, run};
 
 fn note(home: &Home, flags: &[&str]) -> String {
     let mut command = home.run();
@@ -69,13 +69,26 @@ fn cli_what_a_box_says_of_itself_is_true() {
     }
     let home = Home::new();
     let place = home.workspace().display().to_string();
+    git(&home.workspace(), &["init", "-q"]);
     let script = "for at in $(sed -n 's/^  kept: //p; s/^  writable, gone afterwards: //p' $AGENTD_POLICY); do \
                   touch $at/probe && echo $at; done; touch /usr/probe /etc/probe && echo opened; \
-                  (echo x > $AGENTD_POLICY) && echo written; mv $AGENTD_POLICY /tmp/ && echo moved; \
-                  mkdir -p $(sed -n 's/.*stay as they are or absent: \\([^;]*\\);.*/\\1/p' $AGENTD_POLICY) && echo made; true";
+                  (echo x > $AGENTD_POLICY) && echo written; mv $AGENTD_POLICY /tmp/ && echo moved; true";
     let mut command = home.run();
     let ran = run(command.args(["-q", "--workspace", &place, "--", "sh", "-c", script])).expect_success();
     assert_eq!(ran.stdout, "/workspace\n/tmp\n/run\n/scratch\n/home/agent\n");
+    // What it says to stay as it is or absent, name by name: in the box, and where nothing is protected.
+    let names = note(&home, &["--workspace", &place]);
+    let names = names.split_once("as they are or absent: ").and_then(|(_, rest)| rest.split_once(';')).unwrap().0;
+    assert!(names.split(' ').count() > 10 && names.contains(".git/config"), "{names}");
+    let probe = "(echo x > $name/probe || echo x > $name || mkdir $name) 2>/dev/null && echo $name";
+    let script = format!("for name in {names}; do {probe}; done; true");
+    let made = |flags: &[&str]| {
+        let mut command = home.run();
+        command.args(["-q", "--workspace", &place]).args(flags).args(["--", "sh", "-c", &script]);
+        run(&mut command).expect_success().stdout
+    };
+    assert_eq!(made(&[]), "");
+    assert_eq!(made(&["--unprotect", "*"]).lines().collect::<Vec<_>>().join(" "), names);
     let denied = "import ctypes, re, os
 libc = ctypes.CDLL(None, use_errno=True)
 assert libc.unshare(0x10000000) == -1 and ctypes.get_errno() == 1

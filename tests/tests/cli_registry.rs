@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use agentd_tests::oci::{self, Compression, Entry, Image, Layer};
 use agentd_tests::registry::{Access, Authority, PASSWORD, Registry, TokenService, USER, Wire};
@@ -61,6 +61,13 @@ impl Site {
     fn partials(&self) -> Vec<PathBuf> {
         let paths = self.home.paths();
         paths.into_iter().filter(|path| path.extension().is_some_and(|end| end == "partial")).collect()
+    }
+
+    /// That of the layer with the noise.
+    fn partial(&self) -> Option<PathBuf> {
+        let (_, noise) = self.written.layers[1].split_once(':').unwrap();
+        let found = self.partials().into_iter().find(|path| path.to_string_lossy().contains(noise));
+        found.map(|path| self.home.path().join(path))
     }
 }
 
@@ -242,6 +249,29 @@ fn a_certificate_is_believed_only_where_it_should_be() {
 }
 
 #[test]
+fn a_password_goes_over_tls_to_whom_is_trusted_alone() {
+    if !installed(&["openssl"]) {
+        return;
+    }
+    let Some(site) = Site::new() else { return };
+    let authority = Authority::new(site.home.path());
+    let registry = site.registry(&Access::PasswordTls(&authority));
+    let password = site.write("run/containers/auth.json", stored(&registry.host, PASSWORD));
+    run(&mut site.pull(&registry.host)).expect_code(125).expect_one_error_line(&["is not trusted"]);
+    assert!(wait_until(Duration::from_secs(60), || registry.log().contains("TLS handshake error")));
+    assert!(!registry.log().contains("\"GET "), "{}", registry.log());
+    let root = fs::read_to_string(&authority.root).unwrap();
+    site.write(&format!("config/containers/certs.d/{}/ca.crt", registry.host), root);
+    assert_eq!(run(&mut site.pull(&registry.host)).expect_silent_success().stdout, site.digest());
+    fs::remove_file(password).unwrap();
+    let denied = run(&mut site.pull(&registry.host)).expect_code(125);
+    denied.expect_one_error_line(&["denies access to `a/b`", &format!("podman login {}", registry.host)]);
+    for secret in [PASSWORD, &STANDARD.encode(format!("{USER}:{PASSWORD}"))] {
+        assert!(!registry.log().contains(secret), "{}", registry.log());
+    }
+}
+
+#[test]
 fn a_certificate_of_the_users_is_shown_to_its_registry_alone() {
     if !installed(&["openssl"]) {
         return;
@@ -370,11 +400,7 @@ fn stalled(site: &Site, registry: &Registry) -> (Wire, Started) {
 }
 
 fn wait_until_stalled(site: &Site) {
-    let (_, noise) = site.written.layers[1].split_once(':').unwrap();
-    let some = || {
-        let mut partials = site.partials().into_iter().filter(|path| path.to_string_lossy().contains(noise));
-        partials.any(|path| site.home.path().join(path).metadata().is_ok_and(|file| file.len() > 1 << 20))
-    };
+    let some = || site.partial().is_some_and(|path| path.metadata().is_ok_and(|file| file.len() > 1 << 20));
     assert!(wait_until(Duration::from_secs(60), some));
 }
 
@@ -429,6 +455,75 @@ fn ctrl_c_on_a_terminal_ends_a_pull_and_leaves_a_clean_store() {
     assert!(!left.is_empty() && left.iter().all(|name| name.ends_with(".partial")), "{left:?}");
     drop(wire);
     goes_on(&site, &registry);
+}
+
+#[test]
+fn a_layer_is_unpacked_while_the_rest_of_it_is_still_to_come() {
+    let Some(site) = Site::new() else { return };
+    let registry = site.registry(&Access::Open);
+    let (_wire, _pull) = stalled(&site, &registry);
+    let written = || {
+        let noise = site.home.paths().into_iter().find(|path| path.ends_with("fs/noise"));
+        noise.and_then(|path| site.home.path().join(path).metadata().ok()).map_or(0, |file| file.len())
+    };
+    assert!(wait_until(Duration::from_secs(60), || written() > 1 << 20), "{} bytes of it are unpacked", written());
+    let whole = oci::Written::blob(&site.home.path().join("image"), &site.written.layers[1]);
+    let come = site.partial().unwrap().metadata().unwrap().len();
+    assert!(come < whole.metadata().unwrap().len(), "{come}");
+}
+
+/// What was kept is believed no more than what comes now: a byte of it is another one, or all of the rest is.
+#[test]
+fn a_damaged_partial_download_fails_one_pull_and_the_next_begins_anew() {
+    let Some(site) = Site::new() else { return };
+    let registry = site.registry(&Access::Open);
+    let noise = oci::Written::blob(&site.home.path().join("image"), &site.written.layers[1]);
+    let size = usize::try_from(noise.metadata().unwrap().len()).unwrap();
+    for is_as_long in [false, true] {
+        drop(stalled(&site, &registry));
+        let partial = site.partial().unwrap();
+        let mut bytes = fs::read(&partial).unwrap();
+        bytes[1 << 19] ^= 0xff;
+        if is_as_long {
+            bytes.resize(size, 0);
+        }
+        fs::write(&partial, bytes).unwrap();
+        let failed = run(&mut site.pull(&registry.host)).expect_code(125);
+        failed.expect_one_error_line(&[&site.written.layers[1], "is corrupt: its bytes hash to"]);
+        assert_eq!(site.partial(), None);
+        assert_eq!(run(&mut site.pull(&registry.host)).expect_silent_success().stdout, site.digest());
+        assert_eq!(site.partials(), [] as [PathBuf; 0]);
+        drop(run(site.home.agentd().args(["prune", "--all"])).expect_success());
+    }
+}
+
+#[test]
+fn a_partial_download_is_kept_for_a_week_and_pruned_at_once() {
+    let Some(site) = Site::new() else { return };
+    let registry = site.registry(&Access::Open);
+    drop(stalled(&site, &registry));
+    let partial = site.partial().unwrap();
+    for (days, is_kept) in [(6, true), (8, false)] {
+        let then = SystemTime::now() - Duration::from_secs(days * 24 * 3600);
+        fs::File::options().append(true).open(&partial).unwrap().set_modified(then).unwrap();
+        // The pull of any other image looks after what is left.
+        let other = site.home.path().join(format!("other-{days}"));
+        let layer = Layer::Entries(vec![Entry::file("days", days.to_string())]);
+        Image::new().layer(layer, Compression::Gzip).write(&other, "t").unwrap();
+        let name = format!("oci:{}:t", other.display());
+        drop(run(site.home.agentd().args(["pull", "-q", &name])).expect_silent_success());
+        assert_eq!(partial.metadata().is_ok(), is_kept, "after {days} days");
+    }
+    drop(stalled(&site, &registry));
+    let partials = site.partials();
+    let left: Vec<&str> = partials.iter().map(|path| path.file_name().unwrap().to_str().unwrap()).collect();
+    let pruned = run(site.home.agentd().args(["prune", "--format", "json"])).expect_success();
+    let pruned: Value = serde_json::from_str(&pruned.stdout).unwrap();
+    let downloads = pruned["downloads"].as_array().unwrap().iter();
+    let mut named: Vec<&str> = downloads.map(|download| download["name"].as_str().unwrap()).collect();
+    named.sort_unstable();
+    assert_eq!(named, left);
+    assert_eq!(site.partials(), [] as [PathBuf; 0]);
 }
 
 /// A static C library that opened the modules of another would fail, or worse. `absent` is none it could find.

@@ -89,6 +89,22 @@ fn keys_reach_the_box_and_control_c_its_foreground_process() {
     assert!(ran.stdout.contains("interrupted") && !ran.stdout.contains("never"), "{ran}");
 }
 
+/// A key of the user's terminal, which the box is not on: it interrupts agentd, and agentd the payload.
+#[test]
+fn control_c_without_t_interrupts_the_payload() {
+    let Some(home) = home() else { return };
+    for flags in [&[][..], &["-i"]] {
+        let mut terminal = Terminal::new();
+        let mut command = home.run();
+        let started = terminal.start(command.args(flags).args(["--", "sh", "-c", "echo ready; exec sleep 1000"]));
+        terminal.wait_for("ready");
+        terminal.press(b"\x03");
+        let _ran = terminal.finish(started).expect_code(130);
+        let record = &home.jobs()[0];
+        assert_eq!((record["state"].as_str(), record["exit_code"].as_i64()), (Some("exited"), Some(130)), "{flags:?}");
+    }
+}
+
 #[test]
 fn control_d_is_the_end_of_input_inside() {
     let Some(home) = home() else { return };

@@ -7,13 +7,13 @@
 use std::fs::{self, File};
 use std::io::Read;
 use std::net::{TcpStream, ToSocketAddrs};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
 use agentd_tests::messages_api::{Lock, Script, Server};
 use agentd_tests::tls::Authority;
-use agentd_tests::{Feature, Home, require, run};
+use agentd_tests::{Feature, Home, require, run, skip_without, toolchain};
 use serde_json::{Value, json};
 
 /// The box's PATH for programs of the machine.
@@ -31,7 +31,7 @@ fn home_with(programs: &[&str]) -> Option<Home> {
     for program in programs {
         let found = Command::new("sh").args(["-c", &format!("PATH={PATH} command -v {program}")]).output().unwrap();
         if !found.status.success() {
-            eprintln!("skipped: no {program} in {PATH}");
+            skip_without(&[*program], &format!("no {program} in {PATH}"));
             return None;
         }
     }
@@ -169,7 +169,8 @@ fn cli_workload_cpython_testsuite() {
     // To import it would write where the test runs.
     let find = "import importlib.util; exit(not importlib.util.find_spec('test.test_os'))";
     if !Command::new("/usr/bin/python3").args(["-c", find]).status().is_ok_and(|status| status.success()) {
-        eprintln!("skipped: no tests of CPython (Debian: libpython3.11-testsuite, or as its Python is numbered)");
+        let package = "libpython3.11-testsuite, or as its Python is numbered";
+        skip_without(&["python3"], &format!("no tests of CPython (Debian: {package})"));
         return;
     }
     let modules = "test_os test_posix test_tempfile test_shutil test_mmap test_fcntl test_select test_resource test_pty test_thread";
@@ -184,7 +185,7 @@ fn cli_workload_cpython_testsuite() {
 fn cli_workload_pip() {
     let Some(home) = home_with(&["python3"]) else { return };
     if !Command::new("/usr/bin/python3").args(["-c", "import ensurepip, venv"]).output().unwrap().status.success() {
-        eprintln!("skipped: no venv (Debian: python3-venv)");
+        skip_without(&["python3"], "no venv (Debian: python3-venv)");
         return;
     }
     write(
@@ -280,31 +281,15 @@ fn cli_workload_postgresql_with_several_ids() {
     works(&home, &["--userns", "subids", "--writable"], &script, "42\npg", &[]);
 }
 
-/// The toolchain that cargo would use here, if whoever runs the test may read it.
-fn toolchain() -> Option<PathBuf> {
-    let said = Command::new("rustc").args(["--print", "sysroot"]).output().ok()?;
-    let sysroot = PathBuf::from(String::from_utf8(said.stdout).ok()?.trim());
-    sysroot.join("bin/cargo").metadata().is_ok().then_some(sysroot)
-}
-
 #[test]
 fn cli_workload_cargo() {
     let Some(home) = home_with(&["gcc"]) else { return };
-    let Some(toolchain) = toolchain() else {
+    let Some(toolchain) = toolchain(PATH) else {
         eprintln!("skipped: no Rust that this user can read");
         return;
     };
-    let is_shown =
-        ["/usr", "/opt", "/nix"].iter().any(|shown| toolchain.starts_with(shown) && toolchain != Path::new("/usr"));
-    let mount = format!("type=bind,src={},dst=/mnt/rust", toolchain.display());
-    let bin = if toolchain == Path::new("/usr") || is_shown { toolchain.join("bin") } else { "/mnt/rust/bin".into() };
-    let path = format!("PATH={}:{PATH}", bin.display());
-    let flags = ["-e", &path, "-e", "CARGO_HOME=/scratch/cargo", "-e", "CARGO_TARGET_DIR=/scratch/target"];
-    let flags: Vec<&str> = if is_shown || toolchain == Path::new("/usr") {
-        flags.to_vec()
-    } else {
-        [&flags[..], &["--mount", &mount]].concat()
-    };
+    let places = ["-e", "CARGO_HOME=/scratch/cargo", "-e", "CARGO_TARGET_DIR=/scratch/target"];
+    let flags: Vec<&str> = toolchain.iter().map(String::as_str).chain(places).collect();
     write(
         &home,
         &[
@@ -390,9 +375,10 @@ fn cli_workload_claude() {
     let traffic = "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1";
     let upstream = ["--add-host", "api.test:127.0.0.1", "--upstream-ca", &place("authority")];
     let flags = [&["--mount", &mount, "-e", traffic, "--secret", &secret], &upstream[..]].concat();
-    let script = "/mnt/claude -p --permission-mode bypassPermissions --setting-sources user --strict-mcp-config 'Do it' </dev/null
-        git log --format=%s; python3 -c 'import app; print(app.twice(21))'; cat /tmp/found";
-    let says = "All of it is done.\nTwice\n42\nTrue [] agentd-adds-the-key-outside\n\
+    // Of what the workspace's absent settings and servers show up as it does not complain.
+    let script = "/mnt/claude -p --debug-file /tmp/debug --permission-mode bypassPermissions 'Do it' </dev/null
+        grep -c 'Loading MCP configs' /tmp/debug; ! grep 'MCP config errors\\|Invalid settings' /tmp/debug; git log --format=%s; python3 -c 'import app; print(app.twice(21))'; cat /tmp/found";
+    let says = "All of it is done.\n1\nTwice\n42\nTrue [] agentd-adds-the-key-outside\n\
                 curl: (6) Could not resolve host: evil.example";
     works(&home, &flags, script, says, &[]);
     let requests = fs::read_to_string(place("requests")).unwrap();

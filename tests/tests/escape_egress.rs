@@ -116,7 +116,10 @@ fn escape_raw_sockets_stay_closed_beside_the_broker() {
         Attack::new("socket=10,3,58", "EPERM", Control::InNamespaces),
         Attack::new("socket=17,3,0", "EAFNOSUPPORT", Control::InNamespaces),
     ];
-    assert_refused(&Home::new(), &["--allow", "web.test"], &attacks);
+    let home = Home::new();
+    assert_refused(&home, &["--allow", "web.test"], &attacks);
+    // Nobody asked the broker, so the filter tells.
+    assert_eq!(home.jobs()[0]["denials"], 3);
 }
 
 /// The name service of the host may say what it likes: a name leads to the internet, or to what the user has named.

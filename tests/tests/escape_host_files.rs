@@ -3,9 +3,10 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use agentd_tests::attack::natively;
-use agentd_tests::{Feature, Home, require};
+use agentd_tests::{Feature, Home, is_root, require, run};
 
 const CANARY: &str = "canary-of-the-host";
 
@@ -45,6 +46,26 @@ fn escape_home_state_and_store_are_not_there() {
         paths.push(home.busybox_image().join("index.json"));
         assert_unreadable(&home, &["--image", &image], &paths);
     }
+}
+
+/// `HOME` may lead elsewhere: the home that the user database has is private all the same.
+#[test]
+fn escape_the_home_of_the_user_database_is_not_shown_with_the_software() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    assert!(fs::read_dir("/usr/share").unwrap().next().is_some());
+    let home = Home::new();
+    let accounts = home.path().join("config/passwd");
+    fs::write(&accounts, "root:x:0:0::/usr/share:/bin/sh\n").unwrap();
+    let agentd = home.agentd();
+    let mut command = Command::new("unshare");
+    // Root of this namespace is that user.
+    let script = "mount --bind \"$1\" /etc/passwd && exec \"$0\" run -q -- sh -c 'ls -A /usr/share; echo listed'";
+    command.args(if is_root() { &["-m"][..] } else { &["-Urm"] }).args(["sh", "-c", script]).env_clear();
+    command.arg(agentd.get_program()).arg(&accounts);
+    command.envs(agentd.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    assert_eq!(run(&mut command).expect_success().stdout, "listed\n");
 }
 
 #[test]

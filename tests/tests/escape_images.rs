@@ -264,6 +264,8 @@ fn escape_cve_2026_57231_the_images_environment_takes_nothing_of_the_hosts() {
         let ran = run(command.env("AGENTD_TEST_TOKEN", "s3cret").args(["sh", "-c", "env; cat /proc/self/environ"]));
         assert!(!ran.stdout.contains("s3cret") && !ran.stderr.contains("s3cret"), "{ran}");
         assert!(ran.code() == 125 || ran.stdout.contains("GIVEN="), "{ran}");
+        let notes = || home.jobs()[0]["warnings"].to_string();
+        assert!(ran.code() == 125 || notes().contains("are no NAME=VALUE and were left out"), "{word:?}: {}", notes());
     }
     // Asked for by name, by the user, it is passed on.
     let mut command = home.boxed(&["-e", "AGENTD_TEST_TOKEN"]);

@@ -105,6 +105,26 @@ fn escape_no_process_types_into_a_terminal() {
     assert_refused(&Home::new(), &[], &attacks);
 }
 
+/// RTM_NEWLINK for interface 1, `lo`: not to be up. Prints what the kernel acknowledges.
+const LO_DOWN: &str = "
+import socket, struct
+link = socket.socket(16, 3, 0)
+link.send(struct.pack('=IHHIIBxHiII', 32, 16, 5, 1, 0, 0, 0, 1, 0, 1))
+print(struct.unpack_from('=i', link.recv(4096), 16)[0])";
+
+/// The filter lets rtnetlink through, which everything reads; who writes needs a capability that no process of a box has.
+#[test]
+fn escape_interfaces_and_routes_are_not_changed_by_netlink() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    for flags in [&[][..], &["--user", "root"]] {
+        let ran = run(Home::new().boxed(flags).args(["python3", "-c", LO_DOWN])).expect_success();
+        assert_eq!(ran.stdout, "-1\n", "EPERM");
+    }
+    assert_eq!(run(bare().args(["python3", "-c", LO_DOWN])).expect_success().stdout, "0\n");
+}
+
 /// A setuid bit and a file capability in an image are worth nothing, also where the image says they are root's.
 #[test]
 fn escape_setuid_bits_and_file_capabilities_of_an_image_give_nothing() {

@@ -356,6 +356,41 @@ fn escape_a_users_own_files_are_not_taken_for_stubs() {
     }
 }
 
+/// Side by side in a workspace that is no repository itself, each is one.
+#[test]
+fn escape_sibling_repositories_are_each_protected() {
+    let Some(home) = home() else { return };
+    let work = home.workspace();
+    let mut words = Vec::new();
+    for name in ["a", "b"] {
+        let repository = work.join(name);
+        fs::create_dir(&repository).unwrap();
+        git(&repository, &["init", "-q"]);
+        file(&repository.join(".vscode/tasks.json"));
+        file(&repository.join("file"));
+        for path in [".git/config", ".vscode/tasks.json"] {
+            words.push(format!("write=/workspace/{name}/{path}"));
+            words.push(format!("rename=/workspace/{name}/{path},/workspace/{name}/moved"));
+        }
+        words.push(format!("create=/workspace/{name}/.git/hooks/new"));
+        words.push(format!("rename=/workspace/{name}/.git,/workspace/moved"));
+        words.push(format!("rename=/workspace/{name},/workspace/moved"));
+    }
+    assert_held(&home, &words);
+    // git works in both, and what is not there is made in neither.
+    let script = "git config --global user.name a; git config --global user.email a@b; \
+                  for name in a b; do git -C $name commit -q --allow-empty -m x && echo committed; done; \
+                  for name in a b; do git -C $name config c.d e 2>/dev/null && echo configured; done; \
+                  for name in a/.envrc b/.envrc a/.git/commondir b/.git/commondir; do \
+                  (echo evil > $name) 2>/dev/null && echo $name; done; true";
+    let flags = ["--workspace", work.to_str().unwrap()];
+    assert_eq!(home.said(&flags, script), "committed\ncommitted\n");
+    nothing_of_ours_is_left(&work);
+    let open = home.said(&[&flags[..], &OPEN].concat(), script);
+    let made = "configured\nconfigured\na/.envrc\nb/.envrc\na/.git/commondir\nb/.git/commondir\n";
+    assert_eq!(open, format!("committed\ncommitted\n{made}"));
+}
+
 /// Given as a writable mount, a repository is a repository too; read-only there is nothing to protect.
 #[test]
 fn escape_a_repository_in_a_writable_mount_is_protected() {

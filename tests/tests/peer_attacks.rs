@@ -17,7 +17,7 @@ use std::process::Command;
 use agentd_attacks::suite::{Attack, Targets, attacks};
 use agentd_tests::attack::{self, Outcomes, program};
 use agentd_tests::unpackers::Podman;
-use agentd_tests::{Feature, Home, require, run};
+use agentd_tests::{Feature, Home, require, run, skip_without};
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/peers.md");
 
@@ -155,7 +155,7 @@ struct Peer<'a> {
 impl<'a> Peer<'a> {
     fn find(name: &'static str, is_pid_1: bool, make: impl Fn() -> Command + 'a) -> Option<Self> {
         let Ok(output) = Command::new(name).arg("--version").output() else {
-            eprintln!("skipped: {name} is not installed");
+            skip_without(&[name], &format!("{name} is not installed"));
             return None;
         };
         let version = String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned();

@@ -132,11 +132,20 @@ fn race_200_killed_pulls_leave_nothing_and_the_next_is_whole() {
     assert!(pruned.stdout.contains("\"bytes\": 0"), "{pruned}");
 }
 
+/// All of them are there before one begins: somebody else has the lock of a layer that long.
 #[test]
 fn race_pulls_of_one_image_at_once_do_the_work_once() {
     let home = Home::new();
     let reference = image(&home);
+    drop(run(home.agentd().args(["pull", "-q", &reference])).expect_silent_success());
+    let mut layers = fs::read_dir(store(&home).join("layers")).unwrap();
+    let lock = format!("tmp/{}.lock", layers.next().unwrap().unwrap().file_name().display());
+    drop(run(home.agentd().args(["prune", "--all"])).expect_success());
+    let lock = fs::File::create(store(&home).join(lock)).unwrap();
+    lock.lock().unwrap();
     let pulls: Vec<Started> = (0..6).map(|_| Started::new(home.agentd().args(["pull", &reference]))).collect();
+    pulls.iter().for_each(|pull| pull.wait_for_error("agentd: waiting for another pull of layer "));
+    drop(lock);
     let mut unpacked = 0;
     for pull in pulls {
         let ran = pull.finish().expect_success();

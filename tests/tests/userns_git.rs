@@ -168,6 +168,7 @@ fn userns_git_works_with_and_in_a_submodule() {
     let flags = ["--workspace", work.to_str().unwrap()];
     let words = [
         "write=/workspace/.git/modules/part/config",
+        "create=/workspace/.git/modules/part/hooks/pre-commit",
         "write=/workspace/part/.git",
         "rename=/workspace/.git/modules,/workspace/x",
     ];
@@ -241,7 +242,7 @@ fn userns_git_hooks_of_the_users_own_configuration_are_held() {
     let there = |workspace: &Path, path: &str| format!("{}/{path}", workspace.display());
     for (file, text, workspace, word) in [
         // Relative to each working tree; by its whole path, also where there is no repository; included.
-        (home.path().join(".gitconfig"), "[core]\nhooksPath = .githooks\n".into(), &work, "mkdir -p .githooks"),
+        (home.path().join(".gitconfig"), "[core]\nhooksPath = .githooks\n".into(), &work, "mkdir -p .githooks/x"),
         (xdg.join("config"), format!("[core]\nhooksPath = {}\n", there(&plain, "hooks")), &plain, "mkdir hooks"),
         (home.path().join(".gitconfig"), "[core]\nhooksPath = ~/work/h\n".into(), &work, "mkdir h"),
         (

@@ -4,9 +4,11 @@
 
 use std::fs;
 use std::process::Command;
+use std::time::Duration;
 
 use agentd_tests::attack::natively;
-use agentd_tests::{Feature, Home, require, run};
+use agentd_tests::kernel::Process;
+use agentd_tests::{Feature, Home, Started, require, run, wait_until};
 
 /// /proc/PID/status lines that say what a process may do.
 const RIGHTS: &str = "grep -e ^Seccomp: -e ^NoNewPrivs: -e ^Cap";
@@ -45,6 +47,25 @@ fn userns_no_process_of_the_box_has_a_right() {
     // The same words tell of rights where there are some: a fresh user namespace has them all.
     let outside = run(Command::new("unshare").args(["-Ur", "sh", "-c", &format!("{RIGHTS} /proc/self/status")]));
     assert!(outside.stdout.lines().any(|line| line.starts_with("CapEff:") && !line.ends_with("0000000000000000")));
+}
+
+/// As the host's kernel says. PID 1 gives its rights up while the payload starts, the filter being the last of it.
+#[test]
+fn userns_pid_1_has_no_right_either() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let home = Home::new();
+    let mut job = Started::new(home.boxed(&[]).args(["sh", "-c", "echo ready; exec sleep 1000"]));
+    job.wait_for("ready");
+    let init = Process::of(job.pid()).unwrap().descendants()[0].pid;
+    let status = || fs::read_to_string(format!("/proc/{init}/status")).unwrap();
+    let is_filtered = wait_until(Duration::from_secs(60), || status().contains("\nSeccomp:\t2\n"));
+    let status = status();
+    assert!(is_filtered, "{status}");
+    assert!(status.lines().any(|line| line.starts_with("NSpid:") && line.ends_with("\t1")), "{status}");
+    let is_right = |line: &&str| ["Seccomp:", "NoNewPrivs:", "Cap"].iter().any(|name| line.starts_with(name));
+    assert_rights_are_gone(&status.lines().filter(is_right).collect::<Vec<_>>().join("\n"));
 }
 
 #[test]

@@ -124,6 +124,29 @@ fn userns_the_mount_table_names_nothing_of_the_host_but_what_was_given() {
     }
 }
 
+/// Also where every mount is shared, as systemd has it.
+#[test]
+fn userns_no_mount_event_travels_between_the_host_and_the_box() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let home = Home::new();
+    let work = home.workspace();
+    let travels = |table: &str| table.contains(" shared:") || table.contains(" master:");
+    for flags in [&[][..], &["--writable"], &["--net", "host"], &["--workspace", work.to_str().unwrap()]] {
+        let boxed = home.boxed(flags);
+        let mut command = Command::new("unshare");
+        command.args(if is_root() { &["-m"][..] } else { &["-Urm"] }).args(["--propagation", "shared", "sh", "-c"]);
+        command.args(["cat /proc/self/mountinfo && echo inside: && exec \"$@\"", "sh"]);
+        command.arg(boxed.get_program()).args(boxed.get_args()).args(["cat", "/proc/self/mountinfo"]).env_clear();
+        command.envs(boxed.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let said = run(&mut command).expect_success().stdout;
+        let (outside, inside) = said.split_once("inside:\n").unwrap();
+        assert!(travels(outside), "the control: {outside}");
+        assert!(!inside.is_empty() && !travels(inside), "{flags:?}\n{inside}");
+    }
+}
+
 #[test]
 fn userns_dev_holds_the_listed_nodes_and_no_other() {
     if !require(Feature::Userns) {

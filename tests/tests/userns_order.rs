@@ -68,6 +68,14 @@ fn userns_rights_are_given_up_in_the_order_of_the_design() {
     let home = Home::new();
     let mut agentd = home.boxed(&[]);
     let Some(trace) = traced(agentd.arg("/usr/bin/true"), &["-s", "64"], &home) else { return };
+    // One call makes the box, and PID 1 in it.
+    let makes: Vec<_> = trace.lines().filter(|line| line.contains("clone3(") && line.contains("CLONE_NEW")).collect();
+    let at_once = ["NEWUSER", "NEWNS", "NEWPID", "NEWIPC", "NEWUTS", "PIDFD"].map(|flag| format!("CLONE_{flag}"));
+    assert!(makes.len() == 1 && at_once.iter().all(|flag| makes[0].contains(flag)), "{makes:#?}");
+    // What is mounted is mounted by descriptors: mount(2), which takes paths, is for propagation alone.
+    let by_path = |line: &&str| line.split_whitespace().nth(1).is_some_and(|call| call.starts_with("mount("));
+    let mounts: Vec<_> = trace.lines().filter(by_path).collect();
+    assert!(mounts.len() == 1 && mounts[0].contains("MS_REC|MS_PRIVATE"), "{mounts:#?}");
     assert_order(&calls_of(&trace, "pivot_root("), OF_INIT);
     let payload = calls_of(&trace, "landlock_restrict_self(");
     assert_order(&payload, OF_PAYLOAD);

@@ -2,25 +2,21 @@
 //!
 //! Each refusal is also tried where it works: natively, in bare namespaces, or under another profile.
 
-#![expect(clippy::print_stderr, reason = "a skip is told on stderr")]
-
 use std::fs;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::Path;
 
 use agentd_tests::attack::{Attack, Control, INSIDE, assert_refused, in_namespaces, natively};
-use agentd_tests::{Feature, Home, is_root, require, run};
+use agentd_tests::{Feature, Home, is_root, require, run, skip_without};
 
 use Control::{AsRoot, InNamespaces, Natively, Nowhere};
 
 /// Whether the machine has a program where a box looks for it.
 fn has(program: &str) -> bool {
     let there = ["/usr/local/bin", "/usr/bin"].iter().any(|at| fs::metadata(Path::new(at).join(program)).is_ok());
-    let required = std::env::var("AGENTD_TEST_REQUIRE").unwrap_or_default();
-    assert!(there || !required.split(',').any(|word| word == "all"), "required by AGENTD_TEST_REQUIRE: {program}");
     if !there {
-        eprintln!("skipped: {program} is not installed");
+        skip_without(&[program], &format!("{program} is not installed"));
     }
     there
 }

@@ -90,9 +90,17 @@ impl Owner {
 /// A job that no unit knows of.
 #[track_caller]
 fn start_stray(owner: Owner, name: &str) {
-    let started = format!("{AGENTD} run -d --name {name} --memory 64m -- sh -c 'echo said; exec sleep 1000'");
+    let flags = format!("--name {name} --memory 64m --workspace ~/{name}");
+    let started = format!("mkdir -p ~/{name}; {AGENTD} run -d {flags} -- sh -c 'echo said; exec sleep 1000'");
     let _ran = owner.run(&started).expect_success();
     assert!(wait_until(PATIENCE, || owner.run(&format!("{AGENTD} logs {name}")).stdout == "said\n"));
+    assert_ne!(stubs(owner, name), "", "{owner:?} {name}");
+}
+
+/// What holds absent names of the workspace that the job `name` has or had.
+#[track_caller]
+fn stubs(owner: Owner, name: &str) -> String {
+    owner.run(&format!("find ~/{name} -type s")).expect_success().stdout
 }
 
 fn boot() -> String {
@@ -146,6 +154,8 @@ fn units_came_back() {
 fn stray_is_over(owner: Owner, name: &str, state: &str) {
     let (id, found) = owner.job(name);
     assert_eq!(found, state, "{owner:?} {name}");
+    // The command that listed it has seen to that, at the latest.
+    assert_eq!(stubs(owner, name), "", "{owner:?} {name}");
     let shown = owner.run(&format!("{AGENTD} inspect {name}")).expect_success().stdout;
     assert!(shown.contains("\"finished\""), "{shown}");
     assert_eq!(owner.run(&format!("{AGENTD} logs {name}")).stdout, "said\n");

@@ -11,6 +11,8 @@ mod longest;
 mod oracle;
 mod random;
 
+use std::sync::LazyLock;
+
 use agentd_profiles::compile::compile;
 use agentd_profiles::evaluate::{Call, verdict};
 use agentd_profiles::{Arch, BuiltIn, NATIVE, SeccompRules, fake_root, fake_root_seccomp, load, profile, seccomp};
@@ -158,13 +160,23 @@ fn errno_numbers_are_the_c_library_s() {
     assert_eq!(ours, [libc::EPERM, libc::ENOSYS, libc::EPROTONOSUPPORT, libc::EAFNOSUPPORT]);
 }
 
+/// Every profile for each architecture.
+static PROGRAMS: LazyLock<Vec<(BuiltIn, Arch, Vec<sock_filter>)>> = LazyLock::new(|| {
+    let all = PROFILES.into_iter().flat_map(|profile| ARCHES.map(|arch| (profile, arch)));
+    all.map(|(profile, arch)| (profile, arch, compile(rules(profile), arch).unwrap())).collect()
+});
+
+fn near(arch: Arch) -> impl Strategy<Value = (Arch, Call)> {
+    random::near_rules(rules(BuiltIn::Default), arch).prop_map(move |call| (arch, call))
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 20_000, ..ProptestConfig::default() })]
 
     #[test]
-    fn agrees_with_the_rules(call in random::near_rules(rules(BuiltIn::Default), NATIVE)) {
-        for profile in PROFILES {
-            prop_assert_eq!(run(seccomp(profile), &call), Ok(verdict(rules(profile), NATIVE, &call).action()));
+    fn agrees_with_the_rules((arch, call) in prop_oneof![near(Arch::X86_64), near(Arch::Aarch64)]) {
+        for (profile, _, program) in PROGRAMS.iter().filter(|(_, of, _)| *of == arch) {
+            prop_assert_eq!(run(program, &call), Ok(verdict(rules(*profile), arch, &call).action()));
         }
     }
 }
@@ -174,11 +186,11 @@ proptest! {
 
     #[test]
     fn any_rule_list_is_compiled_right_or_refused(rules in random::rules()) {
-        match compile(&rules, Arch::X86_64) {
-            Ok(program) => {
-                prop_assert_eq!(disagreement(&program, &expected(&rules, Arch::X86_64)), None);
+        for arch in ARCHES {
+            match compile(&rules, arch) {
+                Ok(program) => prop_assert_eq!(disagreement(&program, &expected(&rules, arch)), None, "{:?}", arch),
+                Err(error) => prop_assert!(!error.to_string().is_empty()),
             }
-            Err(error) => prop_assert!(!error.to_string().is_empty()),
         }
     }
 }

@@ -13,7 +13,7 @@ fn list(rules: Vec<SeccompRule>) -> SeccompRules {
 }
 
 fn rule(number: u32, when: Vec<Condition>, verdict: Verdict) -> SeccompRule {
-    let syscall = Syscall { name: format!("call {number}").into(), x86_64: Some(number), aarch64: None };
+    let syscall = Syscall { name: format!("call {number}").into(), x86_64: Some(number), aarch64: Some(number) };
     SeccompRule {
         group: "test".into(),
         syscalls: vec![syscall].into(),

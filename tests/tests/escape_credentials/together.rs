@@ -145,7 +145,8 @@ for line in sys.stdin:
     assert_eq!(changes[0]["allow"][0], at("POST", "/y").as_str());
 }
 
-/// A host with a key can be denied while the job runs, and allowed again; a first rule for its requests is for the start.
+/// A host with a key can be denied while the job runs, and allowed again, and so can some of its requests; a first allowance
+/// of them, which would bound the key, is for the start.
 #[test]
 fn cli_a_host_with_a_key_is_denied_while_it_runs() {
     if !require(Feature::Userns) {
@@ -178,14 +179,16 @@ for line in sys.stdin:
     let _allowed = scene.home.say(&["allow", "job", "api.test"]).expect_silent_success();
     ask(&mut started, "again", "200");
     let rule = format!("GET https://api.test:{port}/*");
-    for verb in ["allow", "deny"] {
-        let refused = scene.home.say(&[verb, "job", &rule]).expect_code(125);
-        refused.expect_one_error_line(&[&rule, "is about single requests", "start it with such a rule"]);
-    }
+    let refused = scene.home.say(&["allow", "job", &rule]).expect_code(125);
+    refused.expect_one_error_line(&[&rule, "is about single requests", "start it with such a rule"]);
+    let _denied = scene.home.say(&["deny", "job", &rule]).expect_silent_success();
+    ask(&mut started, "less", "403");
+    let _allowed = scene.home.say(&["allow", "job", &rule]).expect_silent_success();
     ask(&mut started, "last", "200");
     drop(input);
     let ran = started.finish().expect_success();
     assert!(!ran.stdout.contains(KEY));
     assert!(wait_until(std::time::Duration::from_secs(60), || scene.server.heard().len() == 3));
-    assert_eq!(scene.home.jobs()[0]["network"]["changes"].as_array().map(Vec::len), Some(2));
+    assert_eq!(scene.home.jobs()[0]["network"]["changes"].as_array().map(Vec::len), Some(4));
+    scene.assert_told("refused", &[&format!("denied by --deny '{rule}'")]);
 }

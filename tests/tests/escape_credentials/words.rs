@@ -71,7 +71,7 @@ fn cli_secret_that_cannot_be_added_ends_the_start() {
     assert!(home.jobs().is_empty());
 }
 
-/// A new key while the job runs: used from then on, and kept out of logs and memory like the first.
+/// A new key while the job runs: used from then on, and kept out of logs like the first.
 #[test]
 fn cli_secret_is_renewed_while_the_job_runs() {
     if !require(Feature::Userns) {
@@ -152,6 +152,30 @@ fn cli_secret_reaches_git_and_known_names() {
                 .contains("secret GITHUB_TOKEN stays outside: requests to github.com and api.github.com get it"),
         "{ran}"
     );
+}
+
+/// Tokens of OAuth and of GitHub's REST API, and what says nothing else: `Authorization: Bearer`, and no other header.
+#[test]
+fn cli_secret_is_a_bearer_token_by_its_name_or_its_words() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let scene = Scene::new(|_| ok("answered\n"));
+    let port = scene.server.port();
+    for (name, how) in
+        [("TOKEN", ""), ("ANTHROPIC_AUTH_TOKEN", ""), ("CLAUDE_CODE_OAUTH_TOKEN", ""), ("GH_TOKEN", ":bearer")]
+    {
+        let key = format!("{name}@api.test:{port}{how}");
+        let mut command = scene.home.run();
+        command.args(["-q", "--secret", &key]).args(&scene.flags[2..]).env(name, KEY);
+        let script = "print(get(port, 'Authorization: Bearer theirs')[-9:], end='')";
+        let ran = scene.python(&mut command, script).expect_success();
+        assert_eq!(ran.stdout, "answered\n", "{name}");
+        let heard = scene.server.heard().pop().unwrap();
+        assert!(heard.contains(&format!("\r\nauthorization: Bearer {KEY}\r\n")), "{name}: {heard}");
+        assert_eq!((heard.matches(KEY).count(), heard.matches("authorization").count()), (1, 1), "{name}: {heard}");
+    }
+    assert_eq!(scene.server.heard().len(), 4);
 }
 
 /// A command called claude reaches what Claude Code needs, which is said; whoever chooses the network is not overruled.
