@@ -384,6 +384,13 @@ pub struct Object {
     pub changed: i64,
 }
 
+/// Names of projects' settings that [`Stub::Socket`] stands for as an empty directory, as a payload sees it; where a link of
+/// a protected directory leads, it sees nothing.
+pub const SETTINGS: [&str; 9] =
+    [".git", ".agentd", ".claude", ".cursor", ".vscode", ".idea", ".devcontainer", ".envrc", ".husky"];
+/// The one that is a list of servers, without any.
+pub const SERVERS: &str = ".mcp.json";
+
 /// What stands on the host, as long as the job runs, where a protected path does not exist: nothing to programs there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

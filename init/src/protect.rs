@@ -2,8 +2,8 @@
 //!
 //! What exists is mounted over itself read-only. A mount point can be neither renamed nor removed by whoever sees the
 //! mount (EBUSY), so every directory on the way is mounted over itself too, writable. What does not exist has a stub, made
-//! on the host by the supervisor, which a link to an empty directory covers: the payload finds nothing in it and can make
-//! nothing. To nowhere it must not lead: programs that walk a tree stop at such a link (docs/adr/0007).
+//! on the host by the supervisor, which a link covers: the payload finds nothing behind it and can make nothing. Names of
+//! settings lead to an empty directory, for programs that walk a tree stop at links to nowhere (docs/adr/0007).
 //!
 //! Invariant: every name is looked up in a directory that is held already, through no link, and what is found is what the
 //! plan was made for; else the start ends.
@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{CWD, FileType, Mode, OFlags, Stat, fstat, openat, symlinkat};
 
 use crate::mounts::{self, READ_ONLY};
-use crate::plan::{Guard, Hold, Kind, Stub};
+use crate::plan::{Guard, Hold, Kind, SERVERS, SETTINGS, Stub};
 use crate::root::clone_mount;
 use crate::step::{At, Failure, Step};
 use crate::tree;
@@ -25,22 +25,34 @@ const AT: Step = Step::Protect;
 /// A name itself, whatever it is.
 const LINK: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// What stubs show up as, in /dev, where nothing can be made; and the links to it that cover them.
+/// What stubs show up as, in /dev, where nothing can be made: names of projects' settings as an empty directory.
 const EMPTY: &str = "protected-by-agentd";
-const ABSENT: &str = "absent";
 /// A list of servers is no directory to agents, who complain of one. This is the list without servers.
 const NO_SERVERS: &str = "protected-by-agentd.json";
-const ABSENT_SERVERS: &str = "absent.json";
+/// What links lead to, programs say, as nothing: git takes a directory for a hook that it may run.
+const NOTHING: &str = "protected-by-agentd/nothing";
+
+/// The links that cover stubs, and where in /dev each leads.
+const COVERS: [(&str, &str); 3] = [("absent", EMPTY), ("absent.json", NO_SERVERS), ("absent.link", NOTHING)];
 
 /// Makes them in `dev`, which is not read-only yet.
 pub(crate) fn make_covers(dev: &OwnedFd) -> Result<(), Failure> {
     tree::directory(dev, EMPTY, 0o555).at(AT, EMPTY)?;
     let list = tree::file(dev.as_fd(), NO_SERVERS, 0o444).at(AT, NO_SERVERS)?;
     rustix::io::write(list, br#"{"mcpServers":{}}"#).at(AT, NO_SERVERS)?;
-    for (link, to) in [(ABSENT, EMPTY), (ABSENT_SERVERS, NO_SERVERS)] {
+    for (link, to) in COVERS {
         symlinkat(format!("/dev/{to}"), dev, link).at(AT, link)?;
     }
     Ok(())
+}
+
+/// Which of [`COVERS`] a name gets.
+fn cover_of(name: &str) -> usize {
+    match name {
+        SERVERS => 1,
+        name if SETTINGS.contains(&name) => 0,
+        _ => 2,
+    }
 }
 
 /// A directory below which guards are placed.
@@ -57,7 +69,7 @@ pub(crate) fn hold(guards: &[Guard]) -> Result<(), Failure> {
     }
     let root = openat(CWD, "/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).at(AT, "/")?;
     // Copies of a mount are as read-only as it is.
-    let (mut absent, mut absent_servers): (Option<OwnedFd>, Option<OwnedFd>) = (None, None);
+    let mut covers: [(&str, Option<OwnedFd>); 3] = COVERS.map(|(link, _)| (link, None));
     let mut held: Vec<Held<'_>> = Vec::new();
     for guard in guards {
         let name = fmt::from_fn(|f| write!(f, "{}/{}", guard.base, guard.path));
@@ -77,9 +89,8 @@ pub(crate) fn hold(guards: &[Guard]) -> Result<(), Failure> {
             return Err(Failure::new(AT, format!("{name}: replaced since it was looked up"), libc::ESTALE));
         }
         if matches!(guard.hold, Hold::Absent { stub: Stub::Socket }) {
-            let (cover, link) = match last {
-                ".mcp.json" => (&mut absent_servers, ABSENT_SERVERS),
-                _ => (&mut absent, ABSENT),
+            let Some((link, cover)) = covers.get_mut(cover_of(last)) else {
+                return Err(Failure::new(AT, name.to_string(), libc::EINVAL));
             };
             let mount = match &*cover {
                 Some(cover) => clone_mount(cover.as_fd(), false).at(AT, &name)?,

@@ -86,6 +86,29 @@ fn cli_a_running_job_is_let_reach_more_and_less() {
     assert_eq!(events.matches("\"event\":\"policy\"").count(), 5, "{events}");
 }
 
+/// What passed unread by a rule for the host is not passed on past rules for its requests.
+#[test]
+fn cli_a_connection_ends_when_requests_to_its_host_are_read() {
+    if !require(Feature::Userns) {
+        return;
+    }
+    let (home, echo) = (Home::new(), Server::at("127.0.0.1", Manner::Echoes));
+    let (host, port) = (format!("web.test:{}", echo.port()), echo.port());
+    let mut command = home.run();
+    command.args(["-q", "--add-host", "web.test:127.0.0.1", "--allow", &host, "--allow", "GET https://web.test:9/x"]);
+    let mut job = Job::start(&mut command);
+    job.tell(&format!(
+        "exec 3<>/dev/tcp/web.test/{port}; echo hello >&3; echo held; read -r -u 3; cat <&3; echo ended"
+    ));
+    job.started.wait_for("held");
+    assert!(agentd_tests::wait_until(std::time::Duration::from_secs(60), || echo.heard().contains("hello")));
+    let rule = format!("DELETE https://{host}/*");
+    let _denied = agentd(&home, &["deny", "job", &rule]).expect_silent_success();
+    job.started.wait_for("ended");
+    let ran = job.end().expect_success();
+    assert!(ran.stderr.contains("reset"), "{ran}");
+}
+
 #[test]
 fn cli_a_change_that_cannot_be_had_changes_nothing() {
     if !require(Feature::Userns) {

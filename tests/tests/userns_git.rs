@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test ends by a panic")]
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use agentd_tests::{Feature, Home, Ran, git, require, run};
@@ -32,6 +33,8 @@ fn userns_git_works_in_a_protected_workspace() {
     repository(&origin);
     let work = home.workspace();
     git(&work, &["clone", "-q", origin.to_str().unwrap(), "."]);
+    // A hook whose script is on another branch is none.
+    symlink("../../check", work.join(".git/hooks/pre-commit")).unwrap();
     for script in [
         "test -z \"$(git status --porcelain --ignored)\"; test \"$(git rev-parse --show-toplevel)\" = /workspace",
         "echo two >> file; git add -A; git commit -q -m two; test $(git ls-files | wc -l) = 1",

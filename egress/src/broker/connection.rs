@@ -18,7 +18,7 @@ use super::{Sending, Shared, Slot, dial, inspected, passing, reset};
 use crate::hello::{self, Hello};
 use crate::name::Name;
 use crate::names;
-use crate::policy::{Refusal, Target};
+use crate::policy::{Policy, Refusal, Target};
 use crate::proxy;
 use crate::request::{self, Beginning, Head};
 use crate::told::{Request, Verdict};
@@ -196,10 +196,18 @@ fn target(shared: &Shared, address: IpAddr) -> Result<Target, Refusal> {
     Ok(Target::Address(address))
 }
 
+/// Refuses what is not passed on unread, however it came here: past the reader rules for requests would not be kept.
+fn unread(policy: &Policy, target: &Target, port: u16) -> Result<(), Refusal> {
+    let is_read = matches!(target, Target::Name(name) if policy.inspected().is_read_always(name, port));
+    let why = "requests to this host are read, and not passed on unread: ask for it by http://";
+    if is_read { Err(Refusal::because(why)) } else { Ok(()) }
+}
+
 /// Waits until the policy denies what it has allowed.
 async fn denied(shared: &Shared, (target, port): (&Target, u16), at: Option<IpAddr>) -> Refusal {
     let asked = || {
         let policy = shared.policy.borrow();
+        unread(&policy, target, port)?;
         policy.decide(target, port)?;
         match (target, at) {
             (Target::Name(name), Some(at)) => policy.judge(name, at, port),
@@ -222,13 +230,7 @@ async fn pass(
     said: &mut Vec<u8>,
 ) -> Result<(), Stop> {
     let shared = entry.shared;
-    if let Target::Name(name) = target
-        && shared.policy.borrow().inspected().is_read_always(name, port)
-    {
-        // However it came here: past the reader such rules would not be kept.
-        let why = "requests to this host are read, and not passed on unread: ask for it by http://";
-        return Err(Stop::Refused(Refusal::because(why)));
-    }
+    unread(&shared.policy.borrow(), target, port).map_err(Stop::Refused)?;
     entry.request.rule = Some(shared.policy.borrow().decide(target, port).map_err(Stop::Refused)?.to_string());
     entry.client.ask(&shared.clients, &shared.ledger);
     client.set_nodelay(true)?;
@@ -291,8 +293,9 @@ async fn pass(
     };
     let passed = tokio::select! {
         biased;
-        passed = async { tokio::try_join!(up, down) } => passed.map(|((), ())| ()),
+        // First: while the client and the server were waited for, the policy may have changed, and not a byte is to leave.
         refusal = denied(shared, (target, port), at) => Err(Stop::Refused(refusal)),
+        passed = async { tokio::try_join!(up, down) } => passed.map(|((), ())| ()),
     };
     if passed.is_err() {
         // Neither side takes a connection that broke for one that ended.

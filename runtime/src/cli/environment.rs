@@ -1,6 +1,7 @@
 //! What the environment says: where this user's data and state are.
 
 use std::env;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use agentd_rootfs::{Places, Proxies, RegistryConfig};
@@ -145,7 +146,11 @@ impl Directories {
         own.extend(self.extra_stores.iter().cloned());
         own.dedup();
         let home = self.home.clone().filter(|home| home != Path::new("/"));
-        let account_home = || home_of_user().map(real).filter(|home| home != Path::new("/"));
+        let account_home = || {
+            // Accounts of services have a directory of programs there, which is not theirs.
+            let is_own = |home: &PathBuf| std::fs::metadata(home).is_ok_and(|it| it.uid() == geteuid().as_raw());
+            home_of_user().map(real).filter(is_own).filter(|home| home != Path::new("/"))
+        };
         let git = self.git(home.as_deref());
         Surroundings { store: self.stores(), home, account_home, own, git }
     }

@@ -6,7 +6,7 @@
 //! answered, but begin anew ([`super::set_id`]).
 //!
 //! Invariant: a call that cannot be looked at is refused like any other. However many are refused, and whatever the payload
-//! calls itself, what is kept has a bound, and none of the job's secrets in it.
+//! calls itself, what is kept has a bound, and none of the job's secrets whole in it.
 
 use std::fs::File;
 use std::io::{self, Read};

@@ -92,7 +92,16 @@ fn matches(pattern: &[u8], text: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use agentd_init::plan::{SERVERS, SETTINGS};
     use proptest::prelude::*;
+
+    /// Else a tree with one of them stops who walks it.
+    #[test]
+    fn every_name_shows_up_as_something() {
+        let shown = |name: &str| SETTINGS.contains(&name) || name == SERVERS;
+        assert!(NAMES.iter().all(|(name, _)| shown(name)) && shown(".git"));
+        assert_eq!(SETTINGS.len(), NAMES.len(), "and nothing else does");
+    }
 
     #[test]
     fn a_pattern_opens_a_path_and_what_is_below_it() {
