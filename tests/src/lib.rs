@@ -105,6 +105,8 @@ impl Drop for Home {
             // A job that ends meanwhile is as good.
             self.agentd().args(["rm", "-af"]).stdout(Stdio::null()).stderr(Stdio::null()).status().ok();
         }
+        // A layer's directories may be shut to their owner; else they are left.
+        Command::new("chmod").args(["-R", "u+rwX"]).arg(self.path()).stderr(Stdio::null()).status().ok();
     }
 }
 

@@ -272,10 +272,13 @@ fn every_attack_is_stopped_and_the_layers_that_stop_it_are_named() {
         let alone = !BY_NONE_ALONE.contains(&attack["attack"].as_str().unwrap());
         assert!(attack["works_without"] != true || !alone || !stopped_by.is_empty(), "{attack}");
     }
-    assert!(attacks.iter().filter(|attack| attack["works_without"] == true).count() > 45, "{ran}");
+    assert!(attacks.iter().filter(|attack| attack["works_without"] == true).count() > 35, "{ran}");
+    // There nobody looks into what is not his child, rights or no rights.
+    let yama = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").is_ok_and(|scope| scope.trim() != "0");
+    let memory: &[&str] = if yama { &["no-capabilities", "not-dumpable"] } else { &["not-dumpable"] };
     for (names, stopped_by) in [
         ("private-file", &["own-root"][..]),
-        ("pid-1-memory pid-1-vm trace-pid-1 write-pid-1 channel", &["not-dumpable"]),
+        ("pid-1-memory pid-1-vm trace-pid-1 write-pid-1 channel", memory),
         ("write-root write-etc", &["read-only", "landlock"]),
         ("mount umount mount-setattr fsopen open-tree remount mount-cgroup", &["seccomp", "no-capabilities"]),
         ("setns chroot pivot-root host-name raw-socket", &["seccomp", "no-capabilities"]),

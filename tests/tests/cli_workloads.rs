@@ -377,8 +377,8 @@ fn cli_workload_claude() {
     let flags = [&["--mount", &mount, "-e", traffic, "--secret", &secret], &upstream[..]].concat();
     // Of what the workspace's absent settings and servers show up as it does not complain.
     let script = "/mnt/claude -p --debug-file /tmp/debug --permission-mode bypassPermissions 'Do it' </dev/null
-        grep -c 'Loading MCP configs' /tmp/debug; ! grep 'MCP config errors\\|Invalid settings' /tmp/debug; git log --format=%s; python3 -c 'import app; print(app.twice(21))'; cat /tmp/found";
-    let says = "All of it is done.\n1\nTwice\n42\nTrue [] agentd-adds-the-key-outside\n\
+        test -s /tmp/debug; ! grep 'MCP config errors\\|Invalid settings' /tmp/debug; git log --format=%s; python3 -c 'import app; print(app.twice(21))'; cat /tmp/found";
+    let says = "All of it is done.\nTwice\n42\nTrue [] agentd-adds-the-key-outside\n\
                 curl: (6) Could not resolve host: evil.example";
     works(&home, &flags, script, says, &[]);
     let requests = fs::read_to_string(place("requests")).unwrap();

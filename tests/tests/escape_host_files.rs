@@ -54,18 +54,20 @@ fn escape_the_home_of_the_user_database_is_not_shown_with_the_software() {
     if !require(Feature::Userns) {
         return;
     }
-    assert!(fs::read_dir("/usr/share").unwrap().next().is_some());
     let home = Home::new();
     let accounts = home.path().join("config/passwd");
-    fs::write(&accounts, "root:x:0:0::/usr/share:/bin/sh\n").unwrap();
     let agentd = home.agentd();
-    let mut command = Command::new("unshare");
-    // Root of this namespace is that user.
-    let script = "mount --bind \"$1\" /etc/passwd && exec \"$0\" run -q -- sh -c 'ls -A /usr/share; echo listed'";
-    command.args(if is_root() { &["-m"][..] } else { &["-Urm"] }).args(["sh", "-c", script]).env_clear();
-    command.arg(agentd.get_program()).arg(&accounts);
-    command.envs(agentd.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    assert_eq!(run(&mut command).expect_success().stdout, "listed\n");
+    // Root of this namespace is that user, and what it mounts is his.
+    let script = "mount -t tmpfs -o mode=755 none /usr/share && touch /usr/share/mine && mount --bind \"$1\" /etc/passwd && \
+                  exec \"$0\" run -q -- sh -c 'ls -A /usr/share && echo listed'";
+    for (of_user, seen) in [("/usr/share", "listed\n"), ("/nonexistent", "mine\nlisted\n")] {
+        fs::write(&accounts, format!("root:x:0:0::{of_user}:/bin/sh\n")).unwrap();
+        let mut command = Command::new("unshare");
+        command.args(if is_root() { &["-m"][..] } else { &["-Urm"] }).args(["sh", "-c", script]).env_clear();
+        command.arg(agentd.get_program()).arg(&accounts);
+        command.envs(agentd.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        assert_eq!(run(&mut command).expect_success().stdout, seen, "{of_user}");
+    }
 }
 
 #[test]

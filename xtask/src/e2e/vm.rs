@@ -41,7 +41,7 @@ const PHASES: [(&str, Option<Reboot>); 3] =
     [("before_", None), ("rebooted_", Some(Reboot::InOrder)), ("cut_off_", Some(Reboot::PowerCut))];
 
 /// One user's tests on one kernel.
-const USER_WITHIN: Duration = Duration::from_secs(600);
+const USER_WITHIN: Duration = Duration::from_secs(1500);
 
 const TESTS: &str = include_str!("vm/tests.sh");
 

@@ -10,7 +10,7 @@ for program in /payload/programs/deps/*; do
   # A program whose name says that it is meant runs whole.
   filter=$1
   [[ $name == *"$filter"* ]] && filter=$2
-  timeout --kill-after=10 300 "$program" --show-output ${filter:+"$filter"} 2>&1
+  timeout --kill-after=10 600 "$program" --show-output ${filter:+"$filter"} 2>&1
   echo "@@status $?"
 done
 [[ $2 && $2 != cut_off_ ]] && exit 0
