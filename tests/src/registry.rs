@@ -115,7 +115,10 @@ impl Registry {
     /// Copies an image there: `NAME:TAG` from what skopeo knows, with more of its options.
     #[track_caller]
     pub fn push(&self, from: &str, name: &str, options: &[&str]) {
+        // Without, it asks for passwords in a directory of root's, where a session did not say which is the user's.
+        let runtime = tempfile::tempdir().unwrap_or_else(|e| panic!("{e}"));
         let mut skopeo = Command::new("skopeo");
+        skopeo.env("XDG_RUNTIME_DIR", runtime.path());
         skopeo.args(["copy", "--quiet", "--insecure-policy", "--dest-tls-verify=false"]).args(options);
         drop(run(skopeo.arg(from).arg(format!("docker://{}/{name}", self.host))).expect_success());
     }
