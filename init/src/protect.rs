@@ -32,26 +32,28 @@ const NO_SERVERS: &str = "protected-by-agentd.json";
 /// What links lead to, programs say, as nothing: git takes a directory for a hook that it may run.
 const NOTHING: &str = "protected-by-agentd/nothing";
 
-/// The links that cover stubs, and where in /dev each leads.
-const COVERS: [(&str, &str); 3] = [("absent", EMPTY), ("absent.json", NO_SERVERS), ("absent.link", NOTHING)];
+/// The links that cover stubs.
+const ABSENT_SETTING: &str = "absent";
+const ABSENT_SERVERS: &str = "absent.json";
+const ABSENT: &str = "absent.link";
 
 /// Makes them in `dev`, which is not read-only yet.
 pub(crate) fn make_covers(dev: &OwnedFd) -> Result<(), Failure> {
     tree::directory(dev, EMPTY, 0o555).at(AT, EMPTY)?;
     let list = tree::file(dev.as_fd(), NO_SERVERS, 0o444).at(AT, NO_SERVERS)?;
     rustix::io::write(list, br#"{"mcpServers":{}}"#).at(AT, NO_SERVERS)?;
-    for (link, to) in COVERS {
+    for (link, to) in [(ABSENT_SETTING, EMPTY), (ABSENT_SERVERS, NO_SERVERS), (ABSENT, NOTHING)] {
         symlinkat(format!("/dev/{to}"), dev, link).at(AT, link)?;
     }
     Ok(())
 }
 
-/// Which of [`COVERS`] a name gets.
-fn cover_of(name: &str) -> usize {
+/// The link that covers a name.
+fn cover_of(name: &str) -> &'static str {
     match name {
-        SERVERS => 1,
-        name if SETTINGS.contains(&name) => 0,
-        _ => 2,
+        SERVERS => ABSENT_SERVERS,
+        name if SETTINGS.contains(&name) => ABSENT_SETTING,
+        _ => ABSENT,
     }
 }
 
@@ -69,7 +71,7 @@ pub(crate) fn hold(guards: &[Guard]) -> Result<(), Failure> {
     }
     let root = openat(CWD, "/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).at(AT, "/")?;
     // Copies of a mount are as read-only as it is.
-    let mut covers: [(&str, Option<OwnedFd>); 3] = COVERS.map(|(link, _)| (link, None));
+    let mut covers: Vec<(&str, OwnedFd)> = Vec::new();
     let mut held: Vec<Held<'_>> = Vec::new();
     for guard in guards {
         let name = fmt::from_fn(|f| write!(f, "{}/{}", guard.base, guard.path));
@@ -89,16 +91,16 @@ pub(crate) fn hold(guards: &[Guard]) -> Result<(), Failure> {
             return Err(Failure::new(AT, format!("{name}: replaced since it was looked up"), libc::ESTALE));
         }
         if matches!(guard.hold, Hold::Absent { stub: Stub::Socket }) {
-            let Some((link, cover)) = covers.get_mut(cover_of(last)) else {
-                return Err(Failure::new(AT, name.to_string(), libc::EINVAL));
-            };
-            let mount = match &*cover {
-                Some(cover) => clone_mount(cover.as_fd(), false).at(AT, &name)?,
-                None => read_only(&root, link)?,
-            };
-            mounts::attach_to(&mount, found.as_fd()).at(AT, &name)?;
-            // Copied once it has a place: before Linux 6.15 a mount that is nowhere has no copies.
-            let _held = cover.get_or_insert(mount);
+            let link = cover_of(last);
+            if let Some((_, cover)) = covers.iter().find(|(of, _)| *of == link) {
+                let copy = clone_mount(cover.as_fd(), false).at(AT, &name)?;
+                mounts::attach_to(&copy, found.as_fd()).at(AT, &name)?;
+            } else {
+                let cover = read_only(&root, link)?;
+                mounts::attach_to(&cover, found.as_fd()).at(AT, &name)?;
+                // Copied once it has a place: before Linux 6.15 a mount that is nowhere has no copies.
+                covers.push((link, cover));
+            }
             continue;
         }
         // With what the host has mounted below it.

@@ -34,6 +34,16 @@ impl Site {
         Some(Self { home, written })
     }
 
+    /// The same, and what vouches for its registry.
+    fn with_authority() -> Option<(Self, Authority)> {
+        if !installed(&["openssl"]) {
+            return None;
+        }
+        let site = Self::new()?;
+        let authority = Authority::new(site.home.path());
+        Some((site, authority))
+    }
+
     fn registry(&self, access: &Access<'_>) -> Registry {
         Registry::start(self.home.path(), access)
     }
@@ -220,11 +230,7 @@ fn a_credential_helper_is_asked() {
 
 #[test]
 fn a_certificate_is_believed_only_where_it_should_be() {
-    if !installed(&["openssl"]) {
-        return;
-    }
-    let Some(site) = Site::new() else { return };
-    let authority = Authority::new(site.home.path());
+    let Some((site, authority)) = Site::with_authority() else { return };
     let registry = site.registry(&Access::Tls(&authority));
     let refused = || {
         let refused = run(&mut site.pull(&registry.host)).expect_code(125);
@@ -250,11 +256,7 @@ fn a_certificate_is_believed_only_where_it_should_be() {
 
 #[test]
 fn a_password_goes_over_tls_to_whom_is_trusted_alone() {
-    if !installed(&["openssl"]) {
-        return;
-    }
-    let Some(site) = Site::new() else { return };
-    let authority = Authority::new(site.home.path());
+    let Some((site, authority)) = Site::with_authority() else { return };
     let registry = site.registry(&Access::PasswordTls(&authority));
     let password = site.write("run/containers/auth.json", stored(&registry.host, PASSWORD));
     run(&mut site.pull(&registry.host)).expect_code(125).expect_one_error_line(&["is not trusted"]);
@@ -273,11 +275,7 @@ fn a_password_goes_over_tls_to_whom_is_trusted_alone() {
 
 #[test]
 fn a_certificate_of_the_users_is_shown_to_its_registry_alone() {
-    if !installed(&["openssl"]) {
-        return;
-    }
-    let Some(site) = Site::new() else { return };
-    let authority = Authority::new(site.home.path());
+    let Some((site, authority)) = Site::with_authority() else { return };
     let registry = site.registry(&Access::Certificate(&authority));
     let text = |path: &Path| fs::read_to_string(path).unwrap();
     let certs = |host: &str| format!("config/containers/certs.d/{host}");

@@ -8,6 +8,7 @@ mod bench;
 mod checks;
 mod demo;
 mod e2e;
+mod elf;
 mod fuzz;
 mod order;
 mod tidy;

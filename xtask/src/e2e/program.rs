@@ -4,6 +4,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
+use crate::elf;
+
 /// DESIGN.md, 14.
 const MOST_BYTES: usize = 12_000_000;
 
@@ -20,18 +22,14 @@ pub(super) fn is_as_promised(program: &Path) -> Result<bool> {
     Ok(!names_loader && bytes.len() <= MOST_BYTES)
 }
 
-/// Whether one of the program headers is `PT_INTERP` (elf(5), 64 bits, little-endian); `None` where there are none.
+/// Whether one of the segments is `PT_INTERP`; `None` where there are none.
 fn names_loader(program: &[u8]) -> Option<bool> {
-    const INTERP: u64 = 3;
-    let number = |at: u64, length: usize| -> Option<u64> {
+    let segments = elf::segments(|at, length| {
         let bytes = program.get(usize::try_from(at).ok()?..)?.get(..length)?;
         Some(bytes.iter().rev().fold(0, |number, byte| (number << 8) | u64::from(*byte)))
-    };
-    let (headers, size, count) = (number(0x20, 8)?, number(0x36, 2)?, number(0x38, 2)?);
-    let kinds = (0..count).map(|index| number(headers.checked_add(index * size)?, 4));
-    let kinds = kinds.collect::<Option<Vec<u64>>>()?;
-    let is_program = program.starts_with(b"\x7fELF\x02\x01") && !kinds.is_empty();
-    is_program.then(|| kinds.contains(&INTERP))
+    })?;
+    let is_program = program.starts_with(b"\x7fELF\x02\x01") && !segments.is_empty();
+    is_program.then(|| segments.iter().any(|segment| segment.kind == elf::INTERP))
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use super::map::Functions;
+use crate::elf;
 
 /// `int3`.
 const BREAKPOINT: u8 = 0xcc;
@@ -103,24 +104,18 @@ struct Code {
 }
 
 impl Code {
-    /// Finds the segment that is executed (elf(5), 64 bits, little-endian).
+    /// Finds the segment that is executed.
     fn read(program: &Path) -> Result<Self> {
-        const LOAD: u64 = 1;
-        const EXECUTED: u64 = 1;
         let file = File::open(program).with_context(|| format!("open {}", program.display()))?;
-        let number = |at: u64, length: usize| -> Result<u64> {
+        let number = |at: u64, length: usize| {
             let mut bytes = [0; 8];
-            file.read_exact_at(&mut bytes[..length], at).context("read the program's headers")?;
-            Ok(u64::from_le_bytes(bytes))
+            file.read_exact_at(&mut bytes[..length], at).ok()?;
+            Some(u64::from_le_bytes(bytes))
         };
-        let (headers, size, count) = (number(0x20, 8)?, number(0x36, 2)?, number(0x38, 2)?);
-        for header in (0..count).map(|index| headers + index * size) {
-            if number(header, 4)? == LOAD && number(header + 4, 4)? & EXECUTED != 0 {
-                let offset = number(header + 16, 8)?.wrapping_sub(number(header + 8, 8)?);
-                return Ok(Self { file, offset });
-            }
-        }
-        bail!("{} has nothing to execute", program.display())
+        let segments = elf::segments(number).context("read the program's headers")?;
+        let executed = segments.into_iter().find(|segment| segment.kind == elf::LOAD && segment.is_executed);
+        let executed = executed.with_context(|| format!("{} has nothing to execute", program.display()))?;
+        Ok(Self { file, offset: executed.above_file })
     }
 
     fn byte(&self, address: u64) -> Result<u8> {

@@ -264,11 +264,11 @@ impl Source for Registry<'_> {
             return Err(SourceError::Unsupported { object, reason: "has no digest".into() });
         };
         let partial = if layer.size >= KEPT_FROM { (self.remote.partial)(digest) } else { None };
-        let left = self.left.lock().unwrap_or_else(PoisonError::into_inner).get(digest).copied();
+        let left = self.left.lock().unwrap_or_else(PoisonError::into_inner).get(digest).copied().unwrap_or(0);
         let endpoints = match left {
-            None | Some(0) => self.in_order().map(|(_, endpoint)| endpoint).collect(),
+            0 => self.in_order().map(|(_, endpoint)| endpoint).collect(),
             // As the file has them: the origin is the last to be left, whoever had the manifest.
-            Some(left) => self.endpoints.iter().skip(left).collect(),
+            left => self.endpoints.iter().skip(left).collect(),
         };
         Ok(Box::new(Blob::new(&self.http, endpoints, digest.clone(), layer.size, partial)))
     }
